@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The contract between the kernel programs and Go. Go's types and constants are
+ * generated from this header's BTF (see gen.go): nothing here has a twin that is
+ * kept by hand. Integers are host order unless a comment says "wire order".
+ */
+#pragma once
+#include <linux/types.h>
+
+/* Sizes that both sides use. */
+enum limits {
+	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 15 bits of the mark */
+	SCAN_MAX = 256,      /* port groups of one ruleset that are scanned (ranges, named, any) */
+	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
+};
+
+/* Identity numbers below IDENTITY_FIRST are reserved; those with IDENTITY_BLOCK
+ * set name a policy CIDR (an address block), the others a set of labels. */
+enum identity_number {
+	IDENTITY_UNKNOWN = 0,
+	IDENTITY_HOST = 1,        /* this node's own addresses */
+	IDENTITY_REMOTE_NODE = 2, /* another node's addresses */
+	IDENTITY_WORLD = 3,       /* outside the cluster */
+	IDENTITY_UNMANAGED = 4,   /* in the cluster's ranges, not learned (P8) */
+	IDENTITY_FIRST = 256,
+	IDENTITY_BLOCK = 0x80000000,
+};
+
+/* Rule ids below RULE_FIRST are the same everywhere; the others are the agent's, never
+ * given out again. */
+enum rule_number {
+	RULE_NONE = 0,         /* not judged here */
+	RULE_NODE = 1,         /* this node to its own pods: always allowed, as Kubernetes says */
+	RULE_SELF = 2,         /* a pod to itself */
+	RULE_NOT_ISOLATED = 3, /* no policy isolates the pod in that direction */
+	RULE_NODE_EGRESS = 4,  /* a pod to its own node, under --node-egress=allow */
+	RULE_FIRST = 256,
+};
+
+/* Direction as the pod sees it. */
+enum direction { DIRECTION_EGRESS = 0, DIRECTION_INGRESS = 1, DIRECTION_NONE = 2 };
+
+enum verdict { VERDICT_UNKNOWN = 0, VERDICT_FORWARDED = 1, VERDICT_DROPPED = 2, VERDICT_AUDIT = 3 };
+
+/* How packets of a flow reach their receiver; one answer for both directions. */
+enum flow_path { PATH_STACK = 0, PATH_BPF = 1 };
+
+enum drop_reason {
+	DROP_NONE = 0,
+	DROP_POLICY,           /* a ruleset said no; rule id and direction tell which */
+	DROP_UNMANAGED_PEER,   /* a ruleset said no to an address the cluster has not shown us yet */
+	DROP_NO_ENDPOINT,      /* the interface is not an endpoint (yet, or any more) */
+	DROP_NO_RULESET,       /* an endpoint names a ruleset that is not there */
+	DROP_SPOOFED_SOURCE,   /* source address is not the endpoint's */
+	DROP_BAD_SOURCE,       /* source loopback, multicast, unspecified or v4-mapped in IPv6 */
+	DROP_FOREIGN_SOURCE,   /* from outside with the address of a local pod */
+	DROP_ETHERTYPE,        /* neither IPv4, IPv6 nor ARP */
+	DROP_VLAN,             /* a tagged frame */
+	DROP_TRUNCATED,        /* a header does not fit the packet */
+	DROP_BAD_HEADER,       /* version or length fields that contradict the packet */
+	DROP_IP_OPTIONS,       /* IPv4 header options */
+	DROP_EXTENSION_HEADER, /* IPv6 extension headers other than fragment */
+	DROP_FRAGMENT_SHORT,   /* a first fragment without its whole transport header */
+	DROP_FRAGMENT_UNKNOWN, /* a later fragment whose first was not seen or not allowed */
+	DROP_TCP_FLAGS,        /* a combination no TCP sends */
+	DROP_TCP_STRAY,        /* SYN+ACK, FIN or RST of no flow, and not allowed as one */
+	DROP_ICMP_TYPE,        /* ICMP that is neither echo nor an error, or a reply of no request */
+	DROP_ICMP_UNRELATED,   /* ICMP error about a flow that is not there or not the sender's */
+	DROP_NEIGHBOUR,        /* ARP or NDP other than for the pod's own gateway */
+	DROP_MULTICAST,        /* multicast or broadcast control traffic (IGMP, MLD, RA, DHCP) */
+	DROP_FAMILY,           /* a family the endpoint has no address of */
+	DROP_TUNNEL,           /* tunnel traffic from a pod to a node */
+	DROP_FLOW_TABLE_FULL,  /* no room for a new flow */
+	DROP_FLOW_SHARE,       /* the endpoint is past its share and there is no free room to borrow */
+	DROP_SHIELD,           /* the shield's deny list */
+	DROP_QUARANTINE,       /* the endpoint is quarantined */
+	DROP_REASON_MAX,
+};
+
+/* Per-CPU counters, by index. Drops are counted at COUNT_DROP + drop_reason. */
+enum counter {
+	COUNT_FLOW_NEW = 0,
+	COUNT_FLOW_ENDED,
+	COUNT_FLOW_REVOKED,
+	COUNT_FLOW_RESTAMPED,    /* stale, found unchanged */
+	COUNT_FLOW_REJUDGED,     /* stale, walked again */
+	COUNT_FLOW_PICKED_UP,    /* mid-stream TCP rebuilt */
+	COUNT_EVENT_EMITTED,     /* flow events written to the ring */
+	COUNT_EVENT_LOST,        /* flow events the ring had no room for */
+	COUNT_DENIAL_EMITTED,
+	COUNT_DENIAL_LOST,       /* denial events the ring had no room for */
+	COUNT_DENIAL_SUPPRESSED, /* denied packets past their endpoint's budget: counted, not recorded */
+	COUNT_DENIAL_UNCOUNTED,  /* denials that found denial_counts full */
+	COUNT_DENIAL_CACHED,     /* denials answered without a scan */
+	COUNT_DROP = 32,
+	COUNT_MAX = 96,
+};
+
+/* One packet's or flow's ends, in the order the packet has them. */
+struct tuple {
+	__u8 saddr[16]; /* IPv4 as ::ffff:a.b.c.d; the family is in family */
+	__u8 daddr[16];
+	__u16 sport; /* ICMP echo: the id, in both */
+	__u16 dport;
+	__u8 protocol;
+	__u8 family; /* 4 or 6 */
+	__u16 pad;
+};
+
+/* Key of a flow: the same for both directions. Side 0 is the smaller (address, port). */
+struct flow_key {
+	__u8 addr[2][16];
+	__u16 port[2];
+	__u8 protocol;
+	__u8 family;
+	__u16 pad;
+};
+
+/* Interface classes that stand in a flow entry in place of an ifindex. */
+enum iface_class { IFACE_HOST = 0xffffffff, IFACE_OUTSIDE = 0xfffffffe };
+
+/* Low byte of flow.stamp; the epoch is in the upper 56 bits. One word, so verdict
+ * and epoch change together. */
+enum stamp_bits {
+	STAMP_EGRESS = 1,  /* egress side judged (or nobody here to judge it) */
+	STAMP_INGRESS = 2, /* ingress side judged (or nobody here to judge it) */
+	STAMP_DROP = 4,    /* revoked: never a verdict by itself, its packets are judged again */
+	STAMP_SHIFT = 8,
+};
+
+/* flow.state, changed by cmpxchg. */
+enum flow_state {
+	FLOW_INITIATOR = 1 << 0,   /* the side (0 or 1) that began it */
+	FLOW_PATH_BPF = 1 << 1,    /* delivered by redirect; else by the stack */
+	FLOW_REPLIED = 1 << 2,     /* the responder has answered */
+	FLOW_FIN_0 = 1 << 3,       /* FIN from side 0 */
+	FLOW_FIN_1 = 1 << 4,
+	FLOW_RST = 1 << 5,
+	FLOW_CLOSED = 1 << 6,      /* over and reported; deleted by the sweep seconds later */
+	FLOW_PICKED_UP = 1 << 7,
+	FLOW_END_SHIFT = 8,        /* enum flow_end, once closed */
+};
+
+enum flow_end { END_NONE = 0, END_FIN = 1, END_RST = 2, END_TIMEOUT = 3, END_REVOKED = 4 };
+
+struct flow_side {
+	__u64 packets;
+	__u64 bytes; /* layer 3, headers of segmented packets included */
+	__u64 last;  /* clock (ms) of the newest packet from this side */
+	__u8 mac[8]; /* of this side's interface, when it is an endpoint */
+};
+
+struct flow {
+	__u64 stamp;       /* epoch << STAMP_SHIFT | stamp_bits */
+	__u64 basis;       /* what the allowing judgement rested on: identities, rulesets, halves */
+	__u32 state;       /* enum flow_state */
+	__u32 slot;        /* its place in flow_slots */
+	__u32 ifindex[2];  /* interface each side's packets come from, or enum iface_class */
+	__u32 rule[2];     /* by direction: rule ids */
+	__u32 identity[2]; /* by side */
+	__u32 endpoint[2]; /* by side: endpoint numbers, 0 = none here */
+	__u32 owner;       /* endpoint charged for the entry */
+	__u32 tcp_flags;   /* union of flags seen: side 0 in bits 0..7, side 1 in 8..15 */
+	__u64 created;     /* ktime, ns */
+	__u64 ended;       /* clock (ms) when closed */
+	struct flow_side side[2];
+};
+
+/* Two slots and the epoch each is valid from: the newest with since <= epoch counts. */
+#define SINCE_NEVER (~0ULL)
+struct slots {
+	__u64 since[2];
+	__u64 word[2];
+};
+
+/* An address's or prefix's entry, reached by index from addresses or prefixes.
+ * word = identity | (identity of the longest policy CIDR over it) << 32. */
+struct peer_entry {
+	struct slots slots;
+	__u64 endpoint; /* endpoint number when the address is a local pod's, else 0 */
+};
+
+struct address_key {
+	__u8 addr[16];
+	__u32 family;
+};
+
+struct prefix_key {
+	__u32 length;     /* 8 + bits of addr (IPv4: 8 + 96 + bits) */
+	__u8 family;      /* first byte of the key's data: families never cover each other */
+	__u8 addr[16];
+	__u8 pad[3];
+};
+
+enum endpoint_flags {
+	ENDPOINT_NO_REDIRECT = 1, /* deliver by the stack: something sits between veth and pod */
+	ENDPOINT_QUARANTINE = 2,  /* nothing in or out */
+};
+
+/* An interface of a pod on this node, reached by number. word = egress ruleset |
+ * ingress ruleset << 32; 0 = none yet: drop. */
+struct endpoint {
+	struct slots slots;
+	__u32 ifindex; /* host side of the veth; its own key, checked after the last read */
+	__u32 flags;
+	__u8 mac[8];   /* of the pod's side; bytes 6,7 zero */
+	__u8 addr4[16]; /* v4-mapped; zero = none */
+	__u8 addr6[16];
+	__u64 netns_cookie;
+	__u64 pad[3];
+};
+
+/* Per endpoint number, written by the programs. */
+struct endpoint_state {
+	__u64 flows;         /* entries charged to it */
+	__u64 window;        /* second (clock) of the denial budget */
+	__u64 recorded;      /* denials recorded in that second */
+	__u64 suppressed;    /* denials not recorded, ever */
+};
+
+/* Fact: set S contains identity N. Value = ordinal of the first member that matches.
+ * protocol and port are 0 but for sets that are a port's name. */
+struct fact_key {
+	__u32 set;
+	__u32 identity;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+enum group_flags {
+	GROUP_ANY = 1,      /* any address, ordinal 0, no fact */
+	GROUP_ALL_PODS = 2, /* every pod's identity, ordinal 0, no fact */
+	GROUP_LABELS = 4,   /* set has members by label: ask for the identity */
+	GROUP_BLOCKS = 8,   /* set has members by address: ask for the CIDR identity */
+};
+
+struct port_group {
+	__u32 set;
+	__u32 rules;     /* index in rule_ids; rule id = rule_ids[rules + ordinal] */
+	__u32 port_name; /* set that is a port's name (egress), 0 = ports are numbers */
+	__u16 low;       /* ports low..high */
+	__u16 high;
+	__u8 protocol;   /* 0 = any, and then ports are any */
+	__u8 flags;
+	__u16 pad;
+};
+
+/* What a ruleset is, by id; and its exact ports' groups. */
+struct ruleset {
+	__u32 default_rule;
+	__u32 scan;       /* index in port_groups of the groups to scan */
+	__u16 scan_count;
+	__u8 allow;       /* the default: 1 = not isolated */
+	__u8 exact;       /* has exact ports */
+};
+
+struct exact_key {
+	__u32 ruleset;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* Addresses whose meaning only the stack's NAT knows (Services, NodePorts). */
+struct frontend_key {
+	__u8 addr[16]; /* zero address = any address of this node (NodePort, hostPort) */
+	__u16 port;
+	__u8 protocol;
+	__u8 family;
+};
+
+struct denial_key {
+	__u32 ruleset[2]; /* by direction; 0 = not judged here */
+	__u64 source;     /* peer words */
+	__u64 destination;
+	__u16 dport;
+	__u8 protocol;
+	__u8 family;
+	__u32 pad;
+};
+
+struct denial {
+	__u64 epoch;
+	__u64 check; /* mix of the key: an entry recycled under its reader does not fit */
+	__u32 rule[2];
+	__u8 direction;
+	__u8 reason;
+	__u8 pad[6];
+};
+
+struct denial_count_key {
+	__u32 endpoint;
+	__u32 rule;
+	__u8 direction;
+	__u8 reason;
+	__u16 pad;
+};
+
+struct denial_count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct fragment_key {
+	__u8 saddr[16];
+	__u8 daddr[16];
+	__u32 ifindex;
+	__u32 id;
+	__u8 protocol;
+	__u8 family;
+	__u16 pad;
+};
+
+struct fragment {
+	__u64 expires; /* clock, ms */
+	__u64 check;
+	__u16 sport;
+	__u16 dport;
+	__u32 pad;
+};
+
+enum event_kind { EVENT_NEW = 1, EVENT_ENDED = 2, EVENT_REVOKED = 3, EVENT_DENIED = 4 };
+
+/* What leaves by the rings. tuple is in the initiator's orientation for flows, the
+ * packet's for denials. */
+struct event {
+	__u64 time;    /* ktime (CLOCK_MONOTONIC), ns */
+	__u64 epoch;
+	__u64 created; /* ktime of the flow's first packet, ns; also tells flows of one tuple apart */
+	struct tuple tuple;
+	__u32 ifindex;     /* where the packet was seen */
+	__u32 endpoint[2]; /* source, destination: numbers, 0 = none here */
+	__u32 identity[2]; /* source, destination */
+	__u32 rule[2];     /* by direction; 0 = not judged here */
+	__u8 kind;
+	__u8 verdict;
+	__u8 reason;    /* enum drop_reason */
+	__u8 direction; /* the side that denied; DIRECTION_NONE otherwise */
+	__u8 judged;    /* STAMP_EGRESS | STAMP_INGRESS that really had a ruleset here */
+	__u8 path;
+	__u8 end;       /* enum flow_end */
+	__u8 icmp_type;
+	__u16 tcp_flags; /* of the packet (NEW, DENIED) or the union by source | destination << 8 (ENDED) */
+	__u8 icmp_code;
+	__u8 picked_up;
+	__u64 packets[2]; /* by source, destination */
+	__u64 bytes[2];
+};
+
+_Static_assert(sizeof(struct tuple) == 40, "tuple");
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+_Static_assert(sizeof(struct flow) == 144, "flow");
+_Static_assert(sizeof(struct endpoint) == 112, "endpoint");
+_Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
+_Static_assert(sizeof(struct port_group) == 20, "port_group");
+_Static_assert(sizeof(struct event) == 136, "event");

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * What links hold. A stub reads one word and jumps: storing that word switches every
+ * pod of the node to another build of the programs at once. An empty place drops.
+ */
+#include "contract.h"
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Places of the hooks in the prog arrays: 2 * hook + (abi & 1). */
+enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_TO_NETWORK, HOOK_FROM_NETWORK, HOOK_SHIELD_POD, HOOK_SHIELD_UPLINK, HOOK_MAX };
+
+SEC(".data.abi") volatile __u64 abi; /* mmap */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 2 * HOOK_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} tc_progs SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 2 * HOOK_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} xdp_progs SEC(".maps");
+
+#define STUB(NAME, TYPE, CTX, PROGS, HOOK, DROP) \
+	SEC(TYPE) int NAME(struct CTX *ctx) \
+	{ \
+		bpf_tail_call(ctx, &PROGS, 2 * HOOK + (abi & 1)); \
+		return DROP; \
+	}
+
+STUB(stub_from_pod, "tc", __sk_buff, tc_progs, HOOK_FROM_POD, 2)
+STUB(stub_to_pod, "tc", __sk_buff, tc_progs, HOOK_TO_POD, 2)
+STUB(stub_to_network, "tc", __sk_buff, tc_progs, HOOK_TO_NETWORK, 2)
+STUB(stub_from_network, "tc", __sk_buff, tc_progs, HOOK_FROM_NETWORK, 2)
+STUB(stub_shield_pod, "xdp", xdp_md, xdp_progs, HOOK_SHIELD_POD, XDP_DROP)
+STUB(stub_shield_uplink, "xdp", xdp_md, xdp_progs, HOOK_SHIELD_UPLINK, XDP_DROP)
+
+const enum hook *unused_hook __attribute__((unused));

@@ -1,0 +1,221 @@
+// Package api is what the agent and its clients (the CLI, the CNI plugin) say to each
+// other: HTTP with JSON bodies over the unix socket STATE_DIR/agent.sock (0600, root).
+package api
+
+import "time"
+
+// SocketName is the agent's socket below the state directory.
+const SocketName = "agent.sock"
+
+// Paths of the API. Errors are answered with an HTTP status >= 400 and an Error body.
+const (
+	PathStatus     = "/v1/status"     // GET ?wait=10s -> Status
+	PathEndpoints  = "/v1/endpoints"  // GET -> []Endpoint; POST AddRequest -> Endpoint; DELETE ?container=ID&ifname=IF
+	PathIdentities = "/v1/identities" // GET -> []Identity
+	PathPolicies   = "/v1/policies"   // GET -> []Policy
+	PathExplain    = "/v1/explain"    // GET ?from&to&port&family -> Explanation
+	PathFlows      = "/v1/flows"      // GET FlowQuery as parameters -> Hubble GetFlowsResponse JSON, one a line
+	PathGC         = "/v1/gc"         // POST GCRequest: endpoints not listed are removed
+	PathPing       = "/v1/ping"       // GET -> Ping: the agent is there, and what it runs with
+)
+
+// CNI error codes that the agent's answers carry (CNI specification 1.1, section "Error").
+const (
+	CodeTryLater = 11 // the pod, or the agent, is not there yet
+	CodeInvalid  = 7  // invalid network config
+	CodeIncompat = 1  // incompatible CNI version
+	CodeNotReady = 50 // STATUS: the plugin cannot service ADD
+	CodeInternal = 999
+	AddWaitMax   = 10 * time.Second // an ADD waits this long for its pod by default
+)
+
+// Error is the body of a failed call.
+type Error struct {
+	Code    int    `json:"code,omitempty"` // a CNI code where the caller is the plugin
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Ping says what the agent runs with.
+type Ping struct {
+	Version    string `json:"version"`
+	NodeName   string `json:"nodeName"`
+	BPFFSDir   string `json:"bpffsDir"`
+	NetnsInode uint64 `json:"netnsInode"` // of the agent's network namespace
+}
+
+// AddRequest asks for an endpoint: the interface exists, its programs are attached
+// (they drop everything until the answer), both ends may be up.
+type AddRequest struct {
+	ContainerID  string   `json:"containerID"`
+	IfName       string   `json:"ifName"` // in the pod
+	HostIfName   string   `json:"hostIfName"`
+	HostIfindex  uint32   `json:"hostIfindex"` // in the node's network namespace
+	MAC          string   `json:"mac"`         // pod side
+	Addresses    []string `json:"addresses"`   // without prefix length
+	Netns        string   `json:"netns"`       // path the runtime gave
+	NetnsCookie  uint64   `json:"netnsCookie"`
+	PodNamespace string   `json:"podNamespace"`
+	PodName      string   `json:"podName"`
+	PodUID       string   `json:"podUID,omitempty"`
+	NoRedirect   bool     `json:"noRedirect,omitempty"`
+}
+
+// GCRequest names what is still in use; every other endpoint is removed.
+type GCRequest struct {
+	Valid []Attachment `json:"valid"`
+}
+
+// Attachment is a container's interface, as CNI names it.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// Endpoint is a pod's interface on this node.
+type Endpoint struct {
+	Number       uint32         `json:"number"`
+	PodNamespace string         `json:"namespace"`
+	PodName      string         `json:"pod"`
+	PodUID       string         `json:"podUID,omitempty"`
+	Identity     uint32         `json:"identity"`
+	Labels       []string       `json:"labels"` // those that make the identity, "k=v", sorted
+	Addresses    []string       `json:"addresses"`
+	ContainerID  string         `json:"containerID"`
+	IfName       string         `json:"ifName"`
+	HostIfName   string         `json:"hostIfName"`
+	HostIfindex  uint32         `json:"hostIfindex"`
+	MAC          string         `json:"mac"`
+	Ready        bool           `json:"ready"` // its policy is enforced
+	Ingress      EndpointPolicy `json:"ingress"`
+	Egress       EndpointPolicy `json:"egress"`
+}
+
+// EndpointPolicy is one direction of an endpoint.
+type EndpointPolicy struct {
+	Isolated bool     `json:"isolated"`
+	By       []string `json:"by,omitempty"` // isolating policies, "namespace/name"
+	Ruleset  uint32   `json:"ruleset"`
+}
+
+// Identity is a number and what it stands for on this node.
+type Identity struct {
+	Number uint32   `json:"number"`
+	Kind   string   `json:"kind"` // reserved, labels, block
+	Name   string   `json:"name"` // reserved name, CIDR, or namespace
+	Labels []string `json:"labels,omitempty"`
+	Pods   int      `json:"pods"`
+}
+
+// Policy is one policy object as it is enforced.
+type Policy struct {
+	Kind      string   `json:"kind"`
+	Namespace string   `json:"namespace"`
+	Name      string   `json:"name"`
+	Types     []string `json:"types"`   // Ingress, Egress
+	Selects   int      `json:"selects"` // pods in the cluster
+	Ingress   int      `json:"ingressRules"`
+	Egress    int      `json:"egressRules"`
+	Revision  uint64   `json:"revision"` // first revision that holds this content
+}
+
+// Status is the agent's state.
+type Status struct {
+	Node      string            `json:"node"`
+	Version   string            `json:"version"`
+	Started   time.Time         `json:"started"`
+	Revision  Revision          `json:"revision"`
+	Epoch     uint64            `json:"epoch"`
+	Endpoints int               `json:"endpoints"`
+	Flows     FlowStatus        `json:"flows"`
+	Errors    []ObjectError     `json:"errors"`   // empty, not null, when all is well
+	Drops     map[string]uint64 `json:"drops"`    // packets by reason since the maps were made
+	Hooks     []string          `json:"hooks"`    // what is attached, e.g. "to_network eth0 (tcx)"
+	Warnings  []string          `json:"warnings"` // not errors: things the user should know
+}
+
+// Revision counts inputs: what the sources say (desired) and what is enforced (applied).
+type Revision struct {
+	Desired uint64 `json:"desired"`
+	Applied uint64 `json:"applied"`
+}
+
+// FlowStatus is the log's account: produced = emitted + lost.
+type FlowStatus struct {
+	Active     uint64 `json:"active"` // entries in the table
+	Emitted    uint64 `json:"emitted"`
+	Lost       uint64 `json:"lost"`
+	Suppressed uint64 `json:"suppressed"` // denials counted but not recorded one by one
+}
+
+// ObjectError is one thing that cannot be enforced as it is written.
+type ObjectError struct {
+	File     string `json:"file,omitempty"`
+	Document int    `json:"document,omitempty"` // 1-based, within File
+	Object   string `json:"object,omitempty"`   // "NetworkPolicy ns/name"
+	Field    string `json:"field,omitempty"`    // spec.ingress[0].from[1].ipBlock.cidr
+	Message  string `json:"message"`            // what is wrong and what to do
+}
+
+// String is the one line that logs and the CLI print.
+func (e ObjectError) String() string {
+	s := ""
+	if e.File != "" {
+		s = e.File
+		if e.Document > 0 {
+			s += " document " + itoa(e.Document)
+		}
+		s += ": "
+	}
+	if e.Object != "" {
+		s += e.Object + ": "
+	}
+	if e.Field != "" {
+		s += e.Field + ": "
+	}
+	return s + e.Message
+}
+
+func itoa(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + itoa(n%10)
+}
+
+// Explanation is the reference verdict on one tuple and its reasons.
+type Explanation struct {
+	Verdict string `json:"verdict"` // FORWARDED or DROPPED
+	Family  int    `json:"family"`
+	Egress  *Side  `json:"egress"`         // null: the sender is no pod of ours
+	Ingress *Side  `json:"ingress"`        // null: the receiver is no pod of ours
+	Note    string `json:"note,omitempty"` // e.g. that IPv6 differs
+}
+
+// Side is one direction's part of an Explanation.
+type Side struct {
+	Verdict    string     `json:"verdict"`
+	Rules      []RuleRef  `json:"rules"` // all that allow; the first is the one the kernel names
+	IsolatedBy []Ref      `json:"isolated_by"`
+	NearMisses []NearMiss `json:"near_misses"`
+}
+
+// Ref names an object.
+type Ref struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+// RuleRef names a rule of an object; Index is its place in spec.ingress or spec.egress.
+type RuleRef struct {
+	Ref
+	Index int `json:"index"`
+}
+
+// NearMiss is a rule that nearly matched, and what differed.
+type NearMiss struct {
+	RuleRef
+	Reason string `json:"reason"`
+}
