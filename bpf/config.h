@@ -3,7 +3,7 @@
 #pragma once
 #include <linux/types.h>
 
-/* Place of our 16 bits in skb->mark: bit 15 = decided, bits 0..14 = sender's endpoint number. */
+/* Place of our 16 bits (enum mark_bits) in skb->mark. */
 volatile const __u32 cfg_mark_shift = 16;
 /* 0 = a pod's traffic to its own node is judged by its egress policy; 1 = always allowed. */
 volatile const __u32 cfg_node_egress_allow = 0;
@@ -26,3 +26,6 @@ volatile const __u32 cfg_tunnel_port = 0;
 volatile const __u8 cfg_host_mac[8] = { 0xee, 0xee, 0xee, 0xee, 0xee, 0xee };
 /* Seed of the mixes that stand for keys; chosen at random by the loader. */
 volatile const __u64 cfg_seed = 0x9e3779b97f4a7c15ULL;
+/* The pods' gateways, in wire order: nobody has these addresses, both ends know the MAC. */
+volatile const __u8 cfg_gateway4[4] = { 169, 254, 1, 1 };
+volatile const __u8 cfg_gateway6[16] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee };

@@ -9,7 +9,7 @@
 
 /* Sizes that both sides use. */
 enum limits {
-	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 15 bits of the mark */
+	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
 	SCAN_MAX = 256,      /* port groups of one ruleset that are scanned (ranges, named, any) */
 	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
 };
@@ -74,6 +74,7 @@ enum drop_reason {
 	DROP_FLOW_SHARE,       /* the endpoint is past its share and there is no free room to borrow */
 	DROP_SHIELD,           /* the shield's deny list */
 	DROP_QUARANTINE,       /* the endpoint is quarantined */
+	DROP_DESTINATION,      /* at a pod's interface with a destination that is not the pod's */
 	DROP_REASON_MAX,
 };
 
@@ -92,6 +93,7 @@ enum counter {
 	COUNT_DENIAL_SUPPRESSED, /* denied packets past their endpoint's budget: counted, not recorded */
 	COUNT_DENIAL_UNCOUNTED,  /* denials that found denial_counts full */
 	COUNT_DENIAL_CACHED,     /* denials answered without a scan */
+	COUNT_UNTRACKED,         /* forwarded without a flow entry: strays and races */
 	COUNT_DROP = 32,
 	COUNT_MAX = 96,
 };
@@ -122,10 +124,18 @@ enum iface_class { IFACE_HOST = 0xffffffff, IFACE_OUTSIDE = 0xfffffffe };
 /* Low byte of flow.stamp; the epoch is in the upper 56 bits. One word, so verdict
  * and epoch change together. */
 enum stamp_bits {
-	STAMP_EGRESS = 1,  /* egress side judged (or nobody here to judge it) */
-	STAMP_INGRESS = 2, /* ingress side judged (or nobody here to judge it) */
+	STAMP_EGRESS = 1,  /* the initiator is a pod of this node and its egress was judged */
+	STAMP_INGRESS = 2, /* the responder is a pod of this node and its ingress was judged */
 	STAMP_DROP = 4,    /* revoked: never a verdict by itself, its packets are judged again */
 	STAMP_SHIFT = 8,
+};
+
+/* Our 16 bits of skb->mark, always overwritten by the hook a packet comes in by. The low
+ * 14 are the sender's endpoint number. */
+enum mark_bits {
+	MARK_ENDPOINT = 0x3fff,
+	MARK_EGRESS = 0x4000,  /* the sender's side is judged: to_network passes it */
+	MARK_INGRESS = 0x8000, /* the receiver's side is judged too: to_pod passes it */
 };
 
 /* flow.state, changed by cmpxchg. */
@@ -138,7 +148,8 @@ enum flow_state {
 	FLOW_RST = 1 << 5,
 	FLOW_CLOSED = 1 << 6,      /* over and reported; deleted by the sweep seconds later */
 	FLOW_PICKED_UP = 1 << 7,
-	FLOW_END_SHIFT = 8,        /* enum flow_end, once closed */
+	FLOW_CLAIMED = 1 << 8,     /* being taken over or deleted: leave it alone */
+	FLOW_END_SHIFT = 16,       /* enum flow_end, once closed */
 };
 
 enum flow_end { END_NONE = 0, END_FIN = 1, END_RST = 2, END_TIMEOUT = 3, END_REVOKED = 4 };
@@ -147,7 +158,8 @@ struct flow_side {
 	__u64 packets;
 	__u64 bytes; /* layer 3, headers of segmented packets included */
 	__u64 last;  /* clock (ms) of the newest packet from this side */
-	__u8 mac[8]; /* of this side's interface, when it is an endpoint */
+	__u8 mac[6]; /* of this side's interface, when it is an endpoint */
+	__u16 mark;  /* what its packets carry through the stack: enum mark_bits | endpoint number */
 };
 
 struct flow {
@@ -270,10 +282,9 @@ struct frontend_key {
 	__u8 family;
 };
 
+/* A judgement that denied. basis stands for both identities, blocks and rulesets. */
 struct denial_key {
-	__u32 ruleset[2]; /* by direction; 0 = not judged here */
-	__u64 source;     /* peer words */
-	__u64 destination;
+	__u64 basis;
 	__u16 dport;
 	__u8 protocol;
 	__u8 family;
@@ -317,7 +328,8 @@ struct fragment {
 	__u64 check;
 	__u16 sport;
 	__u16 dport;
-	__u32 pad;
+	__u8 icmp_type;
+	__u8 pad[3];
 };
 
 enum event_kind { EVENT_NEW = 1, EVENT_ENDED = 2, EVENT_REVOKED = 3, EVENT_DENIED = 4 };

@@ -44,6 +44,17 @@ struct {
 	__type(value, __u32);
 } flow_free SEC(".maps");
 
+/* The timer that ages the flow table and moves the clock, with or without an agent. */
+struct sweep {
+	struct bpf_timer timer;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sweep);
+} sweep_timer SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, ENDPOINT_MAX);

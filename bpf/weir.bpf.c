@@ -1,17 +1,122 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-#include "contract.h"
-#include "config.h"
-#include "maps.h"
+/*
+ * The node's programs, one set for all pods.
+ *
+ *    pod A                        node                          network
+ *     eth0 --> veth  from_pod --(redirect_peer)--> eth0 of pod B
+ *                            \--> stack --> to_network --> uplink
+ *     eth0 <-- veth  to_pod  <--- stack <-- from_network <-- uplink
+ *
+ * An established packet costs one lookup in flows, or by the stack one more look at its
+ * mark. Everything else is decide.h.
+ */
+#include "from_pod.h"
+#include "network.h"
+#include "shield.h"
+#include "sweep.h"
+#include "to_pod.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-SEC("tc") int from_pod(struct __sk_buff *skb) { return 2; }
-SEC("tc") int to_pod(struct __sk_buff *skb) { return 2; }
-SEC("tc") int to_network(struct __sk_buff *skb) { return 2; }
-SEC("tc") int from_network(struct __sk_buff *skb) { return 2; }
-SEC("xdp") int shield_pod(struct xdp_md *ctx) { return XDP_DROP; }
-SEC("xdp") int shield_uplink(struct xdp_md *ctx) { return XDP_DROP; }
-SEC("syscall") int arm_sweep(void *ctx) { return 0; }
+SEC("tc") int from_pod(struct __sk_buff *skb)
+{
+	struct walk w;
+	struct flow *f;
+
+	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
+		f = walk_flow(&w, w.ifindex, SENDER);
+		if (f && w.hit == HIT_LIVE) {
+			walk_live(&w, f, w.ifindex);
+			return deliver(skb, f, w.side);
+		}
+	}
+	walk_slow(&w);
+	return from_pod_slow(skb, &w);
+}
+
+SEC("tc") int to_pod(struct __sk_buff *skb)
+{
+	__u16 mark = mark_read(skb);
+	__u32 sender = mark & MARK_ENDPOINT, iface;
+	struct walk w;
+	struct flow *f;
+
+	if ((mark & (MARK_EGRESS | MARK_INGRESS)) == (MARK_EGRESS | MARK_INGRESS))
+		return TC_NEXT;
+	iface = sender_iface(skb, sender);
+	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
+		f = walk_flow(&w, iface, RECEIVER);
+		if (f && w.hit == HIT_LIVE) {
+			walk_live(&w, f, iface);
+			return TC_NEXT;
+		}
+	}
+	walk_slow(&w);
+	return to_pod_slow(skb, &w, iface, sender);
+}
+
+SEC("tc") int to_network(struct __sk_buff *skb)
+{
+	__u16 mark = mark_read(skb);
+	__u32 sender = mark & MARK_ENDPOINT, iface;
+	struct walk w;
+	struct flow *f;
+
+	if (!sender || mark & MARK_EGRESS)
+		return TC_NEXT;
+	iface = sender_iface(skb, sender);
+	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
+		f = walk_flow(&w, iface, SENDER);
+		if (f && w.hit == HIT_LIVE) {
+			walk_live(&w, f, iface);
+			mark_write(skb, sender | MARK_EGRESS);
+			return TC_NEXT;
+		}
+	}
+	walk_slow(&w);
+	return to_network_slow(skb, &w, iface, sender);
+}
+
+SEC("tc") int from_network(struct __sk_buff *skb)
+{
+	struct walk w;
+	struct flow *f;
+
+	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
+		f = walk_flow(&w, IFACE_OUTSIDE, RECEIVER);
+		if (f && w.hit == HIT_LIVE) {
+			walk_live(&w, f, IFACE_OUTSIDE);
+			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
+			return TC_NEXT;
+		}
+	}
+	walk_slow(&w);
+	return from_network_slow(skb, &w);
+}
+
+SEC("xdp") int shield_pod(struct xdp_md *ctx)
+{
+	return shield_endpoint(ctx);
+}
+
+SEC("xdp") int shield_uplink(struct xdp_md *ctx)
+{
+	return shield_network(ctx);
+}
+
+/* Arms the sweep's timer, or hands it to this build of the programs. Run once at load. */
+SEC("syscall") int arm_sweep(void *ctx)
+{
+	__u32 zero = 0;
+	struct sweep *s = bpf_map_lookup_elem(&sweep_timer, &zero);
+
+	if (!s)
+		return 1;
+	node.clock = bpf_ktime_get_ns() / 1000000;
+	bpf_timer_init(&s->timer, &sweep_timer, CLOCK_MONOTONIC); /* EBUSY: it is there */
+	bpf_timer_set_callback(&s->timer, sweep_tick);
+	return bpf_timer_start(&s->timer, 0, 0);
+}
 
 /* Named here so that their BTF, and so their Go types, exist. */
 #define EXPORT(KIND, NAME) const KIND NAME *unused_##NAME __attribute__((unused))
@@ -25,6 +130,7 @@ EXPORT(enum, drop_reason);
 EXPORT(enum, counter);
 EXPORT(enum, iface_class);
 EXPORT(enum, stamp_bits);
+EXPORT(enum, mark_bits);
 EXPORT(enum, flow_state);
 EXPORT(enum, flow_end);
 EXPORT(enum, endpoint_flags);

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What becomes of a packet that was judged. */
+#pragma once
+#include "fragment.h"
+#include "table.h"
+
+static __always_inline __u16 mark_read(struct __sk_buff *skb)
+{
+	return skb->mark >> cfg_mark_shift;
+}
+
+static __always_inline void mark_write(struct __sk_buff *skb, __u16 mark)
+{
+	skb->mark = (skb->mark & ~(0xffffU << cfg_mark_shift)) | (__u32)mark << cfg_mark_shift;
+}
+
+/* Straight into the pod's namespace, as if it had come from its gateway. */
+static __always_inline int redirect(struct __sk_buff *skb, struct flow *f, int side)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth = data;
+	int other = (side ^ 1) & 1;
+
+	if ((void *)(eth + 1) > end)
+		return TC_DROP;
+	__builtin_memcpy(eth->h_dest, f->side[other].mac, 6);
+	*(__u32 *)eth->h_source = *(volatile __u32 *)cfg_host_mac;
+	*(__u16 *)(eth->h_source + 4) = *(volatile __u16 *)(cfg_host_mac + 4);
+	return bpf_redirect_peer(f->ifindex[other], 0);
+}
+
+/* A packet of a live flow from a pod, by the flow's path. */
+static __always_inline int deliver(struct __sk_buff *skb, struct flow *f, int side)
+{
+	if (READ_ONCE(f->state) & FLOW_PATH_BPF)
+		return redirect(skb, f, side);
+	mark_write(skb, f->side[side & 1].mark);
+	return TC_NEXT;
+}

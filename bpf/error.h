@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* ICMP errors pass when they answer a packet of a live flow, come from where that packet
+ * went, and go to who sent it. They make nothing and refresh nothing. */
+#pragma once
+#include "walk.h"
+
+struct inner {
+	struct tuple tuple;
+} __attribute__((aligned(8)));
+
+static __always_inline int inner_read(struct __sk_buff *skb, struct packet *p, struct inner *in)
+{
+	__u32 at = p->l4 + 8, ports = 0;
+	struct iphdr v4;
+	struct ipv6hdr v6;
+
+	in->tuple.family = p->tuple.family;
+	in->tuple.pad = 0;
+	if (p->tuple.family == 4) {
+		if (bpf_skb_load_bytes(skb, at, &v4, sizeof(v4)) || *(__u8 *)&v4 != 0x45 ||
+		    v4.frag_off & bpf_htons(0x1fff))
+			return 0;
+		in->tuple.protocol = v4.protocol;
+		map_v4(in->tuple.saddr, v4.saddr);
+		map_v4(in->tuple.daddr, v4.daddr);
+		at += sizeof(v4);
+	} else {
+		if (bpf_skb_load_bytes(skb, at, &v6, sizeof(v6)) || v6.version != 6)
+			return 0;
+		in->tuple.protocol = v6.nexthdr;
+		__builtin_memcpy(in->tuple.saddr, &v6.saddr, 16);
+		__builtin_memcpy(in->tuple.daddr, &v6.daddr, 16);
+		at += sizeof(v6);
+	}
+	in->tuple.sport = in->tuple.dport = 0;
+	if (in->tuple.protocol == IPPROTO_ICMP || in->tuple.protocol == IPPROTO_ICMPV6_) {
+		if (bpf_skb_load_bytes(skb, at + 4, &ports, 2))
+			return 0;
+		in->tuple.sport = in->tuple.dport = bpf_ntohs((__u16)ports);
+	} else if (in->tuple.protocol == IPPROTO_TCP || in->tuple.protocol == IPPROTO_UDP ||
+		   in->tuple.protocol == 132) {
+		if (bpf_skb_load_bytes(skb, at, &ports, 4))
+			return 0;
+		in->tuple.sport = bpf_ntohs((__u16)ports);
+		in->tuple.dport = bpf_ntohs(ports >> 16);
+	}
+	return 1;
+}
+
+/* iface: where the error came from. At a pod's own hook the error has to speak of a packet
+ * that was sent to that pod; at the receiver's, of one the receiver sent. */
+__noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from_pod)
+{
+	struct inner in;
+	struct flow *f;
+	int side;
+
+	if (!w)
+		return DROP_ICMP_UNRELATED;
+	if (!inner_read(skb, &w->packet, &in) || !same_address(in.tuple.saddr, w->packet.tuple.daddr))
+		return walk_drop(w, DROP_ICMP_UNRELATED);
+	if (from_pod && !same_address(in.tuple.daddr, w->packet.tuple.saddr))
+		return walk_drop(w, DROP_ICMP_UNRELATED);
+	side = flow_key_of(&in.tuple, &w->key);
+	f = bpf_map_lookup_elem(&flows, &w->key);
+	if (!f || READ_ONCE(f->stamp) >> STAMP_SHIFT != w->epoch || READ_ONCE(f->stamp) & STAMP_DROP ||
+	    READ_ONCE(f->state) & FLOW_CLOSED)
+		return walk_drop(w, DROP_ICMP_UNRELATED);
+	if (READ_ONCE(f->ifindex[(from_pod ? side ^ 1 : side) & 1]) != iface)
+		return walk_drop(w, DROP_ICMP_UNRELATED);
+	return DROP_NONE;
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a pod sends, at the host side of its veth. The interface says who sends, and the
+ * packet has to agree. */
+#pragma once
+#include "hook.h"
+#include "neighbour.h"
+
+static __always_inline int is_frontend(struct walk *w, int own_node)
+{
+	struct frontend_key key = { .port = w->packet.tuple.dport, .protocol = w->packet.tuple.protocol,
+				    .family = w->packet.tuple.family };
+
+	if (own_node && bpf_map_lookup_elem(&frontends, &key))
+		return 1;
+	__builtin_memcpy(key.addr, w->packet.tuple.daddr, 16);
+	return bpf_map_lookup_elem(&frontends, &key) != 0;
+}
+
+/* Whom a pod's new packet is for. */
+__noinline int destination_find(struct walk *w)
+{
+	struct endpoint *ep;
+	struct end *to;
+	__u32 identity;
+
+	if (!w)
+		return DROP_NO_RULESET;
+	to = &w->end[1];
+	walk_peer(w, 1);
+	identity = identity_of(to->word);
+	ep = endpoint_at(to->endpoint);
+	if (ep) {
+		to->iface = READ_ONCE(ep->ifindex);
+		return DROP_NONE;
+	}
+	to->iface = identity == IDENTITY_HOST ? IFACE_HOST : IFACE_OUTSIDE;
+	if (w->packet.tuple.family == 6 && is_odd_address(w->packet.tuple.daddr, 6) && w->packet.tuple.daddr[0] != 0xff)
+		return walk_drop(w, DROP_BAD_HEADER);
+	if (cfg_tunnel_port && w->packet.tuple.protocol == IPPROTO_UDP && w->packet.tuple.dport == cfg_tunnel_port &&
+	    (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE))
+		return walk_drop(w, DROP_TUNNEL);
+	if (policy_port(w, 1) && is_frontend(w, identity == IDENTITY_HOST))
+		return UNDECIDED;
+	return DROP_NONE;
+}
+
+/* A packet a live entry does not answer for, on its way out of a pod. */
+static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w)
+{
+	struct endpoint *ep = endpoint_at(w->end[0].endpoint);
+	struct packet *p = &w->packet;
+	int reason;
+
+	if (!ep)
+		return walk_drop(w, DROP_NO_ENDPOINT);
+	if (ep->flags & ENDPOINT_QUARANTINE)
+		return walk_drop(w, DROP_QUARANTINE);
+	if (p->kind == PACKET_ARP) {
+		reason = arp_check(skb, ep);
+		return reason ? walk_drop(w, reason) : PLAIN;
+	}
+	if (!has_family(ep, p->tuple.family))
+		return walk_drop(w, DROP_FAMILY);
+	if (p->kind == PACKET_NEIGHBOUR) {
+		reason = ndp_check(skb, w, ep);
+		return reason ? walk_drop(w, reason) : PLAIN;
+	}
+	if (!same_address(p->tuple.saddr, endpoint_addr(ep, p->tuple.family)))
+		return walk_drop(w, DROP_SPOOFED_SOURCE);
+	if (!peer_of_endpoint(w->end[0].endpoint, p->tuple.family, w->epoch, &w->end[0]))
+		return walk_drop(w, DROP_NO_ENDPOINT);
+	if (p->kind == PACKET_ICMP_ERROR) {
+		reason = error_related(skb, w, w->ifindex, 1);
+		return reason ? reason : RELATED;
+	}
+	if (p->kind == PACKET_FRAGMENT) {
+		reason = fragment_walk(w, w->ifindex, SENDER);
+		if (reason || w->hit == HIT_LIVE)
+			return reason;
+	}
+	if (w->hit == HIT_STALE)
+		return decide_stale(w, walk_entry(w));
+	reason = destination_find(w);
+	return reason ? reason : decide_new(w, walk_entry(w), 1);
+}
+
+static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
+{
+	struct flow *f;
+	int way = w->reason;
+
+	w->end[0].endpoint = endpoint_number(w->ifindex);
+	w->end[0].iface = w->ifindex;
+	if (!way)
+		way = from_pod_decide(skb, w);
+	f = walk_settle(w, w->ifindex, way);
+	if (way == DROP_NONE)
+		return f ? deliver(skb, f, w->side) : TC_DROP;
+	if (way < NO_ENTRY)
+		return refuse(w);
+	if (way == UNDECIDED)
+		mark_write(skb, w->end[0].endpoint);
+	else if (way == RELATED)
+		mark_write(skb, w->end[0].endpoint | MARK_EGRESS | MARK_INGRESS);
+	else if (way == NO_ENTRY)
+		mark_write(skb, mark_from(&w->end[0], &w->end[1], 0));
+	return TC_NEXT;
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the hooks' slow paths have in common. */
+#pragma once
+#include "decide.h"
+#include "deliver.h"
+#include "error.h"
+
+/* Beyond drop reasons and NO_ENTRY: how else a packet goes on. */
+#define UNDECIDED (DROP_REASON_MAX + 1) /* judged where it re-emerges from the node's NAT */
+#define RELATED (DROP_REASON_MAX + 2)	/* an ICMP error that was found in order: decided */
+#define PLAIN (DROP_REASON_MAX + 3)	/* neighbour traffic: no mark */
+
+/* IPv6 headers that carry IPv4 addresses, loopback or nothing at all; IPv4's like. */
+static __always_inline int is_odd_address(__u8 *a, __u8 family)
+{
+	if (family == 4)
+		return a[12] == 127 || a[12] == 0 || a[12] >= 224;
+	return a[0] == 0xff || (*(__u64 *)a == 0 && (*(__u32 *)(a + 8) == 0 || *(__u32 *)(a + 8) == bpf_htonl(0xffff)));
+}
+
+/* The walk of a later fragment: its first's ports, then a flow entry or nothing. */
+static __always_inline int fragment_walk(struct walk *w, __u32 iface, enum hook_side hook)
+{
+	int reason = fragment_later(w, iface);
+
+	if (reason)
+		return walk_drop(w, reason);
+	walk_flow(w, iface, hook);
+	return w->hit == HIT_NONE ? walk_drop(w, DROP_FRAGMENT_UNKNOWN) : DROP_NONE;
+}
+
+/* The entry under the walk's key, if it is there. */
+static __always_inline struct flow *walk_entry(struct walk *w)
+{
+	return bpf_map_lookup_elem(&flows, &w->key);
+}
+
+/* Counts what goes on and remembers first fragments; returns the entry to deliver by. */
+static __always_inline struct flow *walk_settle(struct walk *w, __u32 iface, int way)
+{
+	struct flow *f = 0;
+
+	if (w->packet.first_fragment)
+		fragment_first(w, iface, way == DROP_NONE);
+	if (way == DROP_NONE)
+		f = walk_entry(w);
+	if (f && !w->counted)
+		flow_count(f, &w->packet, w->side);
+	if (way == NO_ENTRY)
+		count(COUNT_UNTRACKED);
+	return f;
+}
+
+/* The fast path's end: the packet is its live flow's. */
+static __always_inline void walk_live(struct walk *w, struct flow *f, __u32 iface)
+{
+	flow_count(f, &w->packet, w->side);
+	if (w->packet.first_fragment) {
+		walk_slow(w);
+		fragment_first(w, iface, 1);
+	}
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A pod may ask for its gateway and answer for itself; it has permanent neighbours for all
+ * it needs, so everything else of ARP and NDP is an attack or noise. */
+#pragma once
+#include "walk.h"
+
+#define ARP_REQUEST 1
+#define ARP_REPLY 2
+
+struct arp_ipv4 {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 lengths[2];
+	__be16 op;
+	__u8 sha[6];
+	__u8 sip[4];
+	__u8 tha[6];
+	__u8 tip[4];
+} __attribute__((packed));
+
+static __always_inline int arp_check(struct __sk_buff *skb, struct endpoint *ep)
+{
+	struct arp_ipv4 arp;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
+		return DROP_TRUNCATED;
+	if (!ep || *(__u32 *)arp.sip != *(__u32 *)(ep->addr4 + 12))
+		return DROP_NEIGHBOUR;
+	if (arp.op == bpf_htons(ARP_REPLY))
+		return DROP_NONE;
+	return arp.op == bpf_htons(ARP_REQUEST) && *(__u32 *)arp.tip == *(volatile __u32 *)cfg_gateway4
+		       ? DROP_NONE
+		       : DROP_NEIGHBOUR;
+}
+
+/* Neighbour solicitation for the gateway, advertisement of the pod's own address. */
+static __always_inline int ndp_check(struct __sk_buff *skb, struct walk *w, struct endpoint *ep)
+{
+	__u64 target[2];
+	int own, gateway;
+
+	if (bpf_skb_load_bytes(skb, w->packet.l4 + 8, target, sizeof(target)))
+		return DROP_TRUNCATED;
+	if (!ep)
+		return DROP_NEIGHBOUR;
+	own = same_address((__u8 *)target, ep->addr6);
+	gateway = target[0] == *(volatile __u64 *)cfg_gateway6 && target[1] == *(volatile __u64 *)(cfg_gateway6 + 8);
+	return w->packet.icmp_type == 135 ? (gateway ? DROP_NONE : DROP_NEIGHBOUR) : (own ? DROP_NONE : DROP_NEIGHBOUR);
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The node's edge: what leaves by a device that is no pod's, after the node's NAT, and what
+ * comes in by an uplink, before it. */
+#pragma once
+#include "to_pod.h"
+
+/* A local pod's packet that no hook could judge before NAT named its destination. */
+static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)
+{
+	int way = w->reason;
+
+	w->end[0].endpoint = sender;
+	if (!way && !peer_of_endpoint(sender, w->packet.tuple.family, w->epoch, &w->end[0]))
+		way = walk_drop(w, DROP_NO_ENDPOINT);
+	if (!way && w->packet.kind == PACKET_FRAGMENT)
+		way = fragment_walk(w, iface, SENDER);
+	else if (!way && w->packet.kind != PACKET_FLOW)
+		way = walk_drop(w, DROP_ICMP_UNRELATED);
+	if (!way && w->hit == HIT_STALE) {
+		way = decide_stale(w, walk_entry(w));
+	} else if (!way && w->hit == HIT_NONE) {
+		walk_peer(w, 1);
+		w->end[1].endpoint = 0; /* a pod's ingress is its own hook's business */
+		w->end[1].iface = IFACE_OUTSIDE;
+		way = decide_new(w, walk_entry(w), 0);
+	}
+	walk_settle(w, iface, way);
+	if (way != DROP_NONE && way < NO_ENTRY)
+		return refuse(w);
+	mark_write(skb, sender | MARK_EGRESS);
+	return TC_NEXT;
+}
+
+/* From outside nobody speaks for this node's pods, for the node, or for loopback. */
+static __always_inline int outside_check(struct walk *w)
+{
+	struct end *from = &w->end[0];
+
+	walk_peer(w, 0);
+	from->iface = IFACE_OUTSIDE;
+	if (from->endpoint || identity_of(from->word) == IDENTITY_HOST)
+		return walk_drop(w, DROP_FOREIGN_SOURCE);
+	if (w->packet.tuple.family == 4 && w->packet.tuple.saddr[12] == 127)
+		return walk_drop(w, DROP_BAD_SOURCE);
+	return DROP_NONE;
+}
+
+/* An entry that is hit is enforced, wherever its packet goes; the rest is judged behind NAT. */
+static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk *w)
+{
+	int way;
+
+	mark_write(skb, 0);
+	if (w->reason || w->packet.kind == PACKET_ARP || w->packet.kind == PACKET_NEIGHBOUR)
+		return TC_NEXT;
+	way = outside_check(w);
+	if (!way && w->hit == HIT_STALE) {
+		way = decide_stale(w, walk_entry(w));
+		if (!way) {
+			walk_settle(w, IFACE_OUTSIDE, way);
+			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
+		}
+	}
+	return way ? refuse(w) : TC_NEXT;
+}

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Counting, and what leaves by the rings: nothing is dropped without a count, and no event
+ * is lost without one. */
+#pragma once
+#include "walk.h"
+
+#define TC_NEXT -1 /* accept: other people's filters still run */
+#define TC_DROP 2
+
+static __always_inline void count(__u32 index)
+{
+	__u64 *n = bpf_map_lookup_elem(&counters, &index);
+
+	if (n)
+		ADD(*n, 1);
+}
+
+static __always_inline __u32 packets_of(struct packet *p)
+{
+	return p->segments > 1 ? p->segments : 1;
+}
+
+static __always_inline void denial_emit(struct walk *w)
+{
+	struct event *e = bpf_ringbuf_reserve(&denial_events, sizeof(*e), 0);
+
+	if (!e) {
+		count(COUNT_DENIAL_LOST);
+		return;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = bpf_ktime_get_ns();
+	e->epoch = w->epoch;
+	__builtin_memcpy(&e->tuple, &w->packet.tuple, sizeof(e->tuple));
+	e->ifindex = w->ifindex;
+	e->endpoint[0] = w->end[0].endpoint;
+	e->endpoint[1] = w->end[1].endpoint;
+	e->identity[0] = identity_of(w->end[0].word);
+	e->identity[1] = identity_of(w->end[1].word);
+	e->rule[0] = w->rule[0];
+	e->rule[1] = w->rule[1];
+	e->kind = EVENT_DENIED;
+	e->verdict = VERDICT_DROPPED;
+	e->reason = w->reason;
+	e->direction = w->direction;
+	e->judged = (w->rule[0] ? STAMP_EGRESS : 0) | (w->rule[1] ? STAMP_INGRESS : 0);
+	e->icmp_type = w->packet.icmp_type;
+	e->icmp_code = w->packet.icmp_code;
+	e->tcp_flags = w->packet.tcp_flags;
+	e->packets[0] = packets_of(&w->packet);
+	e->bytes[0] = w->packet.length;
+	bpf_ringbuf_submit(e, 0);
+	count(COUNT_DENIAL_EMITTED);
+}
+
+/* A tenth of a second's worth of clock is lost at worst: the window is the clock's second. */
+static __always_inline int denial_budget(__u32 number)
+{
+	struct endpoint_state *s = bpf_map_lookup_elem(&endpoint_states, &number);
+	__u64 second = READ_ONCE(node.clock) / 1000 + 1, was;
+
+	if (!s)
+		return 0;
+	was = READ_ONCE(s->window);
+	if (was != second && CMPXCHG(s->window, was, second) == was)
+		WRITE_ONCE(s->recorded, 0);
+	if (READ_ONCE(s->recorded) < DENIED_BUDGET && ADD(s->recorded, 1) < DENIED_BUDGET)
+		return 1;
+	ADD(s->suppressed, 1);
+	return 0;
+}
+
+static __always_inline void denial_count(struct denial_count_key *key, struct packet *p)
+{
+	struct denial_count *n = bpf_map_lookup_elem(&denial_counts, key), zero = {};
+
+	if (!n) {
+		bpf_map_update_elem(&denial_counts, key, &zero, BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&denial_counts, key);
+	}
+	if (n) {
+		ADD(n->packets, packets_of(p));
+		ADD(n->bytes, p->length);
+	} else {
+		count(COUNT_DENIAL_UNCOUNTED);
+	}
+}
+
+/* Counts and records the walk's packet as dropped. Charged to the local sender, else to
+ * the pod whose policy denied: a scanner must not blind its victim's log. */
+__noinline int refuse(struct walk *w)
+{
+	struct denial_count_key key = {};
+
+	if (!w)
+		return TC_DROP;
+	key.endpoint = w->end[0].endpoint ? w->end[0].endpoint : w->end[1].endpoint;
+	key.rule = w->direction == DIRECTION_EGRESS ? w->rule[0] : w->direction == DIRECTION_INGRESS ? w->rule[1] : 0;
+	key.direction = w->direction;
+	key.reason = w->reason;
+	denial_count(&key, &w->packet);
+	count(COUNT_DROP + w->reason);
+	if (w->reason == DROP_NEIGHBOUR || w->reason == DROP_MULTICAST)
+		return TC_DROP; /* every host's chatter: counted, not recorded */
+	if (denial_budget(key.endpoint))
+		denial_emit(w);
+	else
+		count(COUNT_DENIAL_SUPPRESSED);
+	return TC_DROP;
+}
+
+/* The ends of a flow that side a began. */
+static __always_inline void event_orient(struct event *e, struct flow *f, struct flow_key *key, int a, int b)
+{
+	__builtin_memcpy(e->tuple.saddr, key->addr[a], 16);
+	__builtin_memcpy(e->tuple.daddr, key->addr[b], 16);
+	e->tuple.sport = key->port[a];
+	e->tuple.dport = key->port[b];
+	e->endpoint[0] = f->endpoint[a];
+	e->endpoint[1] = f->endpoint[b];
+	e->identity[0] = f->identity[a];
+	e->identity[1] = f->identity[b];
+	e->packets[0] = READ_ONCE(f->side[a].packets);
+	e->packets[1] = READ_ONCE(f->side[b].packets);
+	e->bytes[0] = READ_ONCE(f->side[a].bytes);
+	e->bytes[1] = READ_ONCE(f->side[b].bytes);
+	e->tcp_flags = (f->tcp_flags >> (8 * a) & 0xff) | (f->tcp_flags >> (8 * b) & 0xff) << 8;
+	e->ifindex = f->ifindex[a];
+}
+
+/* An event about a flow, in its initiator's orientation. */
+__noinline int flow_emit(struct flow *f, struct flow_key *key, __u32 kind, __u32 reason, __u32 direction)
+{
+	struct event *e;
+	__u32 state;
+
+	if (!f || !key)
+		return 0;
+	state = READ_ONCE(f->state);
+	e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
+	if (!e) {
+		count(COUNT_EVENT_LOST);
+		return 0;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = bpf_ktime_get_ns();
+	e->epoch = READ_ONCE(f->stamp) >> STAMP_SHIFT;
+	e->created = f->created;
+	if (state & FLOW_INITIATOR)
+		event_orient(e, f, key, 1, 0);
+	else
+		event_orient(e, f, key, 0, 1);
+	e->tuple.protocol = key->protocol;
+	e->tuple.family = key->family;
+	e->rule[0] = f->rule[0];
+	e->rule[1] = f->rule[1];
+	e->kind = kind;
+	e->verdict = kind == EVENT_REVOKED ? VERDICT_DROPPED : VERDICT_FORWARDED;
+	e->reason = reason;
+	e->direction = direction;
+	e->judged = (f->rule[0] ? STAMP_EGRESS : 0) | (f->rule[1] ? STAMP_INGRESS : 0);
+	e->path = state & FLOW_PATH_BPF ? PATH_BPF : PATH_STACK;
+	e->end = kind == EVENT_REVOKED ? END_REVOKED : state >> FLOW_END_SHIFT;
+	e->picked_up = !!(state & FLOW_PICKED_UP);
+	if (key->protocol == 1 || key->protocol == 58)
+		e->icmp_type = key->protocol == 1 ? 8 : 128;
+	bpf_ringbuf_submit(e, 0);
+	count(COUNT_EVENT_EMITTED);
+	return 0;
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Ageing without an agent: a timer walks the slots, a slice a tick. What is over is closed
+ * and reported at one visit and deleted at a later one, when nobody can still hold it. */
+#pragma once
+#include "table.h"
+
+#define SWEEP_PERIOD (100 * 1000000ULL) /* ns */
+#define SWEEP_SLICE 4096
+#define CLOCK_MONOTONIC 1
+
+static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state, __u64 stamp)
+{
+	if (stamp & STAMP_DROP)
+		return cfg_timeout_udp;
+	switch (key->protocol) {
+	case IPPROTO_TCP:
+		return is_closing(state)	 ? cfg_timeout_closing
+		       : state & FLOW_REPLIED ? cfg_timeout_tcp
+					       : cfg_timeout_syn;
+	case IPPROTO_UDP:
+		return state & FLOW_REPLIED ? cfg_timeout_udp_stream : cfg_timeout_udp;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6_:
+		return cfg_timeout_icmp;
+	}
+	return cfg_timeout_other;
+}
+
+static __always_inline void flow_delete(struct flow_slot *slot, struct flow *f, __u32 at, __u32 state)
+{
+	__u32 owner = f->owner;
+
+	if (CMPXCHG(f->state, state, state | FLOW_CLAIMED) != state)
+		return;
+	bpf_map_delete_elem(&flows, &slot->key);
+	WRITE_ONCE(slot->used, 0);
+	share_give(owner);
+	ADD(node.flows, -1);
+	bpf_map_push_elem(&flow_free, &at, BPF_ANY);
+}
+
+struct slice {
+	__u32 first;
+	__u32 limit;
+};
+
+static long sweep_slot(__u32 i, struct slice *slice)
+{
+	__u32 at = slice->first + i, state;
+	__u64 last, now = node.clock, stamp;
+	struct flow_slot *slot;
+	struct flow *f;
+
+	if (at >= slice->limit)
+		at -= slice->limit;
+	slot = bpf_map_lookup_elem(&flow_slots, &at);
+	if (!slot || !READ_ONCE(slot->used))
+		return 0;
+	f = bpf_map_lookup_elem(&flows, &slot->key);
+	if (!f || f->slot != at)
+		return 0;
+	state = READ_ONCE(f->state);
+	stamp = READ_ONCE(f->stamp);
+	if (state & FLOW_CLAIMED || !stamp)
+		return 0;
+	if (state & FLOW_CLOSED) {
+		if (now - READ_ONCE(f->ended) >= cfg_linger)
+			flow_delete(slot, f, at, state);
+		return 0;
+	}
+	last = READ_ONCE(f->side[0].last);
+	if (READ_ONCE(f->side[1].last) > last)
+		last = READ_ONCE(f->side[1].last);
+	if (now - last >= flow_timeout(&slot->key, state, stamp))
+		flow_close(f, &slot->key, state, stamp & STAMP_DROP ? END_REVOKED : end_of(state));
+	return 0;
+}
+
+static __always_inline void sweep_slice(void)
+{
+	__u64 limit = node.flow_slot_next;
+	struct slice slice;
+	__u32 n;
+
+	if (limit > cfg_flow_capacity)
+		limit = cfg_flow_capacity;
+	if (!limit)
+		return;
+	slice.limit = limit;
+	slice.first = node.sweep_position < limit ? node.sweep_position : 0;
+	n = limit < SWEEP_SLICE ? limit : SWEEP_SLICE;
+	bpf_loop(n, sweep_slot, &slice, 0);
+	node.sweep_position = slice.first + n >= limit ? slice.first + n - limit : slice.first + n;
+}
+
+static int sweep_tick(void *map, __u32 *key, struct sweep *s)
+{
+	node.clock = bpf_ktime_get_ns() / 1000000;
+	node.sweep_ticks++;
+	sweep_slice();
+	bpf_timer_start(&s->timer, SWEEP_PERIOD, 0);
+	return 0;
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The flow table: making, taking over, stamping again, closing and deleting entries. Entries
+ * change in place; only the sweep deletes, and only what nobody can still hold. */
+#pragma once
+#include "record.h"
+
+#define EEXIST 17
+#define NO_ENTRY DROP_REASON_MAX /* somebody else is making it: forward without one */
+
+static const struct flow flow_zero;
+
+/* An endpoint has its share always, and borrows what is nobody's share. */
+static __always_inline int share_take(__u32 owner)
+{
+	struct endpoint_state *s = bpf_map_lookup_elem(&endpoint_states, &owner);
+
+	if (!s)
+		return 0;
+	if (ADD(s->flows, 1) < cfg_flow_share)
+		return 1;
+	if (ADD(node.flow_borrowed, 1) < READ_ONCE(node.flow_borrow_limit))
+		return 1;
+	ADD(node.flow_borrowed, -1);
+	ADD(s->flows, -1);
+	return 0;
+}
+
+static __always_inline void share_give(__u32 owner)
+{
+	struct endpoint_state *s = bpf_map_lookup_elem(&endpoint_states, &owner);
+
+	if (s && ADD(s->flows, -1) > cfg_flow_share)
+		ADD(node.flow_borrowed, -1);
+}
+
+static __always_inline int slot_take(__u32 *slot)
+{
+	__u64 next;
+
+	if (!bpf_map_pop_elem(&flow_free, slot))
+		return 1;
+	if (READ_ONCE(node.flow_slot_next) >= cfg_flow_capacity)
+		return 0;
+	next = ADD(node.flow_slot_next, 1);
+	*slot = next;
+	return next < cfg_flow_capacity;
+}
+
+static __always_inline __u16 mark_from(struct end *from, struct end *to, int reply)
+{
+	return (from->endpoint & MARK_ENDPOINT) | MARK_EGRESS | (to->endpoint || reply ? MARK_INGRESS : 0);
+}
+
+static __always_inline void flow_fill_side(struct flow *f, int side, struct end *end, __u16 mark)
+{
+	struct flow_side *s = &f->side[side & 1];
+	struct endpoint *ep = endpoint_at(end->endpoint);
+
+	f->ifindex[side & 1] = end->iface;
+	f->identity[side & 1] = identity_of(end->word);
+	f->endpoint[side & 1] = end->endpoint;
+	s->mark = mark;
+	if (ep)
+		__builtin_memcpy(s->mac, ep->mac, 6);
+}
+
+static __always_inline int redirects(struct end *end)
+{
+	struct endpoint *ep = endpoint_at(end->endpoint);
+
+	return ep && !(ep->flags & ENDPOINT_NO_REDIRECT);
+}
+
+/* Writes what an allowing judgement found; the stamp comes last and makes it count.
+ * reversed: the packet's destination is the initiator. */
+static __always_inline void flow_fill(struct flow *f, struct walk *w, int reversed)
+{
+	flow_fill_side(f, w->side, &w->end[0], mark_from(&w->end[0], &w->end[1], reversed));
+	flow_fill_side(f, w->side ^ 1, &w->end[1], mark_from(&w->end[1], &w->end[0], !reversed));
+	f->rule[0] = w->rule[0];
+	f->rule[1] = w->rule[1];
+	WRITE_ONCE(f->basis, w->basis);
+}
+
+/* The stamp of a judgement under way: the halves it had, in its epoch. */
+static __always_inline __u64 stamp_of(struct walk *w, int reversed)
+{
+	__u32 from = w->end[0].endpoint, to = w->end[1].endpoint;
+
+	return w->epoch << STAMP_SHIFT | ((reversed ? to : from) ? STAMP_EGRESS : 0) |
+	       ((reversed ? from : to) ? STAMP_INGRESS : 0);
+}
+
+/* Starts the entry over for the flow the packet begins. how: FLOW_PATH_BPF, and
+ * FLOW_PICKED_UP when the packet's destination is the initiator. */
+static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owner, __u32 how)
+{
+	int reversed = !!(how & FLOW_PICKED_UP);
+
+	if (!w || !f)
+		return NO_ENTRY;
+
+	WRITE_ONCE(f->stamp, 0);
+	f->owner = owner;
+	f->tcp_flags = 0;
+	f->created = bpf_ktime_get_ns();
+	f->ended = 0;
+	f->side[0].packets = f->side[0].bytes = f->side[1].packets = f->side[1].bytes = 0;
+	f->side[0].last = f->side[1].last = node.clock;
+	flow_fill(f, w, reversed);
+	WRITE_ONCE(f->state, how | ((w->side ^ reversed) & FLOW_INITIATOR));
+	WRITE_ONCE(f->stamp, stamp_of(w, reversed));
+	count(COUNT_FLOW_NEW);
+	if (reversed)
+		count(COUNT_FLOW_PICKED_UP);
+	flow_count(f, &w->packet, w->side & 1);
+	w->counted = 1;
+	flow_emit(f, &w->key, EVENT_NEW, 0, DIRECTION_NONE);
+	return DROP_NONE;
+}
+
+/* A new entry for the walk's packet. Returns a drop reason, or NO_ENTRY. */
+__noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
+{
+	struct flow_slot *slot;
+	struct flow *f;
+	__u32 at = 0;
+	long err;
+
+	if (!w)
+		return NO_ENTRY;
+	if (!share_take(owner))
+		return DROP_FLOW_SHARE;
+	if (!slot_take(&at)) {
+		share_give(owner);
+		return DROP_FLOW_TABLE_FULL;
+	}
+	err = bpf_map_update_elem(&flows, &w->key, &flow_zero, BPF_NOEXIST);
+	f = err ? 0 : bpf_map_lookup_elem(&flows, &w->key);
+	slot = bpf_map_lookup_elem(&flow_slots, &at);
+	if (!f || !slot) {
+		bpf_map_push_elem(&flow_free, &at, BPF_ANY);
+		share_give(owner);
+		return err == -EEXIST ? NO_ENTRY : DROP_FLOW_TABLE_FULL;
+	}
+	ADD(node.flows, 1);
+	f->slot = at;
+	slot->key = w->key;
+	WRITE_ONCE(slot->used, 1);
+	return flow_start(w, f, owner, how);
+}
+
+static __always_inline __u32 end_of(__u32 state)
+{
+	return state & FLOW_RST ? END_RST : is_closing(state) ? END_FIN : END_TIMEOUT;
+}
+
+/* Marks the entry over and reports it, once. */
+__noinline int flow_close(struct flow *f, struct flow_key *key, __u32 state, __u32 end)
+{
+	if (!f || !key)
+		return 0;
+	if (CMPXCHG(f->state, state, (state & 0xffff) | FLOW_CLOSED | end << FLOW_END_SHIFT) != state)
+		return 0;
+	WRITE_ONCE(f->ended, node.clock);
+	count(COUNT_FLOW_ENDED);
+	flow_emit(f, key, EVENT_ENDED, 0, DIRECTION_NONE);
+	return 1;
+}
+
+/* Whether a packet that the entry does not answer for may begin a new flow in its place. */
+static __always_inline int is_vacant(struct flow *f, __u32 state, __u64 epoch)
+{
+	return state & FLOW_CLOSED || is_closing(state) || READ_ONCE(f->stamp) >> STAMP_SHIFT != epoch;
+}
+
+__noinline int flow_take_over(struct walk *w, struct flow *f, __u32 owner, __u32 how)
+{
+	__u32 state, was;
+
+	if (!w || !f)
+		return NO_ENTRY;
+	state = READ_ONCE(f->state);
+	if (state & FLOW_CLAIMED || !READ_ONCE(f->stamp) || !is_vacant(f, state, w->epoch))
+		return NO_ENTRY;
+	if (!(state & FLOW_CLOSED)) {
+		if (!flow_close(f, &w->key, state, end_of(state)))
+			return NO_ENTRY;
+		state = READ_ONCE(f->state);
+	}
+	if (CMPXCHG(f->state, state, state | FLOW_CLAIMED) != state)
+		return NO_ENTRY;
+	was = f->owner;
+	if (was != owner) {
+		if (!share_take(owner)) {
+			WRITE_ONCE(f->state, state);
+			return DROP_FLOW_SHARE;
+		}
+		share_give(was);
+	}
+	return flow_start(w, f, owner, how);
+}

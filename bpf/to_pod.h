@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the node's stack hands to a pod. Who sent it is told by the mark of the hook it came
+ * in by, or by where the stack got it; never by its address. */
+#pragma once
+#include "hook.h"
+
+/* The sender, when no endpoint's mark says so: the node itself, or the outside. */
+static __always_inline int sender_find(struct walk *w, __u32 iface)
+{
+	struct end *from = &w->end[0];
+
+	walk_peer(w, 0);
+	from->iface = iface;
+	if (iface == IFACE_HOST) {
+		from->word = (from->word >> 32 << 32) | IDENTITY_HOST;
+		from->endpoint = 0;
+		return DROP_NONE;
+	}
+	if (from->endpoint)
+		return walk_drop(w, DROP_FOREIGN_SOURCE);
+	if (is_odd_address(w->packet.tuple.saddr, w->packet.tuple.family))
+		return walk_drop(w, DROP_BAD_SOURCE);
+	return DROP_NONE;
+}
+
+static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)
+{
+	struct endpoint *ep = endpoint_at(w->end[1].endpoint);
+	struct packet *p = &w->packet;
+	int reason;
+
+	if (!ep)
+		return walk_drop(w, DROP_NO_ENDPOINT);
+	if (ep->flags & ENDPOINT_QUARANTINE)
+		return walk_drop(w, DROP_QUARANTINE);
+	if (p->kind == PACKET_ARP || p->kind == PACKET_NEIGHBOUR)
+		return iface == IFACE_HOST ? PLAIN : walk_drop(w, DROP_NEIGHBOUR);
+	if (!has_family(ep, p->tuple.family))
+		return walk_drop(w, DROP_FAMILY);
+	if (!same_address(p->tuple.daddr, endpoint_addr(ep, p->tuple.family)))
+		return walk_drop(w, DROP_DESTINATION);
+	if (!peer_of_endpoint(w->end[1].endpoint, p->tuple.family, w->epoch, &w->end[1]))
+		return walk_drop(w, DROP_NO_ENDPOINT);
+	if (sender) {
+		if (!peer_of_endpoint(sender, p->tuple.family, w->epoch, &w->end[0]))
+			return walk_drop(w, DROP_NO_ENDPOINT);
+	} else {
+		reason = sender_find(w, iface);
+		if (reason)
+			return reason;
+	}
+	if (p->kind == PACKET_ICMP_ERROR) {
+		if (iface == IFACE_HOST)
+			return PLAIN;
+		reason = error_related(skb, w, w->ifindex, 0);
+		return reason ? reason : PLAIN;
+	}
+	if (p->kind == PACKET_FRAGMENT) {
+		reason = fragment_walk(w, iface, RECEIVER);
+		if (reason || w->hit == HIT_LIVE)
+			return reason;
+	}
+	return w->hit == HIT_STALE ? decide_stale(w, walk_entry(w)) : decide_new(w, walk_entry(w), 0);
+}
+
+static __always_inline int to_pod_slow(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)
+{
+	int way = w->reason;
+
+	w->end[1].endpoint = endpoint_number(w->ifindex);
+	w->end[1].iface = w->ifindex;
+	if (!way)
+		way = to_pod_decide(skb, w, iface, sender);
+	walk_settle(w, iface, way);
+	return way == DROP_NONE || way >= NO_ENTRY ? TC_NEXT : refuse(w);
+}
+
+/* Where the packet came from, as flow entries name it. */
+static __always_inline __u32 sender_iface(struct __sk_buff *skb, __u32 sender)
+{
+	struct endpoint *ep = endpoint_at(sender);
+
+	if (sender)
+		return ep ? READ_ONCE(ep->ifindex) : 0;
+	return skb->ingress_ifindex ? IFACE_OUTSIDE : IFACE_HOST;
+}
