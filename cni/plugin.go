@@ -1,0 +1,30 @@
+// Package cni is the CNI plugin: it makes a pod's interface, puts the node's programs
+// on it before a packet can pass, and asks the agent for the endpoint. It decides
+// nothing about policy; until the agent has answered the programs drop everything.
+//
+//	ADD     agent? -> addresses (IPAM) -> veth, both ends down -> links -> pod and node side -> up -> endpoint
+//	DEL     endpoint -> veth -> links -> addresses: the reverse, so that no address is
+//	        reused while a packet can still be judged by its last owner's endpoint
+//	CHECK   each of these, every mismatch named
+//	GC      DEL of whatever is not listed
+//	STATUS  is ADD possible
+package cni
+
+import (
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+// About is printed when the plugin is run by hand.
+const About = "Weir CNI plugin: run by a container runtime, with CNI_COMMAND set"
+
+// Versions of the CNI specification the plugin speaks.
+func Versions() version.PluginInfo {
+	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+}
+
+// Funcs are the plugin's verbs. Their errors are *types.Error, whose codes are those
+// of the CNI specification, or become code 999.
+func Funcs() skel.CNIFuncs {
+	return skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status}
+}
