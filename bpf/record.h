@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Counting, and what leaves by the rings: nothing is dropped without a count, and no event
+/* Counting (per CPU, so without atomics), and what leaves by the rings: nothing is dropped without a count, and no event
  * is lost without one. */
 #pragma once
 #include "walk.h"
@@ -12,7 +12,7 @@ static __always_inline void count(__u32 index)
 	__u64 *n = bpf_map_lookup_elem(&counters, &index);
 
 	if (n)
-		ADD(*n, 1);
+		*n += 1;
 }
 
 static __always_inline __u32 packets_of(struct packet *p)
@@ -79,8 +79,8 @@ static __always_inline void denial_count(struct denial_count_key *key, struct pa
 		n = bpf_map_lookup_elem(&denial_counts, key);
 	}
 	if (n) {
-		ADD(n->packets, packets_of(p));
-		ADD(n->bytes, p->length);
+		n->packets += packets_of(p);
+		n->bytes += p->length;
 	} else {
 		count(COUNT_DENIAL_UNCOUNTED);
 	}

@@ -57,12 +57,19 @@ func Echo(src, dst string, id uint16, reply bool) Frame {
 // Bytes serialises the frame, lengths and checksums filled in.
 func (f Frame) Bytes(t testing.TB) []byte {
 	t.Helper()
-	buf := gopacket.NewSerializeBuffer()
-	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
-	if err := gopacket.SerializeLayers(buf, opts, f.layers()...); err != nil {
+	b, err := f.Serialize()
+	if err != nil {
 		t.Fatalf("frame %+v: %v", f, err)
 	}
-	return buf.Bytes()
+	return b
+}
+
+// Serialize is Bytes outside a test.
+func (f Frame) Serialize() ([]byte, error) {
+	buf := gopacket.NewSerializeBuffer()
+	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
+	err := gopacket.SerializeLayers(buf, opts, f.layers()...)
+	return buf.Bytes(), err
 }
 
 func (f Frame) layers() []gopacket.SerializableLayer {

@@ -242,6 +242,11 @@ type skb struct {
 	Hwtstamp                                                                    uint64
 }
 
+// Context is the context of a TEST_RUN of a frame received by ifindex.
+func Context(ifindex int) any {
+	return skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(ifindex)}
+}
+
 // Run hands a frame to a hook (from_pod, to_pod, to_network, from_network) at the
 // interface ifindex, as received by ingress (0 = made by the node itself) with our mark.
 func (n *Node) Run(t testing.TB, hook string, frame []byte, ifindex, ingress int, mark uint16) Result {
