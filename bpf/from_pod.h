@@ -56,13 +56,13 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 	if (ep->flags & ENDPOINT_QUARANTINE)
 		return walk_drop(w, DROP_QUARANTINE);
 	if (p->kind == PACKET_ARP) {
-		reason = arp_check(skb, ep);
+		reason = neighbour_check(skb, w);
 		return reason ? walk_drop(w, reason) : PLAIN;
 	}
 	if (!has_family(ep, p->tuple.family))
 		return walk_drop(w, DROP_FAMILY);
 	if (p->kind == PACKET_NEIGHBOUR) {
-		reason = ndp_check(skb, w, ep);
+		reason = neighbour_check(skb, w);
 		return reason ? walk_drop(w, reason) : PLAIN;
 	}
 	if (!same_address(p->tuple.saddr, endpoint_addr(ep, p->tuple.family)))

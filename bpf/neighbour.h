@@ -47,3 +47,14 @@ static __always_inline int ndp_check(struct __sk_buff *skb, struct walk *w, stru
 	gateway = target[0] == *(volatile __u64 *)cfg_gateway6 && target[1] == *(volatile __u64 *)(cfg_gateway6 + 8);
 	return w->packet.icmp_type == 135 ? (gateway ? DROP_NONE : DROP_NEIGHBOUR) : (own ? DROP_NONE : DROP_NEIGHBOUR);
 }
+
+/* ARP or NDP from a pod. A function of its own for its buffers' sake. */
+__noinline int neighbour_check(struct __sk_buff *skb, struct walk *w)
+{
+	struct endpoint *ep;
+
+	if (!w)
+		return DROP_NEIGHBOUR;
+	ep = endpoint_at(w->end[0].endpoint);
+	return w->packet.kind == PACKET_ARP ? arp_check(skb, ep) : ndp_check(skb, w, ep);
+}

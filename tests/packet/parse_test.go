@@ -59,7 +59,7 @@ func TestParserFailsClosed(t *testing.T) {
 		{"IPv6 payload past the frame", set16(v6.Bytes(t), 18, 4000), bpf.WeirDropReasonDROP_TRUNCATED},
 		{"ICMPv6 in IPv4", set(v4.Bytes(t), 23, 58), bpf.WeirDropReasonDROP_BAD_HEADER},
 		{"ICMP timestamp", timestamp.Bytes(t), bpf.WeirDropReasonDROP_ICMP_TYPE},
-		{"a frame of its header alone", v4.Bytes(t)[:14], bpf.WeirDropReasonDROP_TRUNCATED},
+		{"a frame that ends in its ports", v4.Bytes(t)[:38], bpf.WeirDropReasonDROP_TRUNCATED},
 		{"router advertisement (B11)", icmp6(a6, "ff02::1", 134).Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
 		{"redirect", icmp6(a6, b6, 137).Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
 		{"v4-mapped source", tcp6("::ffff:10.0.0.1", b6).Bytes(t), bpf.WeirDropReasonDROP_SPOOFED_SOURCE},

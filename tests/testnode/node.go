@@ -4,8 +4,6 @@
 package testnode
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -255,7 +253,7 @@ func (n *Node) Run(t testing.TB, hook string, frame []byte, ifindex, ingress int
 	var out skb
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64), Context: in, ContextOut: &out}
 	var ret uint32
-	n.must(t, hook, func() (err error) {
+	n.must(t, fmt.Sprintf("%s of %d bytes %x", hook, len(frame), frame), func() (err error) {
 		p, err := n.program(hook)
 		if err != nil {
 			return err
@@ -269,16 +267,15 @@ func (n *Node) Run(t testing.TB, hook string, frame []byte, ifindex, ingress int
 // RunXDP hands a frame to the shield at an interface.
 func (n *Node) RunXDP(t testing.TB, stub string, frame []byte, ifindex int) uint32 {
 	t.Helper()
-	ctx := make([]byte, 24)
-	binary.LittleEndian.PutUint32(ctx[4:], uint32(len(frame)))
-	binary.LittleEndian.PutUint32(ctx[12:], uint32(ifindex))
+	ctx := struct{ Data, DataEnd, DataMeta, IngressIfindex, RxQueue, EgressIfindex uint32 }{
+		DataEnd: uint32(len(frame)), IngressIfindex: uint32(ifindex)}
 	var ret uint32
 	n.must(t, stub, func() error {
 		p, err := n.program(stub)
 		if err != nil {
 			return err
 		}
-		ret, err = p.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64), Context: bytes.NewReader(ctx)})
+		ret, err = p.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64), Context: ctx})
 		return err
 	})
 	return ret
