@@ -102,7 +102,8 @@ func (c *checking) interfaces() bool {
 	v := c.veth
 	host, err := v.node.LinkByName(v.hostName)
 	inPod, err2 := v.pod.LinkByName(v.podName)
-	if !c.must(err, v.hostName+" on the node") || !c.must(err2, v.podName+" in the pod") {
+	found := c.must(err, v.hostName+" on the node")
+	if !c.must(err2, v.podName+" in the pod") || !found {
 		return false
 	}
 	v.hostIndex, v.podIndex, v.podMAC = host.Attrs().Index, inPod.Attrs().Index, inPod.Attrs().HardwareAddr

@@ -1,0 +1,4 @@
+package cni_test
+
+func (n *node) loadPrograms() {}
+func (n *node) openPrograms() {}
