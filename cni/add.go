@@ -85,13 +85,13 @@ func (a *adding) create() error {
 	if err := a.veth.create(a.conf.MTU); err != nil {
 		return err
 	}
-	a.onUndo(func() error { return loader.DetachPod(a.conf.BPFFSDir, a.veth.hostName) })
+	a.onUndo(func() error { return loader.DetachPod(a.conf.pins, a.veth.hostName) })
 	a.onUndo(func() error { return deleteHostSide(a.veth.node, a.veth.hostName) })
 	return a.veth.learn(alias(a.conf.Name, a.at))
 }
 
 func (a *adding) attach() error {
-	return loader.AttachPod(a.conf.BPFFSDir, a.veth.hostIndex, a.veth.hostName, a.conf.xdp)
+	return loader.AttachPod(a.conf.pins, a.veth.hostIndex, a.veth.hostName, a.conf.xdp)
 }
 
 func (a *adding) configure() error { return a.veth.configure(a.addrs) }

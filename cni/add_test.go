@@ -355,3 +355,23 @@ func TestNodeSysctlsUntouched(t *testing.T) {
 		t.Errorf("before\n%safter\n%s", before, after)
 	}
 }
+
+// Run by `ip netns exec`, the plugin sees another /sys than the agent; the pins go
+// where the agent's are all the same, and DEL finds them there.
+func TestHiddenBPFFS(t *testing.T) {
+	n := newNode(t, "10.9.0.0/24")
+	c := n.newContainer("a")
+	hide := "mount -t tmpfs none " + n.dir + "/bpf"
+	for _, step := range []struct {
+		command string
+		pinned  bool
+	}{{"ADD", true}, {"DEL", false}} {
+		if out, err := n.raw(hide, n.stdin(), c.env(step.command)...); err != nil {
+			t.Fatalf("%s: %v, %s", step.command, err, out)
+		}
+		if got := len(n.pins()) > 0; got != step.pinned {
+			t.Errorf("after %s: pinned=%t, want %t", step.command, got, step.pinned)
+		}
+	}
+	n.mustLeaveNothing(c)
+}

@@ -24,11 +24,6 @@ func HostIfName(containerID, ifName string) string {
 	return hostPrefix + hex.EncodeToString(sum[:])[:hostHexLen]
 }
 
-func isHostIfName(name string) bool {
-	hash, ok := strings.CutPrefix(name, hostPrefix)
-	return ok && len(hash) == hostHexLen && strings.Trim(hash, "0123456789abcdef") == ""
-}
-
 // alias is what the host side's ifalias says, so that GC knows whose it is. No part
 // can hold a space: the runtime's names and ours are checked.
 func alias(network string, a api.Attachment) string {

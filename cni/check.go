@@ -187,7 +187,7 @@ func (c *checking) sysctls(name string) {
 
 // links must be pinned and hold the host side.
 func (c *checking) links() {
-	err := loader.CheckPod(c.conf.BPFFSDir, c.veth.hostIndex, c.veth.hostName)
+	err := loader.CheckPod(c.conf.pins, c.veth.hostIndex, c.veth.hostName)
 	c.must(err, "programs of "+c.veth.hostName)
 }
 

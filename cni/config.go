@@ -41,8 +41,9 @@ type config struct {
 
 	Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
 
-	raw []byte
-	xdp loader.XDPMode
+	raw  []byte
+	xdp  loader.XDPMode
+	pins string // BPFFSDir as the plugin can open it, see reachBPFFS
 }
 
 // known are the keys a configuration may have; those in the second line are the

@@ -76,8 +76,9 @@ func TestBadArgs(t *testing.T) {
 
 func TestBadContainerID(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24")
-	out, err := n.raw(`{"cniVersion":"1.1.0","name":"weir","type":"weir-cni"}`, "CNI_COMMAND=ADD", "CNI_CONTAINERID=../x",
-		"CNI_NETNS=/proc/self/ns/net", "CNI_IFNAME=eth0", "CNI_PATH="+binDir)
+	c := n.newContainer("a")
+	c.rt.ContainerID = "../x"
+	out, err := n.raw("true", n.stdin(), c.env("ADD")...)
 	if err == nil || !strings.Contains(out, "containerID") || !strings.Contains(out, `"code": 4`) {
 		t.Errorf("got %v, %s", err, out)
 	}
@@ -85,7 +86,7 @@ func TestBadContainerID(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	n := newNode(t)
-	out, err := n.raw("", "CNI_COMMAND=VERSION")
+	out, err := n.raw("true", "", "CNI_COMMAND=VERSION")
 	var v struct{ SupportedVersions []string }
 	if err != nil || json.Unmarshal([]byte(out), &v) != nil || strings.Join(v.SupportedVersions, " ") != "0.3.0 0.3.1 0.4.0 1.0.0 1.1.0" {
 		t.Errorf("got %v, %s", err, out)

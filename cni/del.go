@@ -25,7 +25,8 @@ func del(args *skel.CmdArgs) error {
 // detach removes an attachment; doing it twice is harmless. The address goes last and
 // only if the veth is gone, so that no two pods can hold it.
 func detach(c *config, at api.Attachment) error {
-	_ = forget(api.Dial(c.StateDir), at)
+	agent := api.Dial(c.StateDir)
+	_ = forget(agent, at)
 	node, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink of the node: %w", err)
@@ -35,7 +36,7 @@ func detach(c *config, at api.Attachment) error {
 	if err := deleteHostSide(node, name); err != nil {
 		return err
 	}
-	_ = loader.DetachPod(c.BPFFSDir, name) // a pin without an interface is no more than litter
+	_ = loader.DetachPod(reachBPFFS(c.BPFFSDir, agent), name) // a pin without an interface is no more than litter
 	return release(c, at)
 }
 

@@ -74,6 +74,11 @@ func newNode(t *testing.T, ranges ...string) *node {
 			t.Fatal(err)
 		}
 	}
+	bpffs := filepath.Join(n.dir, "bpf")
+	if err := unix.Mount("bpf", bpffs, "bpf", 0, ""); err != nil {
+		t.Fatalf("mount bpffs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(bpffs, unix.MNT_DETACH) })
 	n.loadPrograms()
 	n.conf = map[string]any{
 		"type": "weir-cni", "stateDir": n.stateDir(), "bpffsDir": n.bpffsDir(),
@@ -288,13 +293,39 @@ func wantCode(t *testing.T, err error, code uint, texts ...string) {
 	}
 }
 
-// raw runs the plugin without libcni.
-func (n *node) raw(stdin string, env ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(binDir, "weir-cni"))
+// raw runs the plugin without libcni; before is a shell command that runs first, in a
+// mount namespace of the plugin's own.
+func (n *node) raw(before, stdin string, env ...string) (string, error) {
+	plugin := filepath.Join(binDir, "weir-cni")
+	cmd := exec.Command("unshare", "-m", "sh", "-c", before+" && exec "+plugin)
 	cmd.Stdin = strings.NewReader(stdin)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(os.Environ(), append(env, "CNI_PATH="+binDir)...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	err := n.netns.Do(func(ns.NetNS) error { return cmd.Run() })
 	return out.String(), err
+}
+
+// env is what a runtime sets for a container.
+func (c *container) env(command string) []string {
+	args := ""
+	for _, kv := range c.rt.Args {
+		args += ";" + kv[0] + "=" + kv[1]
+	}
+	return []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + c.rt.ContainerID, "CNI_NETNS=" + c.rt.NetNS,
+		"CNI_IFNAME=" + c.rt.IfName, "CNI_ARGS=" + strings.TrimPrefix(args, ";")}
+}
+
+// stdin is the configuration of the one plugin, as a runtime would write it.
+func (n *node) stdin() string {
+	n.t.Helper()
+	conf := map[string]any{"cniVersion": "1.1.0", "name": "weir"}
+	for k, v := range n.conf {
+		conf[k] = v
+	}
+	b, err := json.Marshal(conf)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(b)
 }
