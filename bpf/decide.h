@@ -177,7 +177,8 @@ static __always_inline void flow_revoke(struct walk *w, struct flow *f, __u64 st
 	flow_emit(f, &w->key, EVENT_REVOKED, w->reason, w->direction);
 }
 
-/* Judges the entry again, in its initiator's orientation, whichever packet found it. */
+/* Judges the entry again, in its initiator's orientation, whichever packet found it. GONE
+ * when one of its pods is: another may have its address by now. */
 __noinline int decide_stale(struct walk *w, struct flow *f)
 {
 	int reversed, reason;
@@ -188,7 +189,7 @@ __noinline int decide_stale(struct walk *w, struct flow *f)
 	stamp = READ_ONCE(f->stamp);
 	reversed = (READ_ONCE(f->state) & FLOW_INITIATOR) != w->side;
 	if (!end_of_side(w, f, w->side, &w->end[0]) || !end_of_side(w, f, w->side ^ 1, &w->end[1]))
-		return walk_drop(w, DROP_NO_ENDPOINT);
+		return GONE;
 	end_adopt(&w->end[0]);
 	end_adopt(&w->end[1]);
 	if (reversed)

@@ -78,8 +78,14 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 		if (reason || w->hit == HIT_LIVE)
 			return reason;
 	}
-	if (w->hit == HIT_STALE)
-		return decide_stale(w, walk_entry(w));
+	if (w->hit == HIT_STALE) {
+		reason = decide_stale(w, walk_entry(w));
+		if (reason != GONE)
+			return reason;
+		if (p->kind == PACKET_FRAGMENT)
+			return walk_drop(w, DROP_FRAGMENT_UNKNOWN);
+		peer_of_endpoint(w->end[0].endpoint, p->tuple.family, w->epoch, &w->end[0]);
+	}
 	reason = destination_find(w);
 	return reason ? reason : decide_new(w, walk_entry(w), 1);
 }

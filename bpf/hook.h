@@ -5,11 +5,6 @@
 #include "deliver.h"
 #include "error.h"
 
-/* Beyond drop reasons and NO_ENTRY: how else a packet goes on. */
-#define UNDECIDED (DROP_REASON_MAX + 1) /* judged where it re-emerges from the node's NAT */
-#define RELATED (DROP_REASON_MAX + 2)	/* an ICMP error that was found in order: decided */
-#define PLAIN (DROP_REASON_MAX + 3)	/* neighbour traffic: no mark */
-
 /* IPv6 headers that carry IPv4 addresses, loopback or nothing at all; IPv4's like. */
 static __always_inline int is_odd_address(__u8 *a, __u8 family)
 {

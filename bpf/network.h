@@ -18,6 +18,8 @@ static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w
 		way = walk_drop(w, DROP_ICMP_UNRELATED);
 	if (!way && w->hit == HIT_STALE) {
 		way = decide_stale(w, walk_entry(w));
+		if (way == GONE) /* the sender is there: it is the entry that is another's */
+			way = walk_drop(w, DROP_NO_ENDPOINT);
 	} else if (!way && w->hit == HIT_NONE) {
 		walk_peer(w, 1);
 		w->end[1].endpoint = 0; /* a pod's ingress is its own hook's business */
@@ -56,6 +58,8 @@ static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk 
 	way = outside_check(w);
 	if (!way && w->hit == HIT_STALE) {
 		way = decide_stale(w, walk_entry(w));
+		if (way == GONE)
+			return TC_NEXT;
 		if (!way) {
 			walk_settle(w, IFACE_OUTSIDE, way);
 			mark_write(skb, MARK_EGRESS | MARK_INGRESS);

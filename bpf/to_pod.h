@@ -23,7 +23,7 @@ static __always_inline int sender_find(struct walk *w, __u32 iface)
 	return DROP_NONE;
 }
 
-static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)
+static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from)
 {
 	struct endpoint *ep = endpoint_at(w->end[1].endpoint);
 	struct packet *p = &w->packet;
@@ -41,8 +41,8 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 		return walk_drop(w, DROP_DESTINATION);
 	if (!peer_of_endpoint(w->end[1].endpoint, p->tuple.family, w->epoch, &w->end[1]))
 		return walk_drop(w, DROP_NO_ENDPOINT);
-	if (sender) {
-		if (!peer_of_endpoint(sender, p->tuple.family, w->epoch, &w->end[0]))
+	if (from) {
+		if (!peer_of_endpoint(from, p->tuple.family, w->epoch, &w->end[0]))
 			return walk_drop(w, DROP_NO_ENDPOINT);
 	} else {
 		reason = sender_find(w, iface);
@@ -60,7 +60,17 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 		if (reason || w->hit == HIT_LIVE)
 			return reason;
 	}
-	return w->hit == HIT_STALE ? decide_stale(w, walk_entry(w)) : decide_new(w, walk_entry(w), 0);
+	if (w->hit == HIT_STALE) {
+		struct end sender = w->end[0], receiver = w->end[1];
+
+		reason = decide_stale(w, walk_entry(w));
+		if (reason != GONE)
+			return reason;
+		if (p->kind == PACKET_FRAGMENT)
+			return walk_drop(w, DROP_FRAGMENT_UNKNOWN);
+		w->end[0] = sender, w->end[1] = receiver;
+	}
+	return decide_new(w, walk_entry(w), 0);
 }
 
 static __always_inline int to_pod_slow(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)

@@ -82,3 +82,22 @@ func TestReloadKeepsFlows(t *testing.T) {
 	s.from(t, "answer by the new programs", s.b, tcp(s.b.Addr4, 80, s.a.Addr4, 1, "SA"), redirected)
 	s.from(t, "denied as before", s.b, tcp(s.b.Addr4, 9, s.a.Addr4, 1, "S"), dropped(bpf.WeirDropReasonDROP_POLICY))
 }
+
+// B21: another pod with a gone one's address. The old pod's entry answers for nobody.
+func TestAddressReuse(t *testing.T) {
+	s := newScene(t, open)
+	f := tcp(s.a.Addr4, 1, s.b.Addr4, 80, "S")
+	s.from(t, "to the old pod", s.a, f, redirected)
+	delete(s.State.Endpoints, s.b.Number)
+	delete(s.State.Peers, prefix(s.b.Addr4+"/32"))
+	s.Commit(t)
+	s.from(t, "the old pod's interface", s.b, tcp(s.b.Addr4, 80, s.a.Addr4, 1, "A"), dropped(bpf.WeirDropReasonDROP_NO_ENDPOINT))
+	d := s.AddPod(t, s.b.Addr4, "", idC, open, closed)
+	s.Commit(t)
+	s.from(t, "the new pod denies the old tuple", s.a, f, dropped(bpf.WeirDropReasonDROP_POLICY))
+	s.from(t, "the old interface stays dead", s.b, tcp(s.b.Addr4, 80, s.a.Addr4, 1, "A"), dropped(bpf.WeirDropReasonDROP_NO_ENDPOINT))
+	s.Set(d, open, fromA80)
+	s.Commit(t)
+	s.from(t, "allowed at the new pod", s.a, f, redirected)
+	s.from(t, "its answer", d, tcp(d.Addr4, 80, s.a.Addr4, 1, "SA"), redirected)
+}
