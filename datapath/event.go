@@ -68,6 +68,7 @@ type Counters struct {
 	FlowsNew, FlowsEnded, FlowsRevoked, FlowsRestamped, FlowsRejudged, FlowsPickedUp uint64
 	EventsEmitted, EventsLost                                                        uint64
 	DenialsEmitted, DenialsLost, DenialsSuppressed, DenialsUncounted, DenialsCached  uint64
+	Untracked                                                                        uint64 // forwarded without a flow entry
 	Drops                                                                            map[Reason]uint64
 }
 

@@ -1,0 +1,76 @@
+package loader
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weirnet/weir/bpf"
+)
+
+// Config is what the programs are loaded with. Zero values mean the defaults of
+// bpf/config.h and bpf/maps.h.
+type Config struct {
+	BPFFSDir        string // on a bpffs; made if its parent is on one
+	NodeEgressAllow bool   // a pod may always reach its own node
+	MarkShift       uint32 // lowest of our 16 bits in skb->mark
+	TunnelPort      uint16 // UDP port of the node's tunnel, 0 = none
+	FlowCapacity    uint32 // entries of the flow table
+	FlowShare       uint32 // entries each endpoint is sure of
+}
+
+// set writes the knobs and sizes into the spec.
+//
+// The seed is new at each load. It stands in flow entries' basis, in cached denials and in
+// fragments: after an adoption the first is not recognised (those flows are judged in
+// full at the next epoch, with the same outcome), the others are misses.
+func (c Config) set(spec *ebpf.CollectionSpec) error {
+	knobs := map[string]any{bpf.WeirVarCfgSeed: seed()}
+	if c.NodeEgressAllow {
+		knobs[bpf.WeirVarCfgNodeEgressAllow] = uint32(1)
+	}
+	if c.MarkShift != 0 {
+		knobs[bpf.WeirVarCfgMarkShift] = c.MarkShift
+	}
+	if c.TunnelPort != 0 {
+		knobs[bpf.WeirVarCfgTunnelPort] = uint32(c.TunnelPort)
+	}
+	if c.FlowShare != 0 {
+		knobs[bpf.WeirVarCfgFlowShare] = c.FlowShare
+	}
+	if c.FlowCapacity != 0 {
+		knobs[bpf.WeirVarCfgFlowCapacity] = c.FlowCapacity
+		for _, name := range []string{bpf.WeirMapFlows, bpf.WeirMapFlowSlots, bpf.WeirMapFlowFree} {
+			spec.Maps[name].MaxEntries = c.FlowCapacity
+		}
+	}
+	for name, value := range knobs {
+		v, ok := spec.Variables[name]
+		if !ok {
+			return fmt.Errorf("set %s: the programs have no such knob", name)
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return c.firstEpoch(spec)
+}
+
+// firstEpoch makes a node that nothing was ever committed on begin at 1.
+func (c Config) firstEpoch(spec *ebpf.CollectionSpec) error {
+	var node bpf.WeirControl
+	node.Epoch = 1
+	node.FlowBorrowLimit = uint64(spec.Maps[bpf.WeirMapFlows].MaxEntries)
+	if err := spec.Variables[bpf.WeirVarNode].Set(node); err != nil {
+		return fmt.Errorf("set %s: %w", bpf.WeirVarNode, err)
+	}
+	return nil
+}
+
+func seed() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.LittleEndian.Uint64(b[:])
+}

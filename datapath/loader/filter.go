@@ -1,0 +1,94 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Where the kernel has no TCX (before 6.6), hooks are direct-action filters of a clsact
+// qdisc. They live as long as their interface, without a link; what is pinned in place of
+// one is the stub, by the name of hook and ifindex, so that it can be found again.
+const (
+	filterHandle   = 0x5745
+	filterPriority = 0x5745
+	filterInfix    = "_filter_"
+)
+
+func filterPin(hook string, ifindex int) string { return hook + filterInfix + strconv.Itoa(ifindex) }
+
+// filterOf reads a pin's name; ok is false for a link's.
+func filterOf(pin string) (hook string, ifindex int, ok bool) {
+	hook, number, ok := strings.Cut(pin, filterInfix)
+	ifindex, err := strconv.Atoi(number)
+	return hook, ifindex, ok && err == nil
+}
+
+func (a attacher) attachFilter(h tcHook, p *ebpf.Program) error {
+	if err := a.releaseOtherFilters(h.name); err != nil {
+		return err
+	}
+	clsact := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: a.ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
+	}}
+	if err := netlink.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact: %w", err)
+	}
+	f := a.filter(h.name)
+	f.Fd, f.Name, f.DirectAction = p.FD(), "weir_"+h.name, true
+	if err := netlink.FilterReplace(f); err != nil {
+		return fmt.Errorf("add filter: %w", err)
+	}
+	if pin := a.pin(filterPin(h.name, a.ifindex)); !exists(pin) {
+		if err := p.Pin(pin); err != nil {
+			return fmt.Errorf("pin %s: %w", pin, err)
+		}
+	}
+	return nil
+}
+
+// filter is the place of a hook's filter.
+func (a attacher) filter(hook string) *netlink.BpfFilter {
+	parent := uint32(netlink.HANDLE_MIN_EGRESS)
+	if hook == fromPod || hook == fromNetwork {
+		parent = netlink.HANDLE_MIN_INGRESS
+	}
+	return &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{
+		LinkIndex: a.ifindex, Parent: parent, Handle: filterHandle, Priority: filterPriority, Protocol: unix.ETH_P_ALL,
+	}}
+}
+
+func (a attacher) releaseOtherFilters(hook string) error {
+	entries, err := os.ReadDir(a.dir())
+	if err != nil {
+		return fmt.Errorf("read %s: %w", a.dir(), err)
+	}
+	for _, e := range entries {
+		if h, ifindex, ok := filterOf(e.Name()); ok && h == hook && ifindex != a.ifindex {
+			if err := a.releaseFilter(e.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// releaseFilter removes the filter a pin names; the interface may be gone, and with it the filter.
+func (a attacher) releaseFilter(pin string) error {
+	hook, ifindex, _ := filterOf(pin)
+	at := attacher{a.bpffsDir, ifindex, a.name}
+	err := netlink.FilterDel(at.filter(hook))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove filter of %s from interface %d: %w", hook, ifindex, err)
+	}
+	if err := os.Remove(a.pin(pin)); err != nil {
+		return fmt.Errorf("unpin %s: %w", a.pin(pin), err)
+	}
+	return nil
+}

@@ -1,0 +1,98 @@
+package maps
+
+import (
+	"errors"
+	"log/slog"
+)
+
+// grace waits, and notes what is safe to recycle from then on.
+func (k *Kernel) grace() error {
+	tick, epoch := k.tick, k.Epoch()
+	if err := Grace(); err != nil {
+		return err
+	}
+	k.noteGrace(tick, epoch)
+	return nil
+}
+
+func (k *Kernel) noteGrace(tick, epoch uint64) {
+	k.graced, k.gracedEpoch = max(k.graced, tick), max(k.gracedEpoch, epoch)
+}
+
+// garbage reports whether anything waits for a grace to be removed or used again.
+func (k *Kernel) garbage() bool {
+	removed := max(k.facts.removed, k.frontends.removed, k.rulesets.keys.removed, k.rulesets.exact.removed,
+		k.endpoints.numbers.removed, k.peers.addresses.removed, k.peers.prefixes.removed)
+	waiting := len(k.facts.stale) + len(k.rulesets.keys.stale) + len(k.rulesets.limbo) +
+		len(k.endpoints.numbers.stale) + len(k.endpoints.retired) +
+		len(k.peers.addresses.stale) + len(k.peers.prefixes.stale) + len(k.peers.limbo)
+	return waiting > 0 || removed > k.graced || k.Epoch() > k.gracedEpoch
+}
+
+// collect removes what was stale at tick before, after which a grace began; what it
+// removes is free a grace later.
+func (k *Kernel) collect(before uint64) error {
+	k.tick++
+	return errors.Join(
+		k.rulesets.collect(before, k.tick),
+		k.facts.collect(before, k.tick, nil),
+		k.endpoints.collect(before, k.tick),
+		k.peers.collect(before, k.tick),
+	)
+}
+
+// settle waits until nothing is left to remove or to free.
+func (k *Kernel) settle() error {
+	for k.garbage() {
+		tick := k.tick
+		if err := k.grace(); err != nil {
+			return err
+		}
+		if err := k.collect(tick); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Settle removes at once what the last commits left behind, which otherwise happens in
+// the background.
+func (k *Kernel) Settle() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return errClosed
+	}
+	return k.settle()
+}
+
+// collectLater does what settle does off the latency path: the lock is free during
+// the graces.
+func (k *Kernel) collectLater() {
+	if k.collecting || k.closed || !k.garbage() {
+		return
+	}
+	k.collecting = true
+	k.background.Go(func() {
+		for k.collectOnce() {
+		}
+	})
+}
+
+func (k *Kernel) collectOnce() (more bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	tick, epoch := k.tick, k.Epoch()
+	k.mu.Unlock()
+	err := Grace()
+	k.mu.Lock()
+	if err == nil && !k.closed {
+		k.noteGrace(tick, epoch)
+		err = k.collect(tick)
+	}
+	if err != nil {
+		slog.Warn("stale entries stay in the kernel's maps until the next commit", "error", err)
+	}
+	k.collecting = err == nil && !k.closed && k.garbage()
+	return k.collecting
+}

@@ -1,0 +1,303 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
+)
+
+var errClosed = errors.New("maps are closed")
+
+// Commit makes the node enforce s from one epoch on and returns that epoch (the present
+// one when nothing changed that needs another). On an error nothing changed; a
+// *FullError names the map that s does not fit.
+func (k *Kernel) Commit(s *datapath.State) (uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return 0, errClosed
+	}
+	epoch, err := k.commit(s)
+	if full := new(FullError); errors.As(err, &full) && k.garbage() {
+		if err = k.settle(); err == nil {
+			epoch, err = k.commit(s)
+		}
+	}
+	k.collectLater()
+	if err != nil {
+		return k.Epoch(), fmt.Errorf("commit: %w", err)
+	}
+	return epoch, nil
+}
+
+// commit in the order of DESIGN: what is new and unreachable; what is staged; the epoch;
+// what is stale.
+func (k *Kernel) commit(s *datapath.State) (uint64, error) {
+	k.tick++
+	c, err := k.plan(s)
+	if err != nil {
+		return 0, err
+	}
+	if c.needsGrace() {
+		if err := k.settle(); err != nil {
+			return 0, err
+		}
+		if c, err = k.plan(s); err != nil {
+			return 0, err
+		}
+	}
+	if err := c.write(); err != nil {
+		return 0, errors.Join(err, c.rollback())
+	}
+	if c.bump {
+		k.control.store(controlEpoch, c.epoch+1)
+	}
+	c.markStale()
+	k.anew = false
+	return k.Epoch(), nil
+}
+
+// commit is one difference on its way into the kernel.
+type commit struct {
+	k     *Kernel
+	s     *datapath.State
+	epoch uint64 // in force
+	bump  bool
+
+	facts     delta[datapath.Fact, uint32]
+	frontends delta[datapath.Frontend, uint32]
+	rulesets  map[uint32]datapath.Ruleset // to put, canonical
+	unwanted  []uint32                    // rulesets
+	gone      []datapath.Frontend         // removed by write
+	endpoints endpointDelta
+	peers     peerDelta
+
+	staged []stagedSlot
+	ends   []stagedEndpoint
+}
+
+type stagedSlot struct {
+	slots slots
+	i     int
+}
+
+// stagedEndpoint is what a peer's element said before.
+type stagedEndpoint struct {
+	e   element
+	was uint64
+}
+
+// plan compares s with the kernel.
+func (k *Kernel) plan(s *datapath.State) (*commit, error) {
+	c := &commit{k: k, s: s, epoch: k.Epoch()}
+	c.facts = k.facts.diff(maps.All(s.Facts), has(s.Facts))
+	c.frontends = k.frontends.diff(func(yield func(datapath.Frontend, uint32) bool) {
+		for f := range s.Frontends {
+			if !yield(f, 1) {
+				return
+			}
+		}
+	}, has(s.Frontends))
+	if err := c.planRulesets(); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.endpoints, err = k.endpoints.diff(s.Endpoints, c.epoch); err != nil {
+		return nil, err
+	}
+	c.peers = k.peers.diff(s.Peers, c.epoch)
+	c.bump = len(c.endpoints.words) > 0 || len(c.endpoints.rewrite) > 0 || c.peers.words ||
+		!c.frontends.empty() || k.anew && c.repairs()
+	return c, c.fits()
+}
+
+func has[K comparable, V any](m map[K]V) func(K) bool {
+	return func(k K) bool { _, ok := m[k]; return ok }
+}
+
+// repairs reports whether anything at all differs: after Open, or where a ruleset had to
+// be written again, that is damage, whose verdicts must not live on in flow entries.
+func (c *commit) repairs() bool {
+	return !c.facts.empty() || len(c.rulesets) > 0 || len(c.unwanted) > 0 || len(c.endpoints.fields) > 0 ||
+		!c.endpoints.numbers.empty()
+}
+
+func (c *commit) planRulesets() error {
+	k := c.k
+	c.rulesets = map[uint32]datapath.Ruleset{}
+	for id, r := range c.s.Rulesets {
+		r = canonical(r)
+		p, ok := k.rulesets.placed[id]
+		if ok && equal(p.ruleset, r) {
+			delete(k.rulesets.keys.stale, id)
+			continue
+		}
+		if err := check(id, r); err != nil {
+			return err
+		}
+		c.rulesets[id] = r
+		if ok {
+			if err := k.rulesets.remove(id, k.tick); err != nil {
+				return err
+			}
+			k.anew = true
+		}
+	}
+	for id := range k.rulesets.placed {
+		if _, stale := k.rulesets.keys.stale[id]; !stale && !has(c.s.Rulesets)(id) {
+			c.unwanted = append(c.unwanted, id)
+		}
+	}
+	return nil
+}
+
+func (c *commit) fits() error {
+	k, exact := c.k, 0
+	for _, r := range c.rulesets {
+		for _, g := range r.Groups {
+			if g.Exact() {
+				exact++
+			}
+		}
+	}
+	for _, err := range []error{
+		k.facts.fits(len(c.facts.keys)), k.frontends.fits(len(c.frontends.keys)),
+		k.rulesets.keys.fits(len(c.rulesets)), k.rulesets.exact.fits(exact), k.peers.fits(c.peers),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needsGrace reports whether something would be recycled that a program may still read.
+func (c *commit) needsGrace() bool {
+	k := c.k
+	young := func(removed uint64, puts int) bool { return puts > 0 && removed > k.graced }
+	return c.endpoints.busy || max(c.endpoints.oldest, c.peers.oldest) > k.gracedEpoch ||
+		young(k.facts.removed, len(c.facts.keys)) ||
+		young(k.frontends.removed, len(c.frontends.keys)) ||
+		young(max(k.rulesets.keys.removed, k.rulesets.exact.removed), len(c.rulesets)) ||
+		young(k.endpoints.numbers.removed, len(c.endpoints.numbers.keys)) ||
+		young(k.peers.addresses.removed, len(c.peers.addresses)) ||
+		young(k.peers.prefixes.removed, len(c.peers.prefixes))
+}
+
+// write puts everything but the epoch into the kernel.
+func (c *commit) write() error {
+	k, since := c.k, c.epoch
+	if c.bump {
+		since++
+	}
+	if err := k.facts.put(c.facts.keys, c.facts.values, k.tick); err != nil {
+		return err
+	}
+	for id, r := range c.rulesets {
+		if err := k.rulesets.put(id, r, k.tick); err != nil {
+			return err
+		}
+	}
+	if err := k.endpoints.write(c.endpoints, k.grace); err != nil {
+		return err
+	}
+	c.stageEndpoints(since)
+	if err := k.endpoints.numbers.put(c.endpoints.numbers.keys, c.endpoints.numbers.values, k.tick); err != nil {
+		return err
+	}
+	if err := k.peers.addPrefixes(c.peers.prefixes, c.s.Peers, c.epoch, since, k.tick); err != nil {
+		return err
+	}
+	c.stagePeers(since)
+	if err := k.peers.addAddresses(c.peers.addresses, c.s.Peers, since, k.tick); err != nil {
+		return err
+	}
+	if err := c.writeFrontends(); err != nil {
+		return err
+	}
+	k.control.store(controlBorrowLimit, k.borrowLimit(len(c.s.Endpoints)))
+	return nil
+}
+
+// writeFrontends comes last: they have no slots, and the new epoch is what makes flows be
+// judged by them. Their value is the same for all, so removing one needs no grace.
+func (c *commit) writeFrontends() error {
+	k := c.k
+	if err := k.frontends.put(c.frontends.keys, c.frontends.values, k.tick); err != nil {
+		return err
+	}
+	for _, f := range c.frontends.unwanted {
+		if err := k.frontends.remove(f, k.tick); err != nil {
+			return err
+		}
+		c.gone = append(c.gone, f)
+	}
+	return nil
+}
+
+// borrowLimit is how many flow entries are nobody's sure share.
+func (k *Kernel) borrowLimit(endpoints int) uint64 {
+	capacity, shares := uint64(k.maps[bpf.WeirMapFlows].MaxEntries()), uint64(k.FlowShare)*uint64(endpoints)
+	return capacity - min(capacity, shares)
+}
+
+func (c *commit) stageEndpoints(since uint64) {
+	for n, word := range c.endpoints.words {
+		c.stage(slots{c.k.endpoints.memory.at(n)}, word, since)
+	}
+}
+
+func (c *commit) stagePeers(since uint64) {
+	for _, p := range c.peers.changed {
+		if p.was != p.is {
+			c.ends = append(c.ends, stagedEndpoint{p.element, p.was})
+			p.element.store(peerEndpoint, p.is)
+		}
+		if word, _, ok := (slots{p.element}).read(c.epoch); !ok || word != p.word {
+			c.stage(slots{p.element}, p.word, since)
+		}
+	}
+}
+
+func (c *commit) stage(s slots, word, since uint64) {
+	c.staged = append(c.staged, stagedSlot{s, s.stage(c.epoch, word, since)})
+}
+
+// rollback undoes what programs could come to see. What stays is unreachable or says
+// what was said before, and is compared again by the next commit.
+func (c *commit) rollback() error {
+	k := c.k
+	for _, s := range c.staged {
+		s.slots.forget(s.i)
+	}
+	for _, e := range c.ends {
+		e.e.store(peerEndpoint, e.was)
+	}
+	var errs []error
+	for _, f := range c.frontends.keys {
+		errs = append(errs, k.frontends.remove(f, k.tick))
+	}
+	errs = append(errs, k.frontends.put(c.gone, slices.Repeat([]uint32{1}, len(c.gone)), k.tick))
+	for _, x := range slices.Concat(c.peers.prefixes, c.peers.addresses) {
+		if i, ok := k.peers.index(x); ok {
+			slots{k.peers.memory.at(i)}.forgetAfter(c.epoch)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// markStale hands what nobody wants any more to the collection after the next grace.
+func (c *commit) markStale() {
+	k := c.k
+	k.facts.mark(c.facts.unwanted, k.tick)
+	k.rulesets.keys.mark(c.unwanted, k.tick)
+	k.endpoints.numbers.mark(c.endpoints.numbers.unwanted, k.tick)
+	k.peers.mark(c.peers.unwanted, k.tick)
+	for _, n := range c.endpoints.retire {
+		k.endpoints.retired[n] = k.tick
+	}
+}

@@ -1,0 +1,120 @@
+package maps
+
+import (
+	"fmt"
+	"iter"
+	"net/netip"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+// Counters are the kernel's own, summed over CPUs.
+func (k *Kernel) Counters() (datapath.Counters, error) {
+	var sums [bpf.WeirCounterCOUNT_MAX]uint64
+	var perCPU []uint64
+	for i := range sums {
+		if err := k.maps[bpf.WeirMapCounters].Lookup(uint32(i), &perCPU); err != nil {
+			return datapath.Counters{}, fmt.Errorf("read map %s: %w", bpf.WeirMapCounters, err)
+		}
+		for _, n := range perCPU {
+			sums[i] += n
+		}
+	}
+	c := datapath.Counters{
+		FlowsNew:          sums[bpf.WeirCounterCOUNT_FLOW_NEW],
+		FlowsEnded:        sums[bpf.WeirCounterCOUNT_FLOW_ENDED],
+		FlowsRevoked:      sums[bpf.WeirCounterCOUNT_FLOW_REVOKED],
+		FlowsRestamped:    sums[bpf.WeirCounterCOUNT_FLOW_RESTAMPED],
+		FlowsRejudged:     sums[bpf.WeirCounterCOUNT_FLOW_REJUDGED],
+		FlowsPickedUp:     sums[bpf.WeirCounterCOUNT_FLOW_PICKED_UP],
+		EventsEmitted:     sums[bpf.WeirCounterCOUNT_EVENT_EMITTED],
+		EventsLost:        sums[bpf.WeirCounterCOUNT_EVENT_LOST],
+		DenialsEmitted:    sums[bpf.WeirCounterCOUNT_DENIAL_EMITTED],
+		DenialsLost:       sums[bpf.WeirCounterCOUNT_DENIAL_LOST],
+		DenialsSuppressed: sums[bpf.WeirCounterCOUNT_DENIAL_SUPPRESSED],
+		DenialsUncounted:  sums[bpf.WeirCounterCOUNT_DENIAL_UNCOUNTED],
+		DenialsCached:     sums[bpf.WeirCounterCOUNT_DENIAL_CACHED],
+		Untracked:         sums[bpf.WeirCounterCOUNT_UNTRACKED],
+		Drops:             map[datapath.Reason]uint64{},
+	}
+	for i, n := range sums[bpf.WeirCounterCOUNT_DROP:] {
+		if n > 0 {
+			c.Drops[datapath.Reason(i)] = n
+		}
+	}
+	return c, nil
+}
+
+// Denials are the exact counts of denied packets since the maps were made.
+func (k *Kernel) Denials() ([]datapath.DenialCount, error) {
+	var out []datapath.DenialCount
+	var key bpf.WeirDenialCountKey
+	var perCPU []bpf.WeirDenialCount
+	entries := k.maps[bpf.WeirMapDenialCounts].Iterate()
+	for entries.Next(&key, &perCPU) {
+		d := datapath.DenialCount{
+			Endpoint: key.Endpoint, Rule: key.Rule,
+			Direction: datapath.Direction(key.Direction), Reason: datapath.Reason(key.Reason),
+		}
+		for _, n := range perCPU {
+			d.Packets += n.Packets
+			d.Bytes += n.Bytes
+		}
+		out = append(out, d)
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read map %s: %w", bpf.WeirMapDenialCounts, err)
+	}
+	return out, nil
+}
+
+// FlowsOf returns how many flow entries are charged to an endpoint number.
+func (k *Kernel) FlowsOf(endpoint uint32) (uint64, error) {
+	var state bpf.WeirEndpointState
+	if err := k.maps[bpf.WeirMapEndpointStates].Lookup(endpoint, &state); err != nil {
+		return 0, fmt.Errorf("read map %s: endpoint %d: %w", bpf.WeirMapEndpointStates, endpoint, err)
+	}
+	return state.Flows, nil
+}
+
+// FlowCount is how many entries the flow table has.
+func (k *Kernel) FlowCount() uint64 { return k.control.load(controlFlows) }
+
+// Flow is an entry of the flow table; arrays are by side, 0 the smaller
+// (address, port), but for Rule, which is by direction.
+type Flow struct {
+	Ends     [2]netip.AddrPort
+	Protocol uint8
+	Epoch    uint64
+	Begun    int // the side that began it
+	BPF      bool
+	Closed   bool
+	Dropped  bool // revoked
+	Judged   uint8
+	Identity [2]identity.Number
+	Endpoint [2]uint32
+	Owner    uint32
+	Rule     [2]uint32
+	Packets  [2]uint64
+	Bytes    [2]uint64
+}
+
+// Flows yields the flow table, which changes meanwhile: an entry may be missed or
+// come twice. An error ends it.
+func (k *Kernel) Flows() iter.Seq2[Flow, error] {
+	return func(yield func(Flow, error) bool) {
+		var key bpf.WeirFlowKey
+		var value bpf.WeirFlow
+		entries := k.maps[bpf.WeirMapFlows].Iterate()
+		for entries.Next(&key, &value) {
+			if !yield(decodeFlow(key, value), nil) {
+				return
+			}
+		}
+		if err := entries.Err(); err != nil {
+			yield(Flow{}, fmt.Errorf("read map %s: %w", bpf.WeirMapFlows, err))
+		}
+	}
+}

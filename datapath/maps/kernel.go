@@ -1,0 +1,170 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
+)
+
+// MapControl is the pin's name of the page of words (bpf/maps.h, struct control).
+const MapControl = "control"
+
+// Words of struct control.
+const (
+	controlEpoch       = unsafe.Offsetof(bpf.WeirControl{}.Epoch) / 8
+	controlBorrowLimit = unsafe.Offsetof(bpf.WeirControl{}.FlowBorrowLimit) / 8
+	controlFlows       = unsafe.Offsetof(bpf.WeirControl{}.Flows) / 8
+)
+
+// Path is where a map is pinned.
+func Path(bpffsDir, name string) string { return filepath.Join(bpffsDir, "maps", name) }
+
+// Kernel is a node's maps. It implements datapath.Kernel and is the only writer of the
+// maps on its node (the agent's lock sees to that). Safe for concurrent use.
+type Kernel struct {
+	// FlowShare is how many flow entries each endpoint is sure of; it must be the
+	// loader's. Set it before the first Commit.
+	FlowShare uint32
+
+	mu      sync.Mutex
+	maps    map[string]*ebpf.Map
+	opened  []*memory
+	control element
+
+	facts     *tracker[datapath.Fact, bpf.WeirFactKey, uint32]
+	frontends *tracker[datapath.Frontend, bpf.WeirFrontendKey, uint32]
+	rulesets  rulesets
+	endpoints endpoints
+	peers     peers
+
+	tick        uint64 // counts commits and collections
+	graced      uint64 // a grace began after this tick
+	gracedEpoch uint64 // and after this epoch came
+	anew        bool   // what differs now was damaged: flows are judged anew
+
+	collecting bool
+	background sync.WaitGroup
+	closed     bool
+}
+
+var _ datapath.Kernel = (*Kernel)(nil)
+
+// Open opens the maps that the loader pinned below bpffsDir and takes what they hold as
+// the state to compare with. Its first act is to forget what was staged for an epoch
+// that never came.
+func Open(bpffsDir string) (*Kernel, error) {
+	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, anew: true, tick: 1}
+	if err := k.open(bpffsDir); err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	return k, nil
+}
+
+const defaultFlowShare = 128 // bpf/config.h, cfg_flow_share
+
+func (k *Kernel) open(dir string) error {
+	for _, name := range []string{
+		MapControl, bpf.WeirMapFlows, bpf.WeirMapEndpointIndex, bpf.WeirMapEndpoints, bpf.WeirMapEndpointStates,
+		bpf.WeirMapAddresses, bpf.WeirMapPrefixes, bpf.WeirMapPeers, bpf.WeirMapFacts, bpf.WeirMapRulesets,
+		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapRuleIds, bpf.WeirMapFrontends,
+		bpf.WeirMapDenialCounts, bpf.WeirMapCounters,
+	} {
+		m, err := ebpf.LoadPinnedMap(Path(dir, name), nil)
+		if err != nil {
+			return fmt.Errorf("open map %s: %w", Path(dir, name), err)
+		}
+		k.maps[name] = m
+	}
+	if err := k.mapMemories(); err != nil {
+		return err
+	}
+	return k.adopt()
+}
+
+func (k *Kernel) mapMemories() error {
+	mapped := map[string]*memory{}
+	for _, name := range []string{MapControl, bpf.WeirMapEndpoints, bpf.WeirMapPeers, bpf.WeirMapRuleIds} {
+		m, err := mapMemory(k.maps[name])
+		if err != nil {
+			return err
+		}
+		k.opened = append(k.opened, m)
+		mapped[name] = m
+	}
+	k.control = mapped[MapControl].at(0)
+	k.facts = newTracker[datapath.Fact, bpf.WeirFactKey, uint32](k, bpf.WeirMapFacts, encodeFact, decodeFact)
+	k.frontends = newTracker[datapath.Frontend, bpf.WeirFrontendKey, uint32](k, bpf.WeirMapFrontends, encodeFrontend, decodeFrontend)
+	k.rulesets = rulesets{
+		keys:       newTracker[uint32, uint32, bpf.WeirRuleset](k, bpf.WeirMapRulesets, same, same),
+		exact:      newTracker[bpf.WeirExactKey, bpf.WeirExactKey, bpf.WeirPortGroup](k, bpf.WeirMapExactGroups, same, same),
+		groups:     k.maps[bpf.WeirMapPortGroups],
+		rules:      mapped[bpf.WeirMapRuleIds],
+		groupSpace: extents{name: bpf.WeirMapPortGroups, size: k.maps[bpf.WeirMapPortGroups].MaxEntries()},
+		ruleSpace:  extents{name: bpf.WeirMapRuleIds, size: mapped[bpf.WeirMapRuleIds].count},
+	}
+	k.endpoints = endpoints{
+		numbers: newTracker[uint32, uint32, uint32](k, bpf.WeirMapEndpointIndex, same, same),
+		memory:  mapped[bpf.WeirMapEndpoints],
+		retired: map[uint32]uint64{},
+	}
+	k.peers = peers{
+		addresses: newTracker[netip.Prefix, bpf.WeirAddressKey, uint32](k, bpf.WeirMapAddresses, encodeAddress, decodeAddress),
+		prefixes:  newTracker[netip.Prefix, bpf.WeirPrefixKey, uint32](k, bpf.WeirMapPrefixes, encodePrefix, decodePrefix),
+		memory:    mapped[bpf.WeirMapPeers],
+	}
+	return nil
+}
+
+func newTracker[K comparable, B any, V comparable](k *Kernel, name string, encode func(K) B, decode func(B) K) *tracker[K, B, V] {
+	return &tracker[K, B, V]{name: name, m: k.maps[name], encode: encode, decode: decode}
+}
+
+// adopt takes what the kernel holds as applied.
+func (k *Kernel) adopt() error {
+	epoch := k.Epoch()
+	for _, m := range []*memory{k.endpoints.memory, k.peers.memory} {
+		for i := range m.count {
+			slots{m.at(i)}.forgetAfter(epoch)
+		}
+	}
+	if err := k.grace(); err != nil {
+		return err
+	}
+	return errors.Join(
+		k.facts.load(), k.frontends.load(), k.endpoints.numbers.load(),
+		k.rulesets.load(k.tick), k.peers.load(k.tick),
+	)
+}
+
+// Close lets go of the maps; what they hold stays in force.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.background.Wait()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	for _, m := range k.opened {
+		errs = append(errs, m.close())
+	}
+	for _, m := range k.maps {
+		errs = append(errs, m.Close())
+	}
+	k.opened, k.maps, k.control = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// Epoch returns the one in force.
+func (k *Kernel) Epoch() uint64 { return k.control.load(controlEpoch) }
+
+// Grace returns when no program that ran before the call runs any more.
+func (k *Kernel) Grace() error { return Grace() }
