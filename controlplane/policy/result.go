@@ -1,0 +1,54 @@
+package policy
+
+import (
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+// Result is what Compile makes of a cluster for one node.
+type Result struct {
+	State      *datapath.State
+	Endpoints  map[uint32]EndpointView // by endpoint number
+	Identities []IdentityView          // that pods of the cluster have, by number
+	Blocks     map[netip.Prefix]identity.Number
+	Policies   []PolicyView                        // every policy, by namespace and name
+	Names      map[netip.Addr]types.NamespacedName // whose address it is, as far as pods are known
+	Refused    map[types.NamespacedName]bool       // policies that isolate and allow nothing, see Errors
+	Errors     []Problem                           // what is not enforced as it is written
+	Warnings   []Problem                           // what is, and may not be meant
+}
+
+// EndpointView is what Compile found for an endpoint.
+type EndpointView struct {
+	Pod      types.NamespacedName
+	Known    bool // the cluster has the pod; if not, the endpoint has no rulesets and all is dropped
+	Identity identity.Number
+	Labels   []string    // those that make the identity, sorted
+	Sides    [2]SideView // by datapath.Direction
+}
+
+// SideView is one direction of an endpoint.
+type SideView struct {
+	IsolatedBy []Ref // empty: not isolated
+	Ruleset    uint32
+}
+
+// IdentityView is a number that pods have.
+type IdentityView struct {
+	Number identity.Number
+	Labels identity.Labels
+	Pods   int
+}
+
+// PolicyView is a policy as it is enforced.
+type PolicyView struct {
+	Ref
+	Types   []string // Ingress, Egress
+	Selects int      // pods of the cluster, hostNetwork pods not counted
+	Ingress int      // rules
+	Egress  int
+}

@@ -1,0 +1,57 @@
+package identity
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Blocks is a table of prefixes, asked for the longest that covers an address or
+// another prefix. The families are apart.
+type Blocks[V any] struct {
+	values  map[netip.Prefix]V
+	lengths [2][]int // by family, longest first
+}
+
+// NewBlocks makes the table of masked prefixes.
+func NewBlocks[V any](values map[netip.Prefix]V) *Blocks[V] {
+	b := &Blocks[V]{values: values}
+	for p := range values {
+		f := familyIndex(p.Addr())
+		if !slices.Contains(b.lengths[f], p.Bits()) {
+			b.lengths[f] = append(b.lengths[f], p.Bits())
+		}
+	}
+	for f := range b.lengths {
+		slices.Sort(b.lengths[f])
+		slices.Reverse(b.lengths[f])
+	}
+	return b
+}
+
+// Longest returns the longest prefix of the table that contains all of p (p itself
+// included) and its value.
+func (b *Blocks[V]) Longest(p netip.Prefix) (prefix netip.Prefix, value V, ok bool) {
+	for _, bits := range b.lengths[familyIndex(p.Addr())] {
+		if bits > p.Bits() {
+			continue
+		}
+		prefix = netip.PrefixFrom(p.Addr(), bits).Masked()
+		if value, ok = b.values[prefix]; ok {
+			return prefix, value, true
+		}
+	}
+	return netip.Prefix{}, value, false
+}
+
+func familyIndex(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// Single is the prefix of one address.
+func Single(a netip.Addr) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	return netip.PrefixFrom(a, a.BitLen())
+}
