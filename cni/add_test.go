@@ -3,6 +3,7 @@ package cni_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -143,19 +144,27 @@ func (n *node) wantRequest(c *container, mac string) {
 }
 
 // Packets pass between the node and a pod, and between pods by way of the node, with
-// nothing but what ADD has set.
+// nothing but what ADD has set; and none before the programs let them.
 func TestReachable(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24", "fd09::/64")
-	n.openPrograms()
 	n.sh("ip netns exec " + n.name + " sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	n.ip(n.name, "link set lo up")
 	n.ip(n.name, "addr add 10.10.0.1/32 dev lo")
 	n.ip(n.name, "addr add fd10::1/128 dev lo")
 	a, b := n.newContainer("a"), n.newContainer("b")
 	a.mustAdd()
-	for _, ip := range b.mustAdd().IPs {
-		for _, from := range []string{n.name, a.netns} {
-			n.sh("ip netns exec " + from + " ping -c1 -W2 " + ip.Address.IP.String())
+	ips := b.mustAdd().IPs
+	for _, opened := range []bool{false, true} {
+		if opened {
+			n.openPrograms()
+		}
+		for _, ip := range ips {
+			for _, from := range []string{n.name, a.netns} {
+				err := exec.Command("ip", "netns", "exec", from, "ping", "-c1", "-W1", ip.Address.IP.String()).Run()
+				if (err == nil) != opened {
+					t.Errorf("programs open=%t: ping %s from %s: %v", opened, ip.Address.IP, from, err)
+				}
+			}
 		}
 	}
 }
@@ -353,6 +362,47 @@ func TestNodeSysctlsUntouched(t *testing.T) {
 	n.newContainer("a").mustAdd()
 	if after := read(); after != before {
 		t.Errorf("before\n%safter\n%s", before, after)
+	}
+}
+
+// The programs come before anything that makes traffic possible: without them ADD gets
+// no further, though a later step would fail as well.
+func TestAttachComesFirst(t *testing.T) {
+	n := newNode(t, "10.9.0.0/24")
+	n.ip(n.name, "link set lo up")
+	n.ip(n.name, "route add 10.9.0.2/32 dev lo")
+	n.sh("rm " + n.bpffsDir() + "/progs/stub_to_pod")
+	c := n.newContainer("a")
+	_, err := c.add()
+	wantCode(t, err, 999, "stub_to_pod", "the agent has not loaded them yet")
+	n.mustLeaveNothing(c)
+}
+
+func TestXDPModes(t *testing.T) {
+	for mode, want := range map[string]string{"off": "", "generic": "xdpgeneric", "native": "xdp", "auto": "xdp"} {
+		t.Run(mode, func(t *testing.T) {
+			n := newNode(t, "10.9.0.0/24")
+			n.conf["xdp"] = mode
+			c := n.newContainer("a")
+			c.mustAdd()
+			got := ""
+			for _, word := range strings.Fields(n.ip(n.name, "link show dev "+c.hostIfName())) {
+				if strings.HasPrefix(word, "xdp") {
+					got = word
+				}
+			}
+			got, _, _ = strings.Cut(got, "/")
+			if got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			if err := c.check(); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			if err := c.del(); err != nil {
+				t.Errorf("DEL: %v", err)
+			}
+			n.mustLeaveNothing(c)
+		})
 	}
 }
 

@@ -187,8 +187,22 @@ func (c *checking) sysctls(name string) {
 
 // links must be pinned and hold the host side.
 func (c *checking) links() {
-	err := loader.CheckPod(c.conf.pins, c.veth.hostIndex, c.veth.hostName)
-	c.must(err, "programs of "+c.veth.hostName)
+	hooks := []string{"from_pod", "to_pod"}
+	if c.conf.xdp != loader.XDPOff {
+		hooks = append(hooks, "shield")
+	}
+	all, err := loader.Attached(c.conf.pins) // of other pods, which may come and go, too
+	for _, hook := range hooks {
+		i := slices.IndexFunc(all, func(a loader.Attachment) bool { return a.Name == c.veth.hostName && a.Hook == hook })
+		switch {
+		case i < 0 && err != nil:
+			c.errorf("%s is not attached to %s: %v", hook, c.veth.hostName, err)
+		case i < 0:
+			c.errorf("%s is not attached to %s", hook, c.veth.hostName)
+		case all[i].Ifindex != c.veth.hostIndex:
+			c.errorf("%s is attached to interface %d, not %d (%s)", hook, all[i].Ifindex, c.veth.hostIndex, c.veth.hostName)
+		}
+	}
 }
 
 // endpoint asks whether the agent enforces the pod's policy on this interface.

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath/loader"
 )
 
 // An address may be given to the next pod once the endpoint is out of the kernel, and
@@ -123,6 +124,10 @@ func TestCheckNamesEachMismatch(t *testing.T) {
 			t.Fatalf("mended %q: %v", breakage.want, err)
 		}
 	}
+	if err := loader.DetachPod(n.bpffsDir(), host); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, c.check(), 100, "from_pod is not attached to "+host+"; to_pod is not attached to "+host)
 	n.ip(n.name, "link del "+host)
 	wantCode(t, c.check(), 100, host+" on the node", "eth0 in the pod")
 }
@@ -175,6 +180,8 @@ func TestStatus(t *testing.T) {
 	if err := status(); err != nil {
 		t.Errorf("with an agent: %v", err)
 	}
+	n.agent.epoch.Store(0)
+	wantCode(t, status(), 50, "no datapath")
 	n.agent.stop()
 	wantCode(t, status(), 50, "no agent at")
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -15,9 +16,10 @@ import (
 type fakeAgent struct {
 	mu        sync.Mutex
 	ping      api.Ping
+	epoch     atomic.Uint64
 	endpoints map[api.Attachment]api.Endpoint
 	requests  []api.AddRequest
-	refuse    *api.Error                          // answer of the next ADDs
+	refuse    *api.Error                          // answer of the next ADDs, which leave an endpoint half made
 	onAdd     func(api.AddRequest)                // before an ADD is answered
 	onDelete  func(api.Attachment)                // before an endpoint is removed
 	edit      func(api.Attachment, *api.Endpoint) // of what is listed
@@ -28,13 +30,14 @@ type fakeAgent struct {
 func startAgent(t *testing.T, stateDir string, ping api.Ping) *fakeAgent {
 	t.Helper()
 	f := &fakeAgent{ping: ping, endpoints: map[api.Attachment]api.Endpoint{}}
+	f.epoch.Store(1)
 	l, err := net.Listen("unix", filepath.Join(stateDir, api.SocketName))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathPing, func(w http.ResponseWriter, _ *http.Request) { answer(w, f.ping) })
-	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, _ *http.Request) { answer(w, api.Status{Epoch: 1}) })
+	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, _ *http.Request) { answer(w, api.Status{Epoch: f.epoch.Load()}) })
 	mux.HandleFunc("GET "+api.PathEndpoints, f.list)
 	mux.HandleFunc("POST "+api.PathEndpoints, f.add)
 	mux.HandleFunc("DELETE "+api.PathEndpoints, f.delete)
@@ -61,17 +64,17 @@ func (f *fakeAgent) add(w http.ResponseWriter, r *http.Request) {
 	if f.onAdd != nil {
 		f.onAdd(req)
 	}
-	if f.refuse != nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		answer(w, f.refuse)
-		return
-	}
 	e := api.Endpoint{
 		Number: uint32(len(f.requests)), PodNamespace: req.PodNamespace, PodName: req.PodName, Addresses: req.Addresses,
 		ContainerID: req.ContainerID, IfName: req.IfName, HostIfName: req.HostIfName, HostIfindex: req.HostIfindex,
 		MAC: req.MAC, Ready: true,
 	}
 	f.endpoints[api.Attachment{ContainerID: req.ContainerID, IfName: req.IfName}] = e
+	if f.refuse != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		answer(w, f.refuse)
+		return
+	}
 	answer(w, e)
 }
 

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -57,6 +58,7 @@ type node struct {
 	dir   string // state, bpffs, pool and the runtime's cache are below
 	agent *fakeAgent
 	conf  map[string]any
+	stubs *ebpf.Collection
 }
 
 var sequence atomic.Int32

@@ -20,8 +20,12 @@ func status(args *skel.CmdArgs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), pingWait)
 	defer cancel()
-	if _, err := agent.Status(ctx, 0); err != nil {
+	s, err := agent.Status(ctx, 0)
+	if err != nil {
 		return fail(types.ErrPluginNotAvailable, "%v", agentError(agent, "ask for status", err))
+	}
+	if s.Epoch == 0 { // the kernel's begins at 1
+		return fail(types.ErrPluginNotAvailable, "the agent at %s has no datapath yet", agent.Socket())
 	}
 	if err := invoke.DelegateStatus(ctx, c.IPAM.Type, c.raw, nil); err != nil {
 		return fail(types.ErrPluginNotAvailable, "%v", ipamError(c, err))
