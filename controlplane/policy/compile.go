@@ -1,0 +1,257 @@
+package policy
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+// compiler is one run of Compile.
+type compiler struct {
+	cluster *Cluster
+	node    Node
+	locals  []Local
+	ids     *Allocator
+	result  *Result
+	state   *datapath.State
+
+	policies []*parsed // by namespace and name
+	byNS     map[string][]*parsed
+	keys     mentioned
+	podID    map[types.NamespacedName]identity.Number
+	inUse    map[identity.Number]*IdentityView
+	used     map[uint32]identity.PeerSet // sets of this node's rulesets, by id
+	names    map[uint32]portName         // likewise, sets that are a port's name
+	cidrs    *identity.Blocks[identity.Number]
+}
+
+// portName is a port by name, as egress rules have it.
+type portName struct {
+	name     string
+	protocol uint8
+}
+
+// Compile makes what a node has to enforce from the cluster's objects and the pods'
+// interfaces on it. Numbers come from a; the same input gives the same numbers again.
+func Compile(c *Cluster, n Node, locals []Local, a *Allocator) *Result {
+	w := newCompiler(c, n, locals, a)
+	w.parse()
+	w.keys = mentionedBy(w.policies)
+	w.identify()
+	w.refuse()
+	w.rulesets()
+	w.blocks()
+	w.facts()
+	w.peers()
+	w.frontends()
+	w.views()
+	w.warn()
+	return w.result
+}
+
+func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
+	state := &datapath.State{
+		Endpoints: map[uint32]datapath.Endpoint{},
+		Peers:     map[netip.Prefix]datapath.Peer{},
+		Facts:     map[datapath.Fact]uint32{},
+		Rulesets:  map[uint32]datapath.Ruleset{},
+		Frontends: map[datapath.Frontend]struct{}{},
+	}
+	locals = slices.Clone(locals)
+	slices.SortFunc(locals, func(x, y Local) int { return int(x.Number) - int(y.Number) })
+	return &compiler{
+		cluster: c, node: n, locals: locals, ids: a, state: state,
+		byNS:  map[string][]*parsed{},
+		podID: map[types.NamespacedName]identity.Number{},
+		inUse: map[identity.Number]*IdentityView{},
+		used:  map[uint32]identity.PeerSet{},
+		names: map[uint32]portName{},
+		result: &Result{
+			State:     state,
+			Endpoints: map[uint32]EndpointView{},
+			Blocks:    map[netip.Prefix]identity.Number{},
+			Names:     map[netip.Addr]types.NamespacedName{},
+			Refused:   map[types.NamespacedName]bool{},
+		},
+	}
+}
+
+func (w *compiler) parse() {
+	for _, name := range sortedNames(w.cluster.NetworkPolicies) {
+		p, problems := parsePolicy(w.cluster.NetworkPolicies[name])
+		w.result.Errors = append(w.result.Errors, problems...)
+		if p.refused || w.cluster.Refused[name] {
+			w.reject(p)
+		}
+		w.policies = append(w.policies, p)
+		w.byNS[name.Namespace] = append(w.byNS[name.Namespace], p)
+	}
+}
+
+// reject keeps what a policy isolates and drops what it allows.
+func (w *compiler) reject(p *parsed) {
+	p.refused = true
+	p.rules = [2][]*parsedRule{}
+	w.result.Refused[p.name] = true
+}
+
+// mentioned is what some policy can tell pods apart by.
+type mentioned struct {
+	pods, namespaces, ports map[string]bool
+}
+
+func mentionedBy(policies []*parsed) mentioned {
+	m := mentioned{map[string]bool{}, map[string]bool{}, map[string]bool{}}
+	for _, p := range policies {
+		m.add(m.pods, p.subject)
+		for _, r := range slices.Concat(p.rules[0], p.rules[1]) {
+			for _, peer := range r.peers {
+				m.add(m.pods, peer.Pods)
+				m.add(m.namespaces, peer.Namespaces)
+			}
+			for _, port := range r.ports {
+				if port.name != "" {
+					m.ports[port.name] = true
+				}
+			}
+		}
+	}
+	return m
+}
+
+func (m mentioned) add(keys map[string]bool, s identity.Selector) {
+	for _, r := range s.Requirements() {
+		keys[r.Key] = true
+	}
+}
+
+// labelsOf is a pod's identity.
+func (w *compiler) labelsOf(pod *corev1.Pod) identity.Labels {
+	return identity.Labels{
+		Namespace:       pod.Namespace,
+		NamespaceLabels: only(namespaceLabels(w.cluster, pod.Namespace), w.keys.namespaces),
+		PodLabels:       only(pod.Labels, w.keys.pods),
+		Ports:           namedPorts(pod, w.keys.ports),
+	}
+}
+
+func only(labels map[string]string, keys map[string]bool) map[string]string {
+	out := map[string]string{}
+	for k, v := range labels {
+		if keys[k] {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+func namedPorts(pod *corev1.Pod, names map[string]bool) []identity.NamedPort {
+	var out []identity.NamedPort
+	for _, c := range containers(pod) {
+		for _, p := range c.Ports {
+			protocol, ok := protocolNumber(p.Protocol)
+			if ok && names[p.Name] {
+				out = append(out, identity.NamedPort{Name: p.Name, Protocol: protocol, Port: uint16(p.ContainerPort)})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b identity.NamedPort) int { return strings.Compare(a.String(), b.String()) })
+	return slices.Compact(out)
+}
+
+// identify numbers the pods that have an identity: those with a network of their own
+// that are running or have an interface here.
+func (w *compiler) identify() {
+	here := map[types.NamespacedName]bool{}
+	for _, l := range w.locals {
+		here[l.Pod] = true
+	}
+	for _, name := range sortedNames(w.cluster.Pods) {
+		pod := w.cluster.Pods[name]
+		if !here[name] && (pod.Spec.HostNetwork || finished(pod)) {
+			continue
+		}
+		labels := w.labelsOf(pod)
+		n := w.ids.identity(labels)
+		w.podID[name] = n
+		if w.inUse[n] == nil {
+			w.inUse[n] = &IdentityView{Number: n, Labels: labels}
+		}
+		w.inUse[n].Pods++
+	}
+}
+
+// facts says for every set in use which identities and blocks it has.
+func (w *compiler) facts() {
+	for id, set := range w.used {
+		if set.Has(identity.ByLabels) {
+			for n, view := range w.inUse {
+				if o, ok := set.OfLabels(&view.Labels); ok {
+					w.state.Facts[datapath.Fact{Set: id, Identity: n}] = o
+				}
+			}
+		}
+		if set.Has(identity.ByAddress) {
+			for cidr, n := range w.result.Blocks {
+				if o, ok := set.OfBlock(cidr); ok {
+					w.state.Facts[datapath.Fact{Set: id, Identity: n}] = o
+				}
+			}
+		}
+	}
+	for id, port := range w.names {
+		for n, view := range w.inUse {
+			for _, p := range view.Labels.Ports {
+				if p.Name == port.name && p.Protocol == port.protocol {
+					w.state.Facts[datapath.Fact{Set: id, Identity: n, Protocol: p.Protocol, Port: p.Port}] = 0
+				}
+			}
+		}
+	}
+}
+
+// blocks numbers the policy CIDRs of the sets in use: their blocks and exceptions.
+func (w *compiler) blocks() {
+	cidrs := map[netip.Prefix]struct{}{}
+	for _, set := range w.used {
+		set.CIDRs(cidrs)
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(cidrs), comparePrefixes) {
+		w.result.Blocks[p] = w.ids.block(p)
+	}
+	w.cidrs = identity.NewBlocks(w.result.Blocks)
+}
+
+// views lists identities and policies.
+func (w *compiler) views() {
+	for _, n := range slices.Sorted(maps.Keys(w.inUse)) {
+		w.result.Identities = append(w.result.Identities, *w.inUse[n])
+	}
+	selects := map[*parsed]int{}
+	for name := range w.podID {
+		for _, p := range w.byNS[name.Namespace] {
+			if p.selects(w.cluster.Pods[name]) {
+				selects[p]++
+			}
+		}
+	}
+	for _, p := range w.policies {
+		np := w.cluster.NetworkPolicies[p.name]
+		v := PolicyView{Ref: p.ref, Selects: selects[p], Ingress: len(np.Spec.Ingress), Egress: len(np.Spec.Egress)}
+		for d, name := range [...]string{datapath.Ingress: "Ingress", datapath.Egress: "Egress"} {
+			if p.isolates[d] {
+				v.Types = append(v.Types, name)
+			}
+		}
+		slices.Sort(v.Types)
+		slices.Reverse(v.Types)
+		w.result.Policies = append(w.result.Policies, v)
+	}
+}

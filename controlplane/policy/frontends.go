@@ -1,0 +1,105 @@
+package policy
+
+import (
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weirnet/weir/datapath"
+)
+
+// frontends are the addresses and ports that the node's NAT answers for.
+func (w *compiler) frontends() {
+	for _, s := range w.cluster.Services {
+		if s.Spec.Type != corev1.ServiceTypeExternalName {
+			w.service(s)
+		}
+	}
+	for _, l := range w.locals {
+		if pod := w.cluster.Pods[l.Pod]; pod != nil {
+			w.hostPorts(pod, l)
+		}
+	}
+}
+
+func (w *compiler) service(s *corev1.Service) {
+	addrs := serviceAddresses(s)
+	for _, port := range s.Spec.Ports {
+		protocol, ok := protocolNumber(port.Protocol)
+		if !ok {
+			continue
+		}
+		for _, a := range addrs {
+			w.frontend(a, protocol, port.Port)
+		}
+		if port.NodePort != 0 {
+			for _, a := range unspecified(s.Spec.IPFamilies) {
+				w.frontend(a, protocol, port.NodePort)
+			}
+		}
+	}
+}
+
+// serviceAddresses are all that stand for the Service; none for a headless one.
+func serviceAddresses(s *corev1.Service) []netip.Addr {
+	texts := append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...)
+	texts = append(texts, s.Spec.ExternalIPs...)
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
+			texts = append(texts, in.IP)
+		}
+	}
+	var out []netip.Addr
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// unspecified addresses of some families; of both when none is named.
+func unspecified(families []corev1.IPFamily) []netip.Addr {
+	both := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	if len(families) != 1 {
+		return both
+	}
+	if families[0] == corev1.IPv4Protocol {
+		return both[:1]
+	}
+	return both[1:]
+}
+
+// hostPorts of a pod here, on the address they name or on all.
+func (w *compiler) hostPorts(pod *corev1.Pod, l Local) {
+	for _, c := range containers(pod) {
+		for _, p := range c.Ports {
+			protocol, ok := protocolNumber(p.Protocol)
+			if p.HostPort == 0 || !ok {
+				continue
+			}
+			for _, a := range hostPortAddresses(p.HostIP, l) {
+				w.frontend(a, protocol, p.HostPort)
+			}
+		}
+	}
+}
+
+func hostPortAddresses(hostIP string, l Local) []netip.Addr {
+	if a, err := netip.ParseAddr(hostIP); err == nil {
+		return []netip.Addr{a.Unmap()}
+	}
+	var out []netip.Addr
+	for _, a := range l.Addresses() {
+		if a.Unmap().Is4() {
+			out = append(out, netip.IPv4Unspecified())
+		} else {
+			out = append(out, netip.IPv6Unspecified())
+		}
+	}
+	return out
+}
+
+func (w *compiler) frontend(a netip.Addr, protocol uint8, port int32) {
+	w.state.Frontends[datapath.Frontend{Addr: a, Protocol: protocol, Port: uint16(port)}] = struct{}{}
+}
