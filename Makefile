@@ -1,7 +1,75 @@
 # Weir. `make demo` shows it, `make test` tests it; both install what they need first.
-export BPF2GO_CFLAGS = -I/usr/include/$(shell gcc -print-multiarch)
+#
+#   deps       what a fresh Debian 12 with Go lacks (as root)
+#   generate   kernel programs and their Go face from bpf/*.c
+#   build      bin/weir, bin/weir-agent, bin/weir-cni
+#   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
+#   test       test-unit test-packet test-node
+#   lint       format, vet, staticcheck, import arrows
+#   verify     what each kernel program costs the verifier
+#   bench      what a packet costs, as ratios
+#   fmt        rewrite Go and C in the house's format
+#   clean      build output, and what a crashed run left behind
+
+SHELL = /bin/bash -o pipefail
+export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
+
+GO_BUILD  = CGO_ENABLED=0 go build -trimpath
+GO_TEST   = go test -json -count=1 $(TESTFLAGS)
+SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
+UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node)$$')
+C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
+
+all: build
+
+deps:
+	@tools/deps
 
 generate: bpf/weir_bpfel.go
-bpf/weir_bpfel.go: $(wildcard bpf/*.c bpf/*.h) bpf/gen.go
+bpf/weir_bpfel.go: $(C_SOURCES) bpf/gen.go | deps
 	cd bpf && go generate ./...
-.PHONY: generate
+
+# The node's addresses come from host-local, a plugin of its own; a cluster has it.
+build: generate
+	$(GO_BUILD) -o bin/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni
+	$(GO_BUILD) -o bin/ github.com/containernetworking/plugins/plugins/ipam/host-local
+
+demo: build
+	@$(GO_BUILD) -o bin/demo ./tests/demo
+	@bin/demo $(if $(KEEP),-keep)
+
+test: build
+	$(GO_TEST) ./... | $(SUMMARY)
+test-unit: generate
+	$(GO_TEST) $(UNIT) | $(SUMMARY)
+test-packet: generate
+	$(GO_TEST) ./tests/packet | $(SUMMARY)
+test-node: build
+	$(GO_TEST) -timeout 20m ./tests/node | $(SUMMARY)
+
+lint: lint-c lint-go
+lint-c: generate
+	clang-format-19 --dry-run -Werror $(C_SOURCES)
+lint-go: generate
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'd: $$out"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+	go test -count=1 ./tests
+
+fmt: generate
+	gofmt -w $$(git ls-files '*.go')
+	clang-format-19 -i $(C_SOURCES)
+
+verify: generate
+	@go run ./tests/verify
+
+bench: generate
+	@$(GO_BUILD) -o bin/bench ./tests/bench
+	@bin/bench $(BENCHFLAGS)
+
+clean:
+	tests/lab/clean.sh weird- /run/weird
+	tests/lab/clean.sh weirt- /run/weirt-
+	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
+
+.PHONY: all deps generate build demo test test-unit test-packet test-node lint lint-c lint-go fmt verify bench clean
