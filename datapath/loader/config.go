@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -19,6 +20,25 @@ type Config struct {
 	TunnelPort      uint16 // UDP port of the node's tunnel, 0 = none
 	FlowCapacity    uint32 // entries of the flow table
 	FlowShare       uint32 // entries each endpoint is sure of
+	Timeouts        Timeouts
+}
+
+// Timeouts are the flow table's idle times; resolution 100 ms.
+type Timeouts struct {
+	SYN, TCP, Closing, UDP, UDPStream, ICMP, Other time.Duration
+	Linger                                         time.Duration // from closed to deleted
+}
+
+func (t Timeouts) set(knobs map[string]any) {
+	for name, d := range map[string]time.Duration{
+		bpf.WeirVarCfgTimeoutSyn: t.SYN, bpf.WeirVarCfgTimeoutTcp: t.TCP, bpf.WeirVarCfgTimeoutClosing: t.Closing,
+		bpf.WeirVarCfgTimeoutUdp: t.UDP, bpf.WeirVarCfgTimeoutUdpStream: t.UDPStream,
+		bpf.WeirVarCfgTimeoutIcmp: t.ICMP, bpf.WeirVarCfgTimeoutOther: t.Other, bpf.WeirVarCfgLinger: t.Linger,
+	} {
+		if d != 0 {
+			knobs[name] = uint64(d.Milliseconds())
+		}
+	}
 }
 
 // set writes the knobs and sizes into the spec.
@@ -28,6 +48,7 @@ type Config struct {
 // full at the next epoch, with the same outcome), the others are misses.
 func (c Config) set(spec *ebpf.CollectionSpec) error {
 	knobs := map[string]any{bpf.WeirVarCfgSeed: seed()}
+	c.Timeouts.set(knobs)
 	if c.NodeEgressAllow {
 		knobs[bpf.WeirVarCfgNodeEgressAllow] = uint32(1)
 	}

@@ -72,7 +72,7 @@ func TestNodeAddressIsNoPass(t *testing.T) {
 func TestServiceIsJudgedBehindNAT(t *testing.T) {
 	s := newScene(t, open)
 	s.State.Frontends[datapath.Frontend{Addr: mustAddr("10.96.0.1"), Protocol: datapath.TCP, Port: 443}] = struct{}{}
-	s.State.Frontends[datapath.Frontend{Protocol: datapath.TCP, Port: 30080}] = struct{}{}
+	s.State.Frontends[datapath.Frontend{Addr: mustAddr("0.0.0.0"), Protocol: datapath.TCP, Port: 30080}] = struct{}{}
 	s.Set(s.a, toWorld, open)
 	s.Commit(t)
 	for _, dst := range []testnode.Frame{tcp(s.a.Addr4, 7, "10.96.0.1", 443, "S"), tcp(s.a.Addr4, 7, nodeAddr, 30080, "S")} {
@@ -115,8 +115,7 @@ func TestHalfJudgedEntry(t *testing.T) {
 	d := s.AddPod(t, "10.0.0.9", "", idC, open, closed)
 	s.Commit(t)
 	s.to(t, "the pod is there now and isolated", d, f, s.a.Ifindex, r.Mark, dropped(bpf.WeirDropReasonDROP_POLICY))
-	r = s.from(t, "its entry, found from the sender's side", s.a, f, dropped(bpf.WeirDropReasonDROP_POLICY))
-	_ = r
+	s.from(t, "its entry, found from the sender's side", s.a, f, dropped(bpf.WeirDropReasonDROP_POLICY))
 }
 
 // Review 5 (T5): the responder's packet, found first after a commit, is judged as an answer.

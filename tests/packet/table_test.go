@@ -91,11 +91,14 @@ func TestAddressReuse(t *testing.T) {
 	delete(s.State.Endpoints, s.b.Number)
 	delete(s.State.Peers, prefix(s.b.Addr4+"/32"))
 	s.Commit(t)
-	s.from(t, "the old pod's interface", s.b, tcp(s.b.Addr4, 80, s.a.Addr4, 1, "A"), dropped(bpf.WeirDropReasonDROP_NO_ENDPOINT))
+	old := tcp(s.b.Addr4, 80, s.a.Addr4, 1, "A")
+	if r := s.FromPod(t, s.b, old); r.Verdict != testnode.Drop {
+		t.Errorf("the old pod's interface: verdict %d", r.Verdict)
+	}
 	d := s.AddPod(t, s.b.Addr4, "", idC, open, closed)
 	s.Commit(t)
 	s.from(t, "the new pod denies the old tuple", s.a, f, dropped(bpf.WeirDropReasonDROP_POLICY))
-	s.from(t, "the old interface stays dead", s.b, tcp(s.b.Addr4, 80, s.a.Addr4, 1, "A"), dropped(bpf.WeirDropReasonDROP_NO_ENDPOINT))
+	s.from(t, "the old interface stays dead", s.b, old, dropped(bpf.WeirDropReasonDROP_NO_ENDPOINT))
 	s.Set(d, open, fromA80)
 	s.Commit(t)
 	s.from(t, "allowed at the new pod", s.a, f, redirected)

@@ -88,6 +88,9 @@ func (n *Node) Load(t testing.TB) {
 			return err
 		}
 		n.Kernel = k
+		if n.Config.FlowShare != 0 {
+			k.FlowShare = n.Config.FlowShare
+		}
 		t.Cleanup(func() { k.Close() })
 		return nil
 	})
