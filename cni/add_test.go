@@ -160,7 +160,7 @@ func TestReachable(t *testing.T) {
 		}
 		for _, ip := range ips {
 			for _, from := range []string{n.name, a.netns} {
-				err := exec.Command("ip", "netns", "exec", from, "ping", "-c1", "-W1", ip.Address.IP.String()).Run()
+				err := exec.Command("ip", "netns", "exec", from, "ping", "-c1", "-W0.4", ip.Address.IP.String()).Run()
 				if (err == nil) != opened {
 					t.Errorf("programs open=%t: ping %s from %s: %v", opened, ip.Address.IP, from, err)
 				}

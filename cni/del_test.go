@@ -68,8 +68,8 @@ func TestDelWithoutNetns(t *testing.T) {
 	c, d := n.newContainer("a"), n.newContainer("b")
 	c.mustAdd()
 	d.mustAdd()
-	n.sh("ip netns del " + c.netns)
-	n.sh("ip netns del " + d.netns)
+	c.destroy()
+	d.destroy()
 	d.rt.NetNS = ""
 	for _, x := range []*container{c, d} {
 		if err := x.del(); err != nil {
@@ -145,7 +145,7 @@ func TestGC(t *testing.T) {
 	if _, err := other.addWith(n.list("second", map[string]any{"ipam": pool})); err != nil {
 		t.Fatal(err)
 	}
-	n.sh("ip netns del " + gone.netns)
+	gone.destroy()
 	n.sh("rm -r " + n.dir + "/cache") // the runtime has forgotten, too
 	err := n.runtime(func(c *libcni.CNIConfig) error {
 		return c.GCNetworkList(context.Background(), n.list("weir", nil), &libcni.GCArgs{

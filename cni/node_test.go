@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/containernetworking/cni/libcni"
@@ -70,7 +71,12 @@ func newNode(t *testing.T, ranges ...string) *node {
 		t.Skip("needs root: makes network namespaces")
 	}
 	n := &node{t: t, dir: t.TempDir()}
-	n.name, n.netns = n.newNetns("node")
+	n.name = n.newNetns("node")
+	var err error
+	if n.netns, err = ns.GetNS("/var/run/netns/" + n.name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.netns.Close() })
 	for _, d := range []string{"state", "bpf", "pool"} {
 		if err := os.Mkdir(filepath.Join(n.dir, d), 0o700); err != nil {
 			t.Fatal(err)
@@ -111,17 +117,12 @@ func (n *node) startAgent() {
 }
 
 // newNetns makes a namespace, named for the test, that is gone after it.
-func (n *node) newNetns(role string) (string, ns.NetNS) {
+func (n *node) newNetns(role string) string {
 	n.t.Helper()
 	name := fmt.Sprintf("weirt-cni-%d-%s%d", os.Getpid(), role, sequence.Add(1))
 	n.sh("ip netns add " + name)
 	n.t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
-	netns, err := ns.GetNS("/var/run/netns/" + name)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.t.Cleanup(func() { _ = netns.Close() })
-	return name, netns
+	return name
 }
 
 // sh runs a command that must succeed and returns what it printed.
@@ -149,7 +150,7 @@ type container struct {
 
 func (n *node) newContainer(id string) *container {
 	n.t.Helper()
-	name, _ := n.newNetns("pod")
+	name := n.newNetns("pod")
 	args := [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "shop"}, {"K8S_POD_NAME", id}, {"K8S_POD_UID", "uid-" + id},
 		{"K8S_POD_INFRA_CONTAINER_ID", id}, {"SOMETHING_NEW", "1"}}
 	return &container{node: n, netns: name, rt: &libcni.RuntimeConf{
@@ -219,6 +220,18 @@ func (c *container) check() error {
 	return c.node.runtime(func(cnic *libcni.CNIConfig) error {
 		return cnic.CheckNetworkList(context.Background(), c.node.list("weir", nil), c.rt)
 	})
+}
+
+// destroy ends the container's namespace and waits for the kernel to have done so.
+func (c *container) destroy() {
+	c.node.t.Helper()
+	c.node.sh("ip netns del " + c.netns)
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if !strings.Contains(c.node.ip(c.node.name, "-br link"), c.hostIfName()) {
+			return
+		}
+	}
+	c.node.t.Fatalf("%s outlives its namespace", c.hostIfName())
 }
 
 func (c *container) hostIfName() string { return cni.HostIfName(c.rt.ContainerID, c.rt.IfName) }
