@@ -6,13 +6,13 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// podArgs is CNI_ARGS. Arguments that are not here are errors unless IgnoreUnknown=1.
+// podArgs is CNI_ARGS; the names are the runtime's. Arguments that are not here are errors unless IgnoreUnknown=1.
 type podArgs struct {
 	types.CommonArgs
-	K8S_POD_NAMESPACE          types.UnmarshallableString //nolint:revive // the names are the runtime's
-	K8S_POD_NAME               types.UnmarshallableString //nolint:revive
-	K8S_POD_UID                types.UnmarshallableString //nolint:revive
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive
+	K8S_POD_NAMESPACE          types.UnmarshallableString
+	K8S_POD_NAME               types.UnmarshallableString
+	K8S_POD_UID                types.UnmarshallableString
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
 // pod names the pod an interface is for; UID may be empty.
