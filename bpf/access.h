@@ -3,9 +3,9 @@
 #pragma once
 #include "contract.h"
 
-#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
-#define ADD(x, v) __sync_fetch_and_add(&(x), (v))
+#define READ_ONCE(x)        (*(volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v)    (*(volatile typeof(x) *)&(x) = (v))
+#define ADD(x, v)           __sync_fetch_and_add(&(x), (v))
 #define CMPXCHG(x, was, is) __sync_val_compare_and_swap(&(x), (was), (is))
 
 /* The word valid in epoch; false when neither slot is, or the writer got in between. */

@@ -83,11 +83,11 @@ enum counter {
 	COUNT_FLOW_NEW = 0,
 	COUNT_FLOW_ENDED,
 	COUNT_FLOW_REVOKED,
-	COUNT_FLOW_RESTAMPED,    /* stale, found unchanged */
-	COUNT_FLOW_REJUDGED,     /* stale, walked again */
-	COUNT_FLOW_PICKED_UP,    /* mid-stream TCP rebuilt */
-	COUNT_EVENT_EMITTED,     /* flow events written to the ring */
-	COUNT_EVENT_LOST,        /* flow events the ring had no room for */
+	COUNT_FLOW_RESTAMPED, /* stale, found unchanged */
+	COUNT_FLOW_REJUDGED,  /* stale, walked again */
+	COUNT_FLOW_PICKED_UP, /* mid-stream TCP rebuilt */
+	COUNT_EVENT_EMITTED,  /* flow events written to the ring */
+	COUNT_EVENT_LOST,     /* flow events the ring had no room for */
 	COUNT_DENIAL_EMITTED,
 	COUNT_DENIAL_LOST,       /* denial events the ring had no room for */
 	COUNT_DENIAL_SUPPRESSED, /* denied packets past their endpoint's budget: counted, not recorded */
@@ -140,16 +140,16 @@ enum mark_bits {
 
 /* flow.state, changed by cmpxchg. */
 enum flow_state {
-	FLOW_INITIATOR = 1 << 0,   /* the side (0 or 1) that began it */
-	FLOW_PATH_BPF = 1 << 1,    /* delivered by redirect; else by the stack */
-	FLOW_REPLIED = 1 << 2,     /* the responder has answered */
-	FLOW_FIN_0 = 1 << 3,       /* FIN from side 0 */
+	FLOW_INITIATOR = 1 << 0, /* the side (0 or 1) that began it */
+	FLOW_PATH_BPF = 1 << 1,  /* delivered by redirect; else by the stack */
+	FLOW_REPLIED = 1 << 2,   /* the responder has answered */
+	FLOW_FIN_0 = 1 << 3,     /* FIN from side 0 */
 	FLOW_FIN_1 = 1 << 4,
 	FLOW_RST = 1 << 5,
-	FLOW_CLOSED = 1 << 6,      /* over and reported; deleted by the sweep seconds later */
+	FLOW_CLOSED = 1 << 6, /* over and reported; deleted by the sweep seconds later */
 	FLOW_PICKED_UP = 1 << 7,
-	FLOW_CLAIMED = 1 << 8,     /* being taken over or deleted: leave it alone */
-	FLOW_END_SHIFT = 16,       /* enum flow_end, once closed */
+	FLOW_CLAIMED = 1 << 8, /* being taken over or deleted: leave it alone */
+	FLOW_END_SHIFT = 16,   /* enum flow_end, once closed */
 };
 
 enum flow_end { END_NONE = 0, END_FIN = 1, END_RST = 2, END_TIMEOUT = 3, END_REVOKED = 4 };
@@ -198,8 +198,8 @@ struct address_key {
 };
 
 struct prefix_key {
-	__u32 length;     /* 8 + bits of addr (IPv4: 8 + 96 + bits) */
-	__u8 family;      /* first byte of the key's data: families never cover each other */
+	__u32 length; /* 8 + bits of addr (IPv4: 8 + 96 + bits) */
+	__u8 family;  /* first byte of the key's data: families never cover each other */
 	__u8 addr[16];
 	__u8 pad[3];
 };
@@ -215,7 +215,7 @@ struct endpoint {
 	struct slots slots;
 	__u32 ifindex; /* host side of the veth; its own key, checked after the last read */
 	__u32 flags;
-	__u8 mac[8];   /* of the pod's side; bytes 6,7 zero */
+	__u8 mac[8];    /* of the pod's side; bytes 6,7 zero */
 	__u8 addr4[16]; /* v4-mapped; zero = none */
 	__u8 addr6[16];
 	__u64 netns_cookie;
@@ -224,10 +224,10 @@ struct endpoint {
 
 /* Per endpoint number, written by the programs. */
 struct endpoint_state {
-	__u64 flows;         /* entries charged to it */
-	__u64 window;        /* second (clock) of the denial budget */
-	__u64 recorded;      /* denials recorded in that second */
-	__u64 suppressed;    /* denials not recorded, ever */
+	__u64 flows;      /* entries charged to it */
+	__u64 window;     /* second (clock) of the denial budget */
+	__u64 recorded;   /* denials recorded in that second */
+	__u64 suppressed; /* denials not recorded, ever */
 };
 
 /* Fact: set S contains identity N. Value = ordinal of the first member that matches.
@@ -253,7 +253,7 @@ struct port_group {
 	__u32 port_name; /* set that is a port's name (egress), 0 = ports are numbers */
 	__u16 low;       /* ports low..high */
 	__u16 high;
-	__u8 protocol;   /* 0 = any, and then ports are any */
+	__u8 protocol; /* 0 = any, and then ports are any */
 	__u8 flags;
 	__u16 pad;
 };
@@ -261,10 +261,10 @@ struct port_group {
 /* What a ruleset is, by id; and its exact ports' groups. */
 struct ruleset {
 	__u32 default_rule;
-	__u32 scan;       /* index in port_groups of the groups to scan */
+	__u32 scan; /* index in port_groups of the groups to scan */
 	__u16 scan_count;
-	__u8 allow;       /* the default: 1 = not isolated */
-	__u8 exact;       /* has exact ports */
+	__u8 allow; /* the default: 1 = not isolated */
+	__u8 exact; /* has exact ports */
 };
 
 struct exact_key {
@@ -337,7 +337,7 @@ enum event_kind { EVENT_NEW = 1, EVENT_ENDED = 2, EVENT_REVOKED = 3, EVENT_DENIE
 /* What leaves by the rings. tuple is in the initiator's orientation for flows, the
  * packet's for denials. */
 struct event {
-	__u64 time;    /* ktime (CLOCK_MONOTONIC), ns */
+	__u64 time; /* ktime (CLOCK_MONOTONIC), ns */
 	__u64 epoch;
 	__u64 created; /* ktime of the flow's first packet, ns; also tells flows of one tuple apart */
 	struct tuple tuple;
@@ -351,7 +351,7 @@ struct event {
 	__u8 direction; /* the side that denied; DIRECTION_NONE otherwise */
 	__u8 judged;    /* STAMP_EGRESS | STAMP_INGRESS that really had a ruleset here */
 	__u8 path;
-	__u8 end;       /* enum flow_end */
+	__u8 end; /* enum flow_end */
 	__u8 icmp_type;
 	__u16 tcp_flags; /* of the packet (NEW, DENIED) or the union by source | destination << 8 (ENDED) */
 	__u8 icmp_code;

@@ -111,7 +111,7 @@ static __always_inline int judge_half(struct walk *w, struct end *peer, int dire
 	if (q.allow)
 		return DROP_NONE;
 	w->direction = direction;
-	w->reason = q.missing				       ? DROP_NO_RULESET
+	w->reason = q.missing                                       ? DROP_NO_RULESET
 		    : identity_of(peer->word) == IDENTITY_UNMANAGED ? DROP_UNMANAGED_PEER
 								    : DROP_POLICY;
 	return w->reason;
@@ -224,8 +224,8 @@ static __always_inline int is_midstream(struct packet *p)
 /* TCP that belongs to a flow but does not make one: forwarded if allowed, remembered never. */
 static __always_inline int is_stray(struct packet *p)
 {
-	return p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_FIN | TCP_RST) ||
-						    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK));
+	return p->tuple.protocol == IPPROTO_TCP &&
+	       (p->tcp_flags & (TCP_FIN | TCP_RST) || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK));
 }
 
 static __always_inline int is_icmp(struct packet *p)

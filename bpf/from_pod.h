@@ -7,7 +7,8 @@
 
 static __always_inline int is_frontend(struct walk *w, int own_node)
 {
-	struct frontend_key key = { .port = w->packet.tuple.dport, .protocol = w->packet.tuple.protocol,
+	struct frontend_key key = { .port = w->packet.tuple.dport,
+				    .protocol = w->packet.tuple.protocol,
 				    .family = w->packet.tuple.family };
 
 	if (own_node && bpf_map_lookup_elem(&frontends, &key))

@@ -8,13 +8,13 @@
 
 /* A question to a ruleset, and its answer. */
 struct query {
-	__u64 word;   /* the peer */
+	__u64 word; /* the peer */
 	__u32 ruleset;
-	__u32 rule;   /* answer: the rule that decided */
-	__u32 scan;   /* where its scanned groups begin */
-	__u16 port;   /* destination port, 0 where the protocol has none */
+	__u32 rule; /* answer: the rule that decided */
+	__u32 scan; /* where its scanned groups begin */
+	__u16 port; /* destination port, 0 where the protocol has none */
 	__u8 protocol;
-	__u8 allow;   /* answer */
+	__u8 allow;    /* answer */
 	__u32 missing; /* answer: the ruleset is not there: drop, whatever else */
 	__u32 pad;
 };

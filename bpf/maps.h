@@ -8,8 +8,8 @@
 
 /* The page of words that a store changes for the whole node (mmap). */
 struct control {
-	__u64 epoch; /* the one in force; written by the agent alone */
-	__u64 clock; /* ms; written by the sweep's timer, 100 ms apart */
+	__u64 epoch;             /* the one in force; written by the agent alone */
+	__u64 clock;             /* ms; written by the sweep's timer, 100 ms apart */
 	__u64 flow_borrow_limit; /* capacity - share * endpoints: entries that may be borrowed */
 	__u64 flow_borrowed;     /* sum over endpoints of max(0, flows - share) */
 	__u64 flow_slot_next;    /* first of flow_slots never used */
@@ -58,7 +58,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, ENDPOINT_MAX);
-	__type(key, __u32); /* ifindex */
+	__type(key, __u32);   /* ifindex */
 	__type(value, __u32); /* endpoint number */
 } endpoint_index SEC(".maps");
 struct {

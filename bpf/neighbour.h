@@ -5,7 +5,7 @@
 #include "walk.h"
 
 #define ARP_REQUEST 1
-#define ARP_REPLY 2
+#define ARP_REPLY   2
 
 struct arp_ipv4 {
 	__be16 hardware;

@@ -16,12 +16,12 @@
 #include <linux/udp.h>
 
 #define IPPROTO_ICMPV6_ 58
-#define TCP_FIN 1
-#define TCP_SYN 2
-#define TCP_RST 4
-#define TCP_PSH 8
-#define TCP_ACK 16
-#define TCP_URG 32
+#define TCP_FIN         1
+#define TCP_SYN         2
+#define TCP_RST         4
+#define TCP_PSH         8
+#define TCP_ACK         16
+#define TCP_URG         32
 
 enum packet_kind {
 	PACKET_FLOW,       /* has a tuple that a flow can have */
@@ -256,5 +256,5 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 		return DROP_NONE;
 	}
 	return eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD) ? DROP_VLAN
-												  : DROP_ETHERTYPE;
+												 : DROP_ETHERTYPE;
 }

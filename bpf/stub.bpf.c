@@ -12,7 +12,15 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Places of the hooks in the prog arrays: 2 * hook + (abi & 1). */
-enum hook { HOOK_FROM_POD, HOOK_TO_POD, HOOK_TO_NETWORK, HOOK_FROM_NETWORK, HOOK_SHIELD_POD, HOOK_SHIELD_UPLINK, HOOK_MAX };
+enum hook {
+	HOOK_FROM_POD,
+	HOOK_TO_POD,
+	HOOK_TO_NETWORK,
+	HOOK_FROM_NETWORK,
+	HOOK_SHIELD_POD,
+	HOOK_SHIELD_UPLINK,
+	HOOK_MAX
+};
 
 SEC(".data.abi") volatile __u64 abi; /* mmap */
 
@@ -29,11 +37,11 @@ struct {
 	__type(value, __u32);
 } xdp_progs SEC(".maps");
 
-#define STUB(NAME, TYPE, CTX, PROGS, HOOK, DROP) \
-	SEC(TYPE) int NAME(struct CTX *ctx) \
-	{ \
+#define STUB(NAME, TYPE, CTX, PROGS, HOOK, DROP)                  \
+	SEC(TYPE) int NAME(struct CTX *ctx)                       \
+	{                                                         \
 		bpf_tail_call(ctx, &PROGS, 2 * HOOK + (abi & 1)); \
-		return DROP; \
+		return DROP;                                      \
 	}
 
 STUB(stub_from_pod, "tc", __sk_buff, tc_progs, HOOK_FROM_POD, 2)

@@ -4,8 +4,8 @@
 #pragma once
 #include "table.h"
 
-#define SWEEP_PERIOD (100 * 1000000ULL) /* ns */
-#define SWEEP_SLICE 4096
+#define SWEEP_PERIOD    (100 * 1000000ULL) /* ns */
+#define SWEEP_SLICE     4096
 #define CLOCK_MONOTONIC 1
 
 static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state, __u64 stamp)
@@ -14,9 +14,9 @@ static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state, __u
 		return cfg_timeout_udp;
 	switch (key->protocol) {
 	case IPPROTO_TCP:
-		return is_closing(state)	 ? cfg_timeout_closing
+		return is_closing(state)      ? cfg_timeout_closing
 		       : state & FLOW_REPLIED ? cfg_timeout_tcp
-					       : cfg_timeout_syn;
+					      : cfg_timeout_syn;
 	case IPPROTO_UDP:
 		return state & FLOW_REPLIED ? cfg_timeout_udp_stream : cfg_timeout_udp;
 	case IPPROTO_ICMP:

@@ -7,11 +7,11 @@
 #define EEXIST 17
 
 /* Beyond drop reasons: how else a step ends. */
-#define NO_ENTRY DROP_REASON_MAX	/* forward without an entry: a stray, or somebody else makes it */
+#define NO_ENTRY  DROP_REASON_MAX       /* forward without an entry: a stray, or somebody else makes it */
 #define UNDECIDED (DROP_REASON_MAX + 1) /* judged where it re-emerges from the node's NAT */
-#define RELATED (DROP_REASON_MAX + 2)	/* an ICMP error that was found in order: decided */
-#define PLAIN (DROP_REASON_MAX + 3)	/* the node's own business with its pod: no mark */
-#define GONE (DROP_REASON_MAX + 4)	/* the entry's pod is not there any more: judge as new */
+#define RELATED   (DROP_REASON_MAX + 2) /* an ICMP error that was found in order: decided */
+#define PLAIN     (DROP_REASON_MAX + 3) /* the node's own business with its pod: no mark */
+#define GONE      (DROP_REASON_MAX + 4) /* the entry's pod is not there any more: judge as new */
 
 static const struct flow flow_zero;
 

@@ -12,13 +12,13 @@ struct walk {
 	__u8 side;     /* of the packet's source in key */
 	__u8 hit;
 	__u8 reason;
-	__u8 counted;  /* by the entry's start */
+	__u8 counted; /* by the entry's start */
 	/* From here on the slow path's own: walk_slow clears it. */
 	__u64 basis;
 	struct end end[2]; /* source, destination, as the packet has them */
 	__u32 ruleset[2];  /* by direction */
 	__u32 rule[2];
-	__u32 direction;   /* that denied */
+	__u32 direction; /* that denied */
 	__u32 pad;
 };
 
