@@ -1,14 +1,5 @@
 package api
 
-import (
-	"encoding/json"
-	"fmt"
-
-	flowpb "github.com/cilium/cilium/api/v1/flow"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
-)
-
 // Kinds of flow records.
 const (
 	FlowNew     = "new"     // a flow began: its first packet was let through
@@ -25,7 +16,7 @@ const (
 
 // FlowExtension is what a flow record says and Hubble's flow message has no field for.
 // It travels in Flow.extensions as an Any of google.protobuf.StringValue whose value is
-// this struct as JSON; FlowExtensionOf reads it. Fields are only ever added.
+// this struct as JSON. Fields are only ever added.
 type FlowExtension struct {
 	Kind   string `json:"kind"`  // new, ended, revoked, denied
 	Epoch  uint64 `json:"epoch"` // of the policy that judged: status shows the present one
@@ -69,27 +60,4 @@ type FlowRule struct {
 type FlowCount struct {
 	Sent     uint64 `json:"sent"`     // by the initiator
 	Received uint64 `json:"received"` // by the initiator
-}
-
-// Any is the extension as the message carries it.
-func (e *FlowExtension) Any() (*anypb.Any, error) {
-	b, err := json.Marshal(e)
-	if err != nil {
-		return nil, fmt.Errorf("encode flow extension: %w", err)
-	}
-	return anypb.New(wrapperspb.String(string(b)))
-}
-
-// FlowExtensionOf reads a flow's extension. A flow without one, of another agent
-// perhaps, is an error.
-func FlowExtensionOf(f *flowpb.Flow) (*FlowExtension, error) {
-	text := &wrapperspb.StringValue{}
-	if err := f.GetExtensions().UnmarshalTo(text); err != nil {
-		return nil, fmt.Errorf("flow extension: %w", err)
-	}
-	e := &FlowExtension{}
-	if err := json.Unmarshal([]byte(text.GetValue()), e); err != nil {
-		return nil, fmt.Errorf("flow extension: %w", err)
-	}
-	return e, nil
 }

@@ -1,0 +1,230 @@
+package api
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// FlowQuery asks for flow records. The zero value means all that the log still holds.
+// Values of one field are alternatives, fields must all match.
+type FlowQuery struct {
+	Follow bool          // go on with new ones; the answer ends when the log or the client does
+	Since  time.Duration // not older; 0 = no bound
+	Last   int           // the newest so many of those, oldest first; 0 = no bound
+	New    bool          // none of those the log holds, only what comes (Last is ignored)
+
+	Verdicts   []string // forwarded, dropped
+	Kinds      []string // new, ended, revoked, denied
+	Pods       []string // namespace/name, or namespace/ for all of it: either end
+	Addresses  []string // address or CIDR: either end
+	Policies   []string // namespace/name: a policy that allowed, denied or isolated
+	Protocols  []string // tcp, udp, sctp, icmp (4 and 6), icmpv4, icmpv6, or a number
+	Ports      []string // number: of either end
+	Directions []string // egress, ingress: judged on that side by this node
+	Reasons    []string // of drops, as FlowExtension.Reason says them
+}
+
+// A flowParameter is a filter of a FlowQuery by its name in requests and on the command
+// line.
+type flowParameter struct {
+	name  string
+	of    func(*FlowQuery) *[]string
+	check func(string) error
+}
+
+var flowParameters = []flowParameter{
+	{"verdict", func(q *FlowQuery) *[]string { return &q.Verdicts }, oneOf("forwarded", "dropped")},
+	{"kind", func(q *FlowQuery) *[]string { return &q.Kinds }, oneOf(FlowNew, FlowEnded, FlowRevoked, FlowDenied)},
+	{"pod", func(q *FlowQuery) *[]string { return &q.Pods }, checkPod},
+	{"address", func(q *FlowQuery) *[]string { return &q.Addresses }, checkAddress},
+	{"policy", func(q *FlowQuery) *[]string { return &q.Policies }, checkPolicy},
+	{"protocol", func(q *FlowQuery) *[]string { return &q.Protocols }, checkProtocol},
+	{"port", func(q *FlowQuery) *[]string { return &q.Ports }, checkPort},
+	{"direction", func(q *FlowQuery) *[]string { return &q.Directions }, oneOf("egress", "ingress")},
+	{"reason", func(q *FlowQuery) *[]string { return &q.Reasons }, checkReason},
+}
+
+// ParseFlowQuery reads a request's parameters: follow=1, new=1, since=5m, last=20, and
+// the filters, each repeatable. An error names the parameter and says what is allowed.
+func ParseFlowQuery(v url.Values) (FlowQuery, error) {
+	var q FlowQuery
+	for _, name := range sortedKeys(v) {
+		if err := q.set(name, v[name]); err != nil {
+			return FlowQuery{}, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return q, nil
+}
+
+func (q *FlowQuery) set(name string, values []string) error {
+	last := values[len(values)-1]
+	switch name {
+	case "follow":
+		return setBool(&q.Follow, last)
+	case "new":
+		return setBool(&q.New, last)
+	case "since":
+		d, err := time.ParseDuration(last)
+		if err != nil || d <= 0 {
+			return fmt.Errorf("%q is not a duration such as 30s, 5m or 2h", last)
+		}
+		q.Since = d
+		return nil
+	case "last":
+		n, err := strconv.Atoi(last)
+		if err != nil || n <= 0 {
+			return fmt.Errorf("%q is not a number above 0", last)
+		}
+		q.Last = n
+		return nil
+	}
+	for _, p := range flowParameters {
+		if p.name == name {
+			return q.add(p, values)
+		}
+	}
+	return fmt.Errorf("no such parameter")
+}
+
+func (q *FlowQuery) add(p flowParameter, values []string) error {
+	for _, v := range values {
+		if err := p.check(v); err != nil {
+			return err
+		}
+	}
+	*p.of(q) = append(*p.of(q), values...)
+	return nil
+}
+
+// Values is the query as request parameters.
+func (q FlowQuery) Values() url.Values {
+	v := url.Values{}
+	if q.Follow {
+		v.Set("follow", "1")
+	}
+	if q.New {
+		v.Set("new", "1")
+	}
+	if q.Since > 0 {
+		v.Set("since", q.Since.String())
+	}
+	if q.Last > 0 {
+		v.Set("last", strconv.Itoa(q.Last))
+	}
+	for _, p := range flowParameters {
+		for _, s := range *p.of(&q) {
+			v.Add(p.name, s)
+		}
+	}
+	return v
+}
+
+func sortedKeys(v url.Values) []string {
+	keys := make([]string, 0, len(v))
+	for k := range v {
+		if len(v[k]) > 0 {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func setBool(b *bool, s string) error {
+	v, err := strconv.ParseBool(s)
+	if err != nil {
+		return fmt.Errorf("%q is neither true nor false", s)
+	}
+	*b = v
+	return nil
+}
+
+func oneOf(allowed ...string) func(string) error {
+	return func(s string) error {
+		if slices.Contains(allowed, strings.ToLower(s)) {
+			return nil
+		}
+		return fmt.Errorf("%q is not one of %s", s, strings.Join(allowed, ", "))
+	}
+}
+
+func checkPod(s string) error {
+	if ns, name, ok := strings.Cut(s, "/"); !ok || ns == "" || strings.Contains(name, "/") {
+		return fmt.Errorf("%q is not namespace/name (or namespace/ for all of it)", s)
+	}
+	return nil
+}
+
+func checkPolicy(s string) error {
+	if ns, name, ok := strings.Cut(s, "/"); !ok || ns == "" || name == "" || strings.Contains(name, "/") {
+		return fmt.Errorf("%q is not namespace/name", s)
+	}
+	return nil
+}
+
+func checkAddress(s string) error {
+	_, err := ParseBlock(s)
+	return err
+}
+
+// ParseBlock reads an address or a CIDR; an address is a block of one.
+func ParseBlock(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a CIDR", s)
+	}
+	return p.Masked(), nil
+}
+
+func checkProtocol(s string) error {
+	if len(FlowProtocols(s)) == 0 {
+		return fmt.Errorf("%q is not one of tcp, udp, sctp, icmp, icmpv4, icmpv6 or a protocol number", s)
+	}
+	return nil
+}
+
+// FlowProtocols are the IP protocol numbers that a protocol's name in a FlowQuery means,
+// none for a name that is none.
+func FlowProtocols(name string) []uint8 {
+	switch strings.ToLower(name) {
+	case "tcp":
+		return []uint8{6}
+	case "udp":
+		return []uint8{17}
+	case "sctp":
+		return []uint8{132}
+	case "icmp":
+		return []uint8{1, 58}
+	case "icmpv4":
+		return []uint8{1}
+	case "icmpv6":
+		return []uint8{58}
+	}
+	if n, err := strconv.ParseUint(name, 10, 8); err == nil {
+		return []uint8{uint8(n)}
+	}
+	return nil
+}
+
+func checkPort(s string) error {
+	if n, err := strconv.ParseUint(s, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q is not a port number (1-65535)", s)
+	}
+	return nil
+}
+
+func checkReason(s string) error {
+	if s == "" {
+		return fmt.Errorf("empty")
+	}
+	return nil
+}
