@@ -53,9 +53,6 @@ type Event struct {
 	Bytes       [2]uint64 // by end, layer 3
 }
 
-// Reason is a drop reason's number (bpf/contract.h, enum drop_reason).
-type Reason uint8
-
 // Reader yields events in the order the kernel wrote them.
 type Reader interface {
 	// Read blocks for the next event; it returns os.ErrClosed once Close was called.

@@ -45,10 +45,21 @@ func (a attacher) attachFilter(h tcHook, p *ebpf.Program) error {
 	if err := netlink.FilterReplace(f); err != nil {
 		return fmt.Errorf("add filter: %w", err)
 	}
-	if pin := a.pin(filterPin(h.name, a.ifindex)); !exists(pin) {
-		if err := p.Pin(pin); err != nil {
-			return fmt.Errorf("pin %s: %w", pin, err)
-		}
+	return a.pinFilter(h.name, p)
+}
+
+func (a attacher) pinFilter(hook string, p *ebpf.Program) error {
+	pin := a.pin(filterPin(hook, a.ifindex))
+	if exists(pin) {
+		return nil
+	}
+	mark, err := p.Clone() // pinning the stub itself would move its pin
+	if err != nil {
+		return fmt.Errorf("pin %s: %w", pin, err)
+	}
+	defer mark.Close()
+	if err := mark.Pin(pin); err != nil {
+		return fmt.Errorf("pin %s: %w", pin, err)
 	}
 	return nil
 }

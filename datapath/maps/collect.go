@@ -8,7 +8,7 @@ import (
 // grace waits, and notes what is safe to recycle from then on.
 func (k *Kernel) grace() error {
 	tick, epoch := k.tick, k.Epoch()
-	if err := Grace(); err != nil {
+	if err := k.wait(); err != nil {
 		return err
 	}
 	k.noteGrace(tick, epoch)
@@ -84,7 +84,7 @@ func (k *Kernel) collectOnce() (more bool) {
 	defer k.mu.Unlock()
 	tick, epoch := k.tick, k.Epoch()
 	k.mu.Unlock()
-	err := Grace()
+	err := k.wait()
 	k.mu.Lock()
 	if err == nil && !k.closed {
 		k.noteGrace(tick, epoch)

@@ -50,6 +50,7 @@ type Kernel struct {
 	gracedEpoch uint64 // and after this epoch came
 	anew        bool   // what differs now was damaged: flows are judged anew
 
+	wait       func() error // Grace, but in tests
 	collecting bool
 	background sync.WaitGroup
 	closed     bool
@@ -60,8 +61,10 @@ var _ datapath.Kernel = (*Kernel)(nil)
 // Open opens the maps that the loader pinned below bpffsDir and takes what they hold as
 // the state to compare with. Its first act is to forget what was staged for an epoch
 // that never came.
-func Open(bpffsDir string) (*Kernel, error) {
-	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, anew: true, tick: 1}
+func Open(bpffsDir string) (*Kernel, error) { return open(bpffsDir, Grace) }
+
+func open(bpffsDir string, wait func() error) (*Kernel, error) {
+	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, anew: true, tick: 1, wait: wait}
 	if err := k.open(bpffsDir); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
@@ -167,4 +170,4 @@ func (k *Kernel) Close() error {
 func (k *Kernel) Epoch() uint64 { return k.control.load(controlEpoch) }
 
 // Grace returns when no program that ran before the call runs any more.
-func (k *Kernel) Grace() error { return Grace() }
+func (k *Kernel) Grace() error { return k.wait() }

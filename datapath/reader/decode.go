@@ -1,0 +1,57 @@
+package reader
+
+import (
+	"net/netip"
+	"unsafe"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+const eventSize = int(unsafe.Sizeof(bpf.WeirEvent{}))
+
+// decode reads one record; ok is false for one of another size, which is not ours.
+func (r *reader) decode(raw []byte) (datapath.Event, bool) {
+	if len(raw) < eventSize {
+		return datapath.Event{}, false
+	}
+	var e bpf.WeirEvent
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&e)), eventSize), raw)
+	return datapath.Event{
+		Kind:        datapath.EventKind(e.Kind),
+		Time:        r.clock.wall(e.Time),
+		Created:     e.Created,
+		Epoch:       e.Epoch,
+		Source:      end(e.Tuple.Saddr, e.Tuple.Family, e.Tuple.Sport),
+		Destination: end(e.Tuple.Daddr, e.Tuple.Family, e.Tuple.Dport),
+		Protocol:    e.Tuple.Protocol,
+		Ifindex:     e.Ifindex,
+		Endpoint:    e.Endpoint,
+		Identity:    [2]identity.Number{identity.Number(e.Identity[0]), identity.Number(e.Identity[1])},
+		Rule:        e.Rule,
+		Dropped:     e.Verdict == verdictDropped,
+		Reason:      datapath.Reason(e.Reason),
+		Direction:   datapath.Direction(e.Direction),
+		Judged:      e.Judged,
+		Path:        e.Path,
+		End:         e.End,
+		ICMPType:    e.IcmpType,
+		ICMPCode:    e.IcmpCode,
+		PickedUp:    e.PickedUp != 0,
+		TCPFlags:    e.TcpFlags,
+		Packets:     e.Packets,
+		Bytes:       e.Bytes,
+	}, true
+}
+
+func end(addr [16]uint8, family uint8, port uint16) netip.AddrPort {
+	a := netip.AddrFrom16(addr)
+	if family == 4 {
+		a = a.Unmap()
+	}
+	return netip.AddrPortFrom(a, port)
+}
+
+// verdictDropped is enum verdict's VERDICT_DROPPED; a test compares them.
+const verdictDropped = 2
