@@ -1,0 +1,146 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// Pod is a pod that the CNI plugin attached.
+type Pod struct {
+	Host
+	Namespace, PodName string
+	container          string
+}
+
+// AddPod makes a network namespace and has the plugin attach it, as a runtime does. The
+// pod's manifest need not be there yet. On an error the namespace is gone; a CNI error
+// (*types.Error) is wrapped.
+func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error) {
+	p := &Pod{Namespace: namespace, PodName: name, container: n.opts.Prefix + namespace + "-" + name}
+	p.Host = Host{Name: namespace + "/" + name, Netns: n.opts.Prefix + namespace + "-" + name}
+	if err := p.addNetns(); err != nil {
+		return nil, err
+	}
+	if err := n.attach(ctx, p); err != nil {
+		return nil, errors.Join(fmt.Errorf("add pod %s: %w", p.Name, err), ip("netns del %s", p.Netns))
+	}
+	n.pods[p.Name] = p
+	return p, nil
+}
+
+func (n *Node) attach(ctx context.Context, p *Pod) error {
+	list, err := n.network()
+	if err != nil {
+		return err
+	}
+	return n.Do(func() error {
+		r, err := n.runtime().AddNetworkList(ctx, list, n.args(p))
+		if err != nil {
+			return err
+		}
+		got, err := current.NewResultFromResult(r)
+		if err != nil {
+			return err
+		}
+		for _, a := range got.IPs {
+			p.take(a.Address.IP)
+		}
+		return nil
+	})
+}
+
+func (p *Pod) take(addr net.IP) {
+	if addr.To4() != nil {
+		p.Addr4 = addr.String()
+	} else {
+		p.Addr6 = addr.String()
+	}
+}
+
+// DelPod detaches the pod and removes its namespace with every process in it.
+func (n *Node) DelPod(ctx context.Context, p *Pod) error {
+	list, err := n.network()
+	if err != nil {
+		return err
+	}
+	delete(n.pods, p.Name)
+	del := n.Do(func() error { return n.runtime().DelNetworkList(ctx, list, n.args(p)) })
+	return errors.Join(del, ip("netns del %s", p.Netns))
+}
+
+// CheckPod asks the plugin whether the pod is as it was made.
+func (n *Node) CheckPod(ctx context.Context, p *Pod) error {
+	list, err := n.network()
+	if err != nil {
+		return err
+	}
+	return n.Do(func() error { return n.runtime().CheckNetworkList(ctx, list, n.args(p)) })
+}
+
+// Pods are those that are attached.
+func (n *Node) Pods() []*Pod {
+	var l []*Pod
+	for _, p := range n.pods {
+		l = append(l, p)
+	}
+	return l
+}
+
+func (n *Node) runtime() *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir([]string{n.opts.Bin}, filepath.Join(n.opts.Run, "cni"), nil)
+}
+
+func (n *Node) args(p *Pod) *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: p.container, NetNS: p.Path(), IfName: "eth0", Args: [][2]string{
+		{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.PodName},
+	}}
+}
+
+// network is the node's CNI configuration.
+func (n *Node) network() (*libcni.NetworkConfigList, error) {
+	type object = map[string]any
+	conf := object{"cniVersion": "1.1.0", "name": "weir", "plugins": []object{{
+		"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.bpffsDir(),
+		"ipam": object{
+			"type": "host-local", "dataDir": filepath.Join(n.opts.Run, "addresses"),
+			"ranges": [][]object{{n.pool(n.opts.Pool4)}, {n.pool(n.opts.Pool6)}},
+		},
+	}}}
+	text, err := json.Marshal(conf)
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(text)
+}
+
+func (n *Node) pool(subnet string) map[string]any {
+	pool := map[string]any{"subnet": subnet}
+	if n.opts.RangeLast == 0 {
+		return pool
+	}
+	first, _, _ := strings.Cut(subnet, "/")
+	if strings.Contains(subnet, ":") {
+		pool["rangeEnd"] = fmt.Sprintf("%s%x", first, n.opts.RangeLast)
+	} else {
+		pool["rangeEnd"] = fmt.Sprintf("%s.%d", first[:strings.LastIndex(first, ".")], n.opts.RangeLast)
+	}
+	return pool
+}
+
+// CNICode is the code of a plugin's error, 0 if err holds none.
+func CNICode(err error) uint {
+	var e *types.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return 0
+}
