@@ -29,8 +29,9 @@ const (
 // (egress, ingress).
 type Event struct {
 	Kind        EventKind
-	Time        time.Time // wall clock
-	Created     uint64    // kernel clock, ns, of the flow's first packet: tells flows of one tuple apart
+	Time        time.Time     // wall clock
+	Created     uint64        // kernel clock, ns, of the flow's first packet: tells flows of one tuple apart
+	Age         time.Duration // from the flow's first packet to the event; 0 for EventDenied
 	Epoch       uint64
 	Source      netip.AddrPort // ICMP echo: port is the id
 	Destination netip.AddrPort

@@ -2,6 +2,7 @@ package reader
 
 import (
 	"net/netip"
+	"time"
 	"unsafe"
 
 	"github.com/weirnet/weir/bpf"
@@ -22,6 +23,7 @@ func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 		Kind:        datapath.EventKind(e.Kind),
 		Time:        r.clock.wall(e.Time),
 		Created:     e.Created,
+		Age:         age(&e),
 		Epoch:       e.Epoch,
 		Source:      end(e.Tuple.Saddr, e.Tuple.Family, e.Tuple.Sport),
 		Destination: end(e.Tuple.Daddr, e.Tuple.Family, e.Tuple.Dport),
@@ -43,6 +45,14 @@ func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 		Packets:     e.Packets,
 		Bytes:       e.Bytes,
 	}, true
+}
+
+// age is 0 for denials: they belong to no flow.
+func age(e *bpf.WeirEvent) time.Duration {
+	if datapath.EventKind(e.Kind) == datapath.EventDenied || e.Time < e.Created {
+		return 0
+	}
+	return time.Duration(e.Time - e.Created)
 }
 
 func end(addr [16]uint8, family uint8, port uint16) netip.AddrPort {
