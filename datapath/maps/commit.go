@@ -123,7 +123,7 @@ func has[K comparable, V any](m map[K]V) func(K) bool {
 // be written again, that is damage, whose verdicts must not live on in flow entries.
 func (c *commit) repairs() bool {
 	return !c.facts.empty() || len(c.rulesets) > 0 || len(c.unwanted) > 0 || len(c.endpoints.fields) > 0 ||
-		!c.endpoints.numbers.empty()
+		!c.endpoints.numbers.empty() || len(c.peers.addresses) > 0
 }
 
 func (c *commit) planRulesets() error {
