@@ -81,6 +81,13 @@ type Problem struct {
 	Message string // what is wrong and what to do
 }
 
+func (p Problem) String() string {
+	if p.Field == "" {
+		return p.Ref.String() + ": " + p.Message
+	}
+	return p.Ref.String() + ": " + p.Field + ": " + p.Message
+}
+
 func namespaceLabels(c *Cluster, name string) map[string]string {
 	labels := map[string]string{}
 	if ns := c.Namespaces[name]; ns != nil {

@@ -63,7 +63,7 @@ func TestCompileAgreesWithVerdict(t *testing.T) {
 func (w *scene) compare(t *testing.T, s int64, state *datapath.State, ids *Allocator, tuple Tuple) (allowed bool) {
 	t.Helper()
 	want := Verdict(w.cluster, w.node, tuple)
-	gotEgress, gotIngress := w.walk(state, tuple)
+	gotEgress, gotIngress := walk(state, w.node, tuple)
 	for d, pair := range [...]struct {
 		got  *judged
 		want *Side
@@ -100,7 +100,7 @@ type judged struct {
 
 // walk is the kernel's slow path: who the ends are by their addresses, the rules that
 // need no ruleset, then egress of a local sender and ingress of a local receiver.
-func (w *scene) walk(state *datapath.State, t Tuple) (egress, ingress *judged) {
+func walk(state *datapath.State, n Node, t Tuple) (egress, ingress *judged) {
 	from, to := lookup(state, t.From.Addr), lookup(state, t.To.Addr)
 	if from.Endpoint != 0 && from.Endpoint == to.Endpoint {
 		self := &judged{true, datapath.RuleSelf}
@@ -116,7 +116,7 @@ func (w *scene) walk(state *datapath.State, t Tuple) (egress, ingress *judged) {
 	}
 	if from.Endpoint != 0 {
 		egress = ask(state.Endpoints[from.Endpoint].Egress, to)
-		if w.node.NodeEgressAllow && to.Identity == identity.Host {
+		if n.NodeEgressAllow && to.Identity == identity.Host {
 			egress = &judged{true, datapath.RuleNodeEgress}
 		}
 	}

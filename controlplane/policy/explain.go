@@ -41,16 +41,17 @@ func (r *reference) nearMiss(rule flatRule, subject *corev1.Pod, peer party) Nea
 	if len(r.peersThatAllow(rule, peer)) == 0 {
 		best := r.peerMiss(rule.peers[0], rule.policy.Namespace, peer)
 		for _, p := range rule.peers[1:] {
-			if other := r.peerMiss(p, rule.policy.Namespace, peer); len(other) < len(best) {
+			if other := r.peerMiss(p, rule.policy.Namespace, peer); other.differ < best.differ {
 				best = other
 			}
 		}
-		reasons = append(reasons, best...)
+		reasons = append(reasons, best.reasons...)
+		miss.differ += best.differ
 	}
 	if len(r.portsThatAllow(rule, subject, peer)) == 0 {
 		reasons = append(reasons, r.portMiss(rule, subject, peer))
+		miss.differ++
 	}
-	miss.differ = len(reasons)
 	miss.Reason = strings.Join(reasons, "; ")
 	return miss
 }
@@ -102,23 +103,38 @@ func portNumbers(pod *corev1.Pod, name string, protocol corev1.Protocol) string 
 	return strings.Join(numbers, ", ") + " there"
 }
 
-// peerMiss lists what keeps the peer from being meant.
-func (r *reference) peerMiss(p networkingv1.NetworkPolicyPeer, namespace string, peer party) []string {
-	if p.IPBlock != nil {
-		return []string{blockMiss(p.IPBlock, peer)}
-	}
-	if peer.pod == nil {
-		return []string{fmt.Sprintf("%s is no pod, rule has pods only", addressText(peer))}
-	}
-	var out []string
+// otherKind is how much it differs that a rule means addresses and the peer is a pod, or
+// the other way round: more than labels can.
+const otherKind = 10
+
+// difference is what keeps a peer from being meant.
+type difference struct {
+	reasons []string
+	differ  int
+}
+
+func (r *reference) peerMiss(p networkingv1.NetworkPolicyPeer, namespace string, peer party) difference {
 	switch {
-	case p.NamespaceSelector == nil && peer.pod.Namespace != namespace:
-		out = append(out, fmt.Sprintf("pod's namespace is %s, not %s", peer.pod.Namespace, namespace))
+	case p.IPBlock != nil && peer.pod != nil:
+		return difference{[]string{blockMiss(p.IPBlock, peer)}, otherKind}
+	case p.IPBlock != nil:
+		return difference{[]string{blockMiss(p.IPBlock, peer)}, 1}
+	case peer.pod == nil:
+		return difference{[]string{fmt.Sprintf("%s is no pod, rule has pods only", addressText(peer))}, otherKind}
+	}
+	reasons := r.selectorMisses(p, namespace, peer.pod)
+	return difference{reasons, len(reasons)}
+}
+
+func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace string, pod *corev1.Pod) (out []string) {
+	switch {
 	case p.NamespaceSelector != nil:
-		out = append(out, labelMisses("namespace", p.NamespaceSelector, namespaceLabels(r.cluster, peer.pod.Namespace))...)
+		out = labelMisses("namespace", p.NamespaceSelector, namespaceLabels(r.cluster, pod.Namespace))
+	case pod.Namespace != namespace:
+		out = []string{fmt.Sprintf("pod's namespace is %s, not %s", pod.Namespace, namespace)}
 	}
 	if p.PodSelector != nil {
-		out = append(out, labelMisses("pod", p.PodSelector, peer.pod.Labels)...)
+		out = append(out, labelMisses("pod", p.PodSelector, pod.Labels)...)
 	}
 	return out
 }
