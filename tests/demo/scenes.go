@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// demo is a run: the shop, and the account of what was checked.
+type demo struct {
+	shop
+	cells, wrong int
+}
+
+// play runs the scenes in order. The first error ends it; wrong cells are counted.
+func (d *demo) play(ctx context.Context) error {
+	for _, scene := range []func(context.Context) error{
+		d.bringUp, d.noPolicy, d.defaultDeny, d.shopPolicies, d.flows, d.explain, d.cut, d.headless,
+	} {
+		if err := scene(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (d *demo) bringUp(ctx context.Context) error {
+	scene("A node, its agent, and a shop of five pods")
+	say("weir-agent reads a directory of manifests; weir-cni attaches each pod; nginx and redis serve.")
+	for _, file := range []string{"namespaces.yaml", "pods.yaml"} {
+		if err := d.node.Write(file, manifest(file)); err != nil {
+			return err
+		}
+	}
+	if err := d.node.StartAgent(ctx); err != nil {
+		return err
+	}
+	return d.open(ctx)
+}
+
+func (d *demo) noPolicy(ctx context.Context) error {
+	scene("No policy: everybody reaches everything")
+	return d.compare(ctx)
+}
+
+func (d *demo) defaultDeny(ctx context.Context) error {
+	scene("A default deny for namespace shop")
+	return d.applied(ctx, "default-deny.yaml")
+}
+
+func (d *demo) shopPolicies(ctx context.Context) error {
+	scene("The shop's policies")
+	return d.applied(ctx, policies...)
+}
+
+// applied writes manifests, waits until they are enforced, and shows the table.
+func (d *demo) applied(ctx context.Context, files ...string) error {
+	for _, file := range files {
+		if err := d.node.Write(file, manifest(file)); err != nil {
+			return err
+		}
+		first, _, _ := strings.Cut(manifest(file), "\n")
+		say("%-18s %s%s%s", file, dim, first, reset)
+	}
+	began := time.Now()
+	if err := d.node.Wait(ctx); err != nil {
+		return err
+	}
+	say("enforced %d ms after the last file was saved", time.Since(began).Milliseconds())
+	return d.compare(ctx)
+}
+
+// compare asks the reference and real clients about every cell, and prints both as one.
+func (d *demo) compare(ctx context.Context) error {
+	t := newTable(clients)
+	if err := t.consult(ctx, &d.shop); err != nil {
+		return err
+	}
+	return d.show(ctx, t)
+}
+
+// show probes a table whose reference verdicts are known.
+func (d *demo) show(ctx context.Context, t table) error {
+	if err := t.probe(ctx, &d.shop); err != nil {
+		return err
+	}
+	wrong := t.print()
+	cells, reachable := t.count()
+	d.cells, d.wrong = d.cells+cells, d.wrong+wrong
+	say("%d of %d reachable; %d as the reference verdict says", reachable, cells, cells-wrong)
+	if wrong > 0 {
+		say("%s%s%s", yellow, t.mismatches(), reset)
+	}
+	return nil
+}
+
+func (d *demo) flows(ctx context.Context) error {
+	scene("The flows behind it, and the rule that decided each")
+	for _, args := range [][]string{
+		{"flows", "--pod", "shop/database", "--last", "6"},
+		{"flows", "--verdict", "dropped", "--pod", "intruder/visitor", "--last", "3"},
+	} {
+		if err := d.weir(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) explain(ctx context.Context) error {
+	scene("Why the intruder does not reach the database, though it bears the label app=cart")
+	return d.weir(ctx, "policy", "explain", "--from", "intruder/visitor", "--to", "shop/database", "--port", "6379/tcp")
+}
+
+// weir shows a command and what it prints.
+func (d *demo) weir(ctx context.Context, args ...string) error {
+	command("weir " + strings.Join(args, " "))
+	r := d.node.Weir(ctx, args...)
+	if r.Status != 0 {
+		return fmt.Errorf("weir %s: exit status %d: %s", strings.Join(args, " "), r.Status, strings.TrimSpace(r.Stderr))
+	}
+	if strings.TrimSpace(r.Stdout) == "" {
+		return fmt.Errorf("weir %s: printed nothing", strings.Join(args, " "))
+	}
+	say("%s", r.Stdout)
+	return nil
+}
+
+// cutWithin is how soon after the edit the last answer must have come.
+const cutWithin = time.Second
+
+func (d *demo) cut(ctx context.Context) error {
+	scene("A policy edit cuts a connection that is open")
+	cart, database := d.hosts["shop/cart"], d.hosts["shop/database"]
+	p, err := startPings(cart, database)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	say("redis-cli in shop/cart asks PING over one connection: %d answers so far", p.state().count)
+	edited := strings.Replace(manifest("database.yaml"), "              app: cart", "              app: reporting", 1)
+	say("database.yaml: %s- app: cart%s  %s+ app: reporting%s", red, reset, green, reset)
+	saved := time.Now()
+	if err := d.node.Write("database.yaml", edited); err != nil {
+		return err
+	}
+	last, err := p.awaitSilence(time.Second, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	after := last.Sub(saved)
+	say("last answer %.0f ms after the file was saved, then silence (%d answers in all)", float64(after.Microseconds())/1000, p.state().count)
+	if after > cutWithin {
+		return fmt.Errorf("the connection was cut only after %v", after)
+	}
+	if err := d.weir(ctx, "flows", "--pod", "shop/cart", "--port", "6379", "--verdict", "dropped", "--last", "2"); err != nil {
+		return err
+	}
+	say("The file is put back; the same connection goes on:")
+	if err := d.node.Apply(ctx, "database.yaml", manifest("database.yaml")); err != nil {
+		return err
+	}
+	if err := p.await(3); err != nil {
+		return err
+	}
+	say("%d answers, over one connection", p.state().count)
+	return p.unbroken()
+}
+
+// unbroken is an error if redis-cli ever said anything but PONG: it would on a reconnect.
+func (p *pings) unbroken() error {
+	if other := p.state().other; other != "" {
+		return errors.New("redis-cli: " + other)
+	}
+	return nil
+}
+
+// headless kills the agent, looks, and starts it again.
+func (d *demo) headless(ctx context.Context) error {
+	scene("The agent is killed (SIGKILL); enforcement goes on")
+	p, err := startPings(d.hosts["shop/cart"], d.hosts["shop/database"])
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	t := newTable(clients)
+	if err := t.consult(ctx, &d.shop); err != nil { // while there is somebody to ask
+		return err
+	}
+	if err := d.node.KillAgent(); err != nil {
+		return err
+	}
+	if r := d.node.Weir(ctx, "status"); r.Status == 0 {
+		return errors.New("weir status answers although the agent is dead")
+	}
+	if err := d.show(ctx, t); err != nil {
+		return err
+	}
+	scene("It starts again and adopts what runs; nothing changes")
+	if err := d.node.StartAgent(ctx); err != nil {
+		return err
+	}
+	if err := d.node.Wait(ctx); err != nil {
+		return err
+	}
+	if err := d.compare(ctx); err != nil {
+		return err
+	}
+	if err := p.await(3); err != nil {
+		return err
+	}
+	s := p.state()
+	say("meanwhile one redis connection had %d answers, never more than %d ms apart", s.count, s.gap.Milliseconds())
+	if s.gap > time.Second {
+		return fmt.Errorf("an open connection was silent for %v", s.gap)
+	}
+	return p.unbroken()
+}
