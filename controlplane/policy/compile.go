@@ -22,7 +22,8 @@ type compiler struct {
 	result  *Result
 	state   *datapath.State
 
-	policies []*parsed // by namespace and name
+	pods     []types.NamespacedName // of the cluster, sorted
+	policies []*parsed              // by namespace and name
 	byNS     map[string][]*parsed
 	keys     mentioned
 	podID    map[types.NamespacedName]identity.Number
@@ -68,6 +69,7 @@ func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
 	slices.SortFunc(locals, func(x, y Local) int { return int(x.Number) - int(y.Number) })
 	return &compiler{
 		cluster: c, node: n, locals: locals, ids: a, state: state,
+		pods:  sortedNames(c.Pods),
 		byNS:  map[string][]*parsed{},
 		podID: map[types.NamespacedName]identity.Number{},
 		inUse: map[identity.Number]*IdentityView{},
@@ -173,7 +175,7 @@ func (w *compiler) identify() {
 	for _, l := range w.locals {
 		here[l.Pod] = true
 	}
-	for _, name := range sortedNames(w.cluster.Pods) {
+	for _, name := range w.pods {
 		pod := w.cluster.Pods[name]
 		if !here[name] && (pod.Spec.HostNetwork || finished(pod)) {
 			continue

@@ -24,7 +24,7 @@ func (w *compiler) peers() {
 	for _, a := range w.node.Addresses {
 		w.single(a, datapath.Peer{Identity: identity.Host})
 	}
-	w.pods()
+	w.elsewhere()
 	for _, a := range w.node.RemoteNodes {
 		w.single(a, datapath.Peer{Identity: identity.RemoteNode})
 	}
@@ -44,13 +44,13 @@ func (w *compiler) local(a netip.Addr, l Local) {
 	w.result.Names[a.Unmap()] = l.Pod
 }
 
-// pods of other nodes, by what the API has.
-func (w *compiler) pods() {
+// elsewhere is the pods without an interface here, by what the API has.
+func (w *compiler) elsewhere() {
 	here := map[types.NamespacedName]bool{}
 	for _, l := range w.locals {
 		here[l.Pod] = true
 	}
-	for _, name := range sortedNames(w.cluster.Pods) {
+	for _, name := range w.pods {
 		if here[name] {
 			continue
 		}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -11,9 +12,10 @@ import (
 
 // warn finds what is enforced as it is written and may not be what was meant.
 func (w *compiler) warn() {
+	onHost, named := w.hostPods(), w.portNames()
 	for _, p := range w.policies {
-		w.warnHostNetwork(p)
-		w.warnNames(p)
+		w.warnHostNetwork(p, onHost[p.name.Namespace])
+		w.warnNames(p, named)
 	}
 	for _, l := range w.locals {
 		if w.podID[l.Pod] == 0 {
@@ -23,34 +25,57 @@ func (w *compiler) warn() {
 	}
 }
 
+// hostPods are the pods that use their node's network, by namespace.
+func (w *compiler) hostPods() map[string][]*corev1.Pod {
+	out := map[string][]*corev1.Pod{}
+	for _, name := range w.pods {
+		if pod := w.cluster.Pods[name]; pod.Spec.HostNetwork && !finished(pod) {
+			out[name.Namespace] = append(out[name.Namespace], pod)
+		}
+	}
+	return out
+}
+
+// portNames are the pods that have a port by a name.
+func (w *compiler) portNames() map[portName][]*corev1.Pod {
+	out := map[portName][]*corev1.Pod{}
+	for _, name := range w.pods {
+		view := w.inUse[w.podID[name]]
+		if view == nil {
+			continue
+		}
+		for _, p := range view.Labels.Ports {
+			key := portName{p.Name, p.Protocol}
+			out[key] = append(out[key], w.cluster.Pods[name])
+		}
+	}
+	return out
+}
+
 func (w *compiler) warning(ref Ref, field, format string, args ...any) {
 	w.result.Warnings = append(w.result.Warnings, Problem{Ref: ref, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
-func (w *compiler) warnHostNetwork(p *parsed) {
-	n, example := 0, ""
-	for _, name := range sortedNames(w.cluster.Pods) {
-		pod := w.cluster.Pods[name]
-		if pod.Spec.HostNetwork && !finished(pod) && pod.Namespace == p.name.Namespace && p.subject.Matches(pod.Labels) {
-			if n++; n == 1 {
-				example = name.String()
-			}
+func (w *compiler) warnHostNetwork(p *parsed, pods []*corev1.Pod) {
+	var selected []string
+	for _, pod := range pods {
+		if p.subject.Matches(pod.Labels) {
+			selected = append(selected, pod.Namespace+"/"+pod.Name)
 		}
 	}
-	if n > 0 {
-		w.warning(p.ref, "spec.podSelector", "selects %d hostNetwork pods (%s): policies do not apply to those", n, example)
+	if n := len(selected); n > 0 {
+		w.warning(p.ref, "spec.podSelector", "selects %d hostNetwork pods (%s): policies do not apply to those", n, selected[0])
 	}
 }
 
 // warnNames reports port names that mean nothing: of no selected pod (ingress), of no
 // pod at all (egress).
-func (w *compiler) warnNames(p *parsed) {
+func (w *compiler) warnNames(p *parsed, named map[portName][]*corev1.Pod) {
 	for d, rules := range p.rules {
 		for _, r := range rules {
 			for i, port := range r.ports {
-				if port.name == "" || w.hasPort(port, func(pod *corev1.Pod) bool {
-					return datapath.Direction(d) == datapath.Egress || p.selects(pod)
-				}) {
+				pods := named[portName{port.name, port.protocol}]
+				if port.name == "" || len(pods) > 0 && datapath.Direction(d) == datapath.Egress || slices.ContainsFunc(pods, p.selects) {
 					continue
 				}
 				w.warning(p.ref, fmt.Sprintf("spec.%s[%d].ports[%d].port", datapath.Direction(d), r.index, i),
@@ -59,15 +84,4 @@ func (w *compiler) warnNames(p *parsed) {
 			}
 		}
 	}
-}
-
-func (w *compiler) hasPort(port parsedPort, among func(*corev1.Pod) bool) bool {
-	for name, n := range w.podID {
-		for _, has := range w.inUse[n].Labels.Ports {
-			if has.Name == port.name && has.Protocol == port.protocol && among(w.cluster.Pods[name]) {
-				return true
-			}
-		}
-	}
-	return false
 }
