@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/weirnet/weir/datapath"
 )
 
 // FlowQuery asks for flow records. The zero value means all that the log still holds.
@@ -223,8 +225,16 @@ func checkPort(s string) error {
 }
 
 func checkReason(s string) error {
-	if s == "" {
-		return fmt.Errorf("empty")
+	for r := datapath.ReasonPolicy; r < datapath.Reasons; r++ {
+		if r.String() == ReasonText(s) {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("%q is no drop reason; \"weir status\" lists those that occurred", s)
+}
+
+// ReasonText is a drop reason as it was typed, in the words that records have: case
+// does not matter, and dashes stand for spaces.
+func ReasonText(typed string) string {
+	return strings.NewReplacer("-", " ", "_", " ").Replace(strings.ToLower(typed))
 }

@@ -1,0 +1,91 @@
+package flowlog
+
+import (
+	"encoding/json"
+
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+)
+
+const pathBPF = 1 // datapath.Event.Path
+
+var kindNames = map[datapath.EventKind]string{
+	datapath.EventNew:     api.FlowNew,
+	datapath.EventEnded:   api.FlowEnded,
+	datapath.EventRevoked: api.FlowRevoked,
+	datapath.EventDenied:  api.FlowDenied,
+}
+
+// endNames are datapath.Event.End.
+var endNames = map[uint8]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked"}
+
+func extension(r *record) *anypb.Any {
+	b, err := json.Marshal(extensionOf(r))
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	a, err := anypb.New(wrapperspb.String(string(b)))
+	if err != nil {
+		panic(err) // JSON is UTF-8
+	}
+	return a
+}
+
+func extensionOf(r *record) *api.FlowExtension {
+	e := r.event
+	x := &api.FlowExtension{
+		Kind:       kindNames[e.Kind],
+		Epoch:      e.Epoch,
+		Egress:     ruleOf(r, datapath.Egress),
+		Ingress:    ruleOf(r, datapath.Ingress),
+		Duration:   e.Age.Seconds(),
+		PickedUp:   e.PickedUp,
+		Suppressed: r.suppressed,
+	}
+	if e.Dropped {
+		x.Reason = e.Reason.String()
+	}
+	if e.Kind != datapath.EventDenied {
+		x.Path = api.PathStack
+		if e.Path == pathBPF {
+			x.Path = api.PathBPF
+		}
+	}
+	if r.suppressed == 0 {
+		x.Packets = &api.FlowCount{Sent: e.Packets[0], Received: e.Packets[1]}
+		x.Bytes = &api.FlowCount{Sent: e.Bytes[0], Received: e.Bytes[1]}
+	}
+	if e.Kind == datapath.EventEnded || e.Kind == datapath.EventRevoked {
+		x.End = endNames[e.End]
+		if e.Protocol == datapath.TCP {
+			x.FlagsSent, x.FlagsBack = flagText(uint8(e.TCPFlags)), flagText(uint8(e.TCPFlags>>8))
+		}
+	}
+	return x
+}
+
+// ruleOf is nil where this node did not judge. A rule id that nobody can name any more
+// is given as its number.
+func ruleOf(r *record, d datapath.Direction) *api.FlowRule {
+	id := r.event.Rule[d]
+	if id == datapath.RuleNone {
+		return nil
+	}
+	out := &api.FlowRule{ID: id, Verdict: verdict(r.denied(d)).String(), Kind: "unknown"}
+	rule := r.rules[d]
+	if rule == nil {
+		return out
+	}
+	out.Kind, out.Namespace, out.Name = rule.Kind, rule.Namespace, rule.Name
+	if rule.Kind == policy.KindNetworkPolicy {
+		out.Index = &rule.Index
+	}
+	for _, by := range rule.IsolatedBy {
+		out.IsolatedBy = append(out.IsolatedBy, api.Ref{Kind: by.Kind, Namespace: by.Namespace, Name: by.Name})
+	}
+	return out
+}

@@ -1,0 +1,73 @@
+package flowlog
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/weirnet/weir/controlplane/api"
+)
+
+// ServeHTTP answers api.PathFlows: the records an api.FlowQuery asks for as one
+// GetFlowsResponse a line, sent as they come when following. A parameter it does not
+// know or cannot read is answered with 400 and an api.Error that names it.
+func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet {
+		w.Header().Set("Allow", http.MethodGet)
+		refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s %s: only GET", r.Method, r.URL.Path))
+		return
+	}
+	q, err := api.ParseFlowQuery(r.URL.Query())
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	// An error is the client's leaving, or the log's end: there is nobody to tell.
+	_ = l.Query(r.Context(), q, &lines{w: w, control: http.NewResponseController(w)})
+}
+
+func refuse(w http.ResponseWriter, status int, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
+}
+
+// lines is the Sink of a response.
+type lines struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	line    bytes.Buffer
+}
+
+func (s *lines) Send(m *observerpb.GetFlowsResponse) error {
+	s.line.Reset()
+	if err := appendLine(&s.line, m); err != nil {
+		return err
+	}
+	_, err := s.w.Write(s.line.Bytes())
+	return err
+}
+
+func (s *lines) Flush() error { return s.control.Flush() }
+
+var marshal = protojson.MarshalOptions{UseProtoNames: true}
+
+// appendLine adds m in one line. Compacting takes out the spaces that protojson puts in
+// at random.
+func appendLine(to *bytes.Buffer, m *observerpb.GetFlowsResponse) error {
+	b, err := marshal.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode flow: %w", err)
+	}
+	if err := json.Compact(to, b); err != nil {
+		return fmt.Errorf("encode flow: %w", err)
+	}
+	to.WriteByte('\n')
+	return nil
+}

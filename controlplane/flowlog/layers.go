@@ -1,0 +1,144 @@
+package flowlog
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+
+	"github.com/weirnet/weir/datapath"
+)
+
+const (
+	protocolICMPv4 = 1
+	protocolICMPv6 = 58
+)
+
+// ip is nil for a record of suppressed denials, which has no addresses.
+func ip(e datapath.Event) *flowpb.IP {
+	if !e.Source.Addr().IsValid() {
+		return nil
+	}
+	version := flowpb.IPVersion_IPv6
+	if e.Source.Addr().Is4() {
+		version = flowpb.IPVersion_IPv4
+	}
+	return &flowpb.IP{Source: e.Source.Addr().String(), Destination: e.Destination.Addr().String(), IpVersion: version}
+}
+
+func layer4(r *record) *flowpb.Layer4 {
+	e := r.event
+	from, to := uint32(e.Source.Port()), uint32(e.Destination.Port())
+	kind, code := uint32(e.ICMPType), uint32(e.ICMPCode)
+	switch {
+	case r.suppressed > 0:
+		return nil
+	case e.Protocol == datapath.TCP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_TCP{TCP: &flowpb.TCP{SourcePort: from, DestinationPort: to, Flags: tcpFlags(uint8(e.TCPFlags))}}}
+	case e.Protocol == datapath.UDP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_UDP{UDP: &flowpb.UDP{SourcePort: from, DestinationPort: to}}}
+	case e.Protocol == datapath.SCTP:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_SCTP{SCTP: &flowpb.SCTP{SourcePort: from, DestinationPort: to}}}
+	case e.Protocol == protocolICMPv4:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv4{ICMPv4: &flowpb.ICMPv4{Type: kind, Code: code}}}
+	case e.Protocol == protocolICMPv6:
+		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv6{ICMPv6: &flowpb.ICMPv6{Type: kind, Code: code}}}
+	}
+	return nil
+}
+
+// tcpFlagNames are the bits of the TCP header's flags byte, lowest first.
+var tcpFlagNames = [8]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}
+
+func tcpFlags(b uint8) *flowpb.TCPFlags {
+	has := func(i int) bool { return b>>i&1 == 1 }
+	return &flowpb.TCPFlags{FIN: has(0), SYN: has(1), RST: has(2), PSH: has(3), ACK: has(4), URG: has(5), ECE: has(6), CWR: has(7)}
+}
+
+// flagText is "SYN, ACK", in the order people say them.
+func flagText(b uint8) string {
+	var out []string
+	for _, i := range [8]int{1, 4, 0, 2, 3, 5, 6, 7} {
+		if b>>i&1 == 1 {
+			out = append(out, tcpFlagNames[i])
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// summary is layer 4 in the words of the stock client.
+func summary(r *record) string {
+	e := r.event
+	switch {
+	case r.suppressed > 0:
+		return fmt.Sprintf("%d more denied packets, not recorded one by one", r.suppressed)
+	case e.Protocol == datapath.TCP:
+		return "TCP Flags: " + flagText(uint8(e.TCPFlags))
+	case e.Protocol == datapath.UDP:
+		return "UDP"
+	case e.Protocol == datapath.SCTP:
+		return "SCTP"
+	case e.Protocol == protocolICMPv4:
+		return "ICMPv4 " + icmpText(e, 8, 0)
+	case e.Protocol == protocolICMPv6:
+		return "ICMPv6 " + icmpText(e, 128, 129)
+	}
+	return fmt.Sprintf("IP protocol %d", e.Protocol)
+}
+
+func icmpText(e datapath.Event, request, reply uint8) string {
+	switch e.ICMPType {
+	case request:
+		return "EchoRequest"
+	case reply:
+		return "EchoReply"
+	}
+	return fmt.Sprintf("type %d code %d", e.ICMPType, e.ICMPCode)
+}
+
+// endpoint is an end in Hubble's words: numbers as the kernel judged, names and labels
+// as they were when the event was read.
+func endpoint(r *record, end int) *flowpb.Endpoint {
+	id, party := r.event.Identity[end], r.parties[end]
+	if r.suppressed > 0 && r.event.Endpoint[end] == 0 {
+		return nil
+	}
+	out := &flowpb.Endpoint{ID: r.event.Endpoint[end], Identity: uint32(id)}
+	if name, ok := reservedNames[id]; ok && !party.IsPod() {
+		out.Labels = []string{"reserved:" + name}
+	}
+	if party.IsPod() {
+		out.Namespace, out.PodName, out.Labels = party.Namespace, party.Name, podLabels(party)
+	}
+	return out
+}
+
+// Label keys that Hubble has for a pod's namespace.
+const (
+	labelNamespace       = "k8s:io.kubernetes.pod.namespace="
+	labelNamespaceLabels = "k8s:io.cilium.k8s.namespace.labels."
+)
+
+func podLabels(p *Party) []string {
+	out := []string{labelNamespace + p.Namespace}
+	for _, l := range p.Labels {
+		of, rest, prefixed := strings.Cut(l, ":")
+		switch {
+		case !prefixed:
+			out = append(out, "k8s:"+l)
+		case of == "namespace":
+			out = append(out, labelNamespaceLabels+rest)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// nodeNames is what stands for a node where Hubble has DNS names.
+func nodeNames(p *Party) []string {
+	if p == nil || p.IsPod() || p.Name == "" {
+		return nil
+	}
+	return []string{p.Name}
+}

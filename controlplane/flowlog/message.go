@@ -1,0 +1,144 @@
+package flowlog
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+)
+
+// Cilium's numbers of event types (its pkg/monitor/api), by which the stock client
+// names a flow.
+const (
+	eventTypeDrop  = 1
+	eventTypeTrace = 4
+)
+
+// response is the record as the stock client gets it.
+func (l *Log) response(r *record) *observerpb.GetFlowsResponse {
+	return &observerpb.GetFlowsResponse{
+		ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: l.flow(r)},
+		NodeName:      l.opts.Node,
+		Time:          timestamppb.New(r.event.Time),
+	}
+}
+
+// lost stands in a stream for n records that its reader was too slow for.
+func (l *Log) lost(n uint64) *observerpb.GetFlowsResponse {
+	return &observerpb.GetFlowsResponse{
+		ResponseTypes: &observerpb.GetFlowsResponse_LostEvents{LostEvents: &flowpb.LostEvent{
+			Source:        flowpb.LostEventSource_HUBBLE_RING_BUFFER,
+			NumEventsLost: n,
+		}},
+		NodeName: l.opts.Node,
+		Time:     timestamppb.New(l.opts.Now()),
+	}
+}
+
+func (l *Log) flow(r *record) *flowpb.Flow {
+	e := r.event
+	f := &flowpb.Flow{
+		Time:             timestamppb.New(e.Time),
+		Uuid:             r.uuid(l.opts.Node),
+		Emitter:          &flowpb.Emitter{Name: "Weir", Version: l.opts.Version},
+		Verdict:          verdict(e.Dropped),
+		IP:               ip(e),
+		L4:               layer4(r),
+		Source:           endpoint(r, 0),
+		Destination:      endpoint(r, 1),
+		Type:             flowpb.FlowType_L3_L4,
+		NodeName:         l.opts.Node,
+		SourceNames:      nodeNames(r.parties[0]),
+		DestinationNames: nodeNames(r.parties[1]),
+		TrafficDirection: hubbleDirections[r.direction()],
+		IsReply:          wrapperspb.Bool(false),
+	}
+	if e.Ifindex != 0 {
+		f.Interface = &flowpb.NetworkInterface{Index: e.Ifindex}
+	}
+	//lint:ignore SA1019 stock clients print nothing else of layer 4
+	f.Summary = summary(r)
+	setEventType(f, e)
+	setPolicies(f, r)
+	f.Extensions = extension(r)
+	return f
+}
+
+var hubbleDirections = map[datapath.Direction]flowpb.TrafficDirection{
+	datapath.Egress:  flowpb.TrafficDirection_EGRESS,
+	datapath.Ingress: flowpb.TrafficDirection_INGRESS,
+	datapath.None:    flowpb.TrafficDirection_TRAFFIC_DIRECTION_UNKNOWN,
+}
+
+func verdict(dropped bool) flowpb.Verdict {
+	if dropped {
+		return flowpb.Verdict_DROPPED
+	}
+	return flowpb.Verdict_FORWARDED
+}
+
+func setEventType(f *flowpb.Flow, e datapath.Event) {
+	if e.Dropped {
+		f.DropReasonDesc = dropReason(e)
+		f.EventType = &flowpb.CiliumEventType{Type: eventTypeDrop, SubType: int32(f.DropReasonDesc)}
+		return
+	}
+	f.TraceObservationPoint = flowpb.TraceObservationPoint_TO_STACK
+	if e.Path == pathBPF {
+		f.TraceObservationPoint = flowpb.TraceObservationPoint_TO_ENDPOINT
+	}
+	f.TraceReason = flowpb.TraceReason_NEW
+	if e.Kind != datapath.EventNew {
+		f.TraceReason = flowpb.TraceReason_ESTABLISHED
+	}
+	f.EventType = &flowpb.CiliumEventType{Type: eventTypeTrace, SubType: int32(f.TraceObservationPoint)}
+	if f.TraceObservationPoint == flowpb.TraceObservationPoint_TO_ENDPOINT {
+		f.EventType.SubType = 0 // Cilium's own number of it
+	}
+}
+
+// setPolicies names the policies that decided, by direction.
+func setPolicies(f *flowpb.Flow, r *record) {
+	allowed := [2]*[]*flowpb.Policy{&f.EgressAllowedBy, &f.IngressAllowedBy}
+	denied := [2]*[]*flowpb.Policy{&f.EgressDeniedBy, &f.IngressDeniedBy}
+	for d, rule := range r.rules {
+		if rule == nil {
+			continue
+		}
+		if r.denied(datapath.Direction(d)) {
+			*denied[d] = policiesOf(rule)
+		} else {
+			*allowed[d] = policiesOf(rule)
+		}
+	}
+}
+
+// policiesOf are a rule's policy, or those whose isolation is the rule; none for rules
+// that belong to no policy.
+func policiesOf(r *policy.Rule) []*flowpb.Policy {
+	if r.Name != "" {
+		return []*flowpb.Policy{{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}}
+	}
+	var out []*flowpb.Policy
+	for _, by := range r.IsolatedBy {
+		out = append(out, &flowpb.Policy{Kind: by.Kind, Namespace: by.Namespace, Name: by.Name})
+	}
+	return out
+}
+
+// uuid is the same each time the record is asked for.
+func (r *record) uuid(node string) string {
+	e := r.event
+	b := fmt.Appendf(nil, "%s %d %d %d %s %s %d", node, e.Kind, e.Created, e.Time.UnixNano(), e.Source, e.Destination, e.Protocol)
+	h := sha256.Sum256(binary.BigEndian.AppendUint64(b, r.seq))
+	h[6] = h[6]&0x0f | 0x80 // version 8: made by our own rule
+	h[8] = h[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", h[0:4], h[4:6], h[6:8], h[8:10], h[10:16])
+}

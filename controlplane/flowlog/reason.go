@@ -1,0 +1,48 @@
+package flowlog
+
+import (
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+
+	"github.com/weirnet/weir/datapath"
+)
+
+// dropReasons are the Hubble reasons closest to ours; the extension has our own word.
+var dropReasons = map[string]flowpb.DropReason{
+	"policy":           flowpb.DropReason_POLICY_DENIED,
+	"unmanaged peer":   flowpb.DropReason_POLICY_DENIED,
+	"no endpoint":      flowpb.DropReason_DROP_EP_NOT_READY,
+	"no ruleset":       flowpb.DropReason_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION,
+	"spoofed source":   flowpb.DropReason_INVALID_SOURCE_IP,
+	"bad source":       flowpb.DropReason_INVALID_SOURCE_IP,
+	"foreign source":   flowpb.DropReason_INVALID_SOURCE_IP,
+	"ethertype":        flowpb.DropReason_UNSUPPORTED_L3_PROTOCOL,
+	"vlan":             flowpb.DropReason_VLAN_FILTERED,
+	"truncated":        flowpb.DropReason_INVALID_PACKET_DROPPED,
+	"bad header":       flowpb.DropReason_INVALID_PACKET_DROPPED,
+	"ip options":       flowpb.DropReason_INVALID_PACKET_DROPPED,
+	"extension header": flowpb.DropReason_INVALID_IPV6_EXTENSION_HEADER,
+	"fragment short":   flowpb.DropReason_INVALID_PACKET_DROPPED,
+	"fragment unknown": flowpb.DropReason_FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND,
+	"tcp flags":        flowpb.DropReason_INVALID_PACKET_DROPPED,
+	"tcp stray":        flowpb.DropReason_UNKNOWN_CONNECTION_TRACKING_STATE,
+	"icmp type":        flowpb.DropReason_UNKNOWN_ICMPV4_TYPE,
+	"icmp unrelated":   flowpb.DropReason_UNKNOWN_CONNECTION_TRACKING_STATE,
+	"neighbour":        flowpb.DropReason_INVALID_PACKET_DROPPED,
+	"multicast":        flowpb.DropReason_MULTICAST_HANDLED,
+	"family":           flowpb.DropReason_UNSUPPORTED_L3_PROTOCOL,
+	"tunnel":           flowpb.DropReason_ENCAPSULATION_TRAFFIC_IS_PROHIBITED,
+	"flow table full":  flowpb.DropReason_CT_MAP_INSERTION_FAILED,
+	"flow share":       flowpb.DropReason_CT_MAP_INSERTION_FAILED,
+	"shield":           flowpb.DropReason_POLICY_DENY,
+	"quarantine":       flowpb.DropReason_POLICY_DENY,
+	"destination":      flowpb.DropReason_UNKNOWN_L3_TARGET_ADDRESS,
+}
+
+// dropReason is UNKNOWN for a reason that Hubble has nothing close to.
+func dropReason(e datapath.Event) flowpb.DropReason {
+	d := dropReasons[e.Reason.String()]
+	if d == flowpb.DropReason_UNKNOWN_ICMPV4_TYPE && e.Protocol == protocolICMPv6 {
+		return flowpb.DropReason_UNKNOWN_ICMPV6_TYPE
+	}
+	return d
+}

@@ -1,0 +1,118 @@
+package flowlog
+
+import (
+	"net/netip"
+
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+// record is an event with its names. It is not changed once it is in the ring; queries
+// read it without a lock.
+type record struct {
+	seq        uint64
+	event      datapath.Event
+	parties    [2]*Party       // by end
+	rules      [2]*policy.Rule // by direction
+	suppressed uint64          // stands for so many denials of the endpoint, without addresses
+}
+
+// namer resolves names and remembers those that stay true: a rule id never changes its
+// meaning, an endpoint number keeps it while any flow can hold it.
+type namer struct {
+	names     Names
+	rules     map[uint32]*policy.Rule
+	endpoints map[uint32]*Party
+}
+
+// rulesMax bounds the memory of rules; past it all are asked for again.
+const rulesMax = 1 << 16
+
+func newNamer(n Names) *namer {
+	return &namer{names: n, rules: map[uint32]*policy.Rule{}, endpoints: map[uint32]*Party{}}
+}
+
+func (n *namer) record(e datapath.Event) *record {
+	r := &record{event: e}
+	r.parties[0] = n.party(e.Endpoint[0], e.Source.Addr(), e.Identity[0])
+	r.parties[1] = n.party(e.Endpoint[1], e.Destination.Addr(), e.Identity[1])
+	for d, id := range e.Rule {
+		r.rules[d] = n.rule(id)
+	}
+	return r
+}
+
+func (n *namer) party(endpoint uint32, addr netip.Addr, id identity.Number) *Party {
+	switch {
+	case endpoint != 0:
+		return n.endpoint(endpoint)
+	case addr.IsValid():
+		return n.names.Peer(addr, id)
+	}
+	return nil
+}
+
+func (n *namer) endpoint(number uint32) *Party {
+	if p := n.names.Endpoint(number); p != nil {
+		n.endpoints[number] = p
+		return p
+	}
+	return n.endpoints[number]
+}
+
+func (n *namer) rule(id uint32) *policy.Rule {
+	if id == datapath.RuleNone {
+		return nil
+	}
+	if r, ok := n.rules[id]; ok {
+		return r
+	}
+	r, ok := n.names.Rule(id)
+	if !ok {
+		return nil
+	}
+	if len(n.rules) >= rulesMax {
+		clear(n.rules)
+	}
+	n.rules[id] = &r
+	return &r
+}
+
+// judged reports whether this node judged the record in a direction: a rule did, or the
+// packet was dropped on that side before any could.
+func (r *record) judged(d datapath.Direction) bool {
+	return r.event.Rule[d] != datapath.RuleNone || r.denied(d)
+}
+
+// denied reports whether the record was dropped on a side.
+func (r *record) denied(d datapath.Direction) bool {
+	return r.event.Dropped && r.event.Direction == d
+}
+
+// direction is the side that denied, else egress if this node judged it, else ingress;
+// for a packet that no ruleset saw, the side of the pod it belongs to.
+func (r *record) direction() datapath.Direction {
+	switch {
+	case r.denied(datapath.Egress), r.denied(datapath.Ingress):
+		return r.event.Direction
+	case r.judged(datapath.Egress):
+		return datapath.Egress
+	case r.judged(datapath.Ingress):
+		return datapath.Ingress
+	case r.event.Endpoint[0] != 0:
+		return datapath.Egress
+	case r.event.Endpoint[1] != 0:
+		return datapath.Ingress
+	}
+	return datapath.None
+}
+
+// reservedNames are Hubble's words for the reserved identities.
+var reservedNames = map[identity.Number]string{
+	identity.Unknown:    "unknown",
+	identity.Host:       "host",
+	identity.RemoteNode: "remote-node",
+	identity.World:      "world",
+	identity.Unmanaged:  "unmanaged",
+}
