@@ -212,7 +212,7 @@ func (l *Loaded) putInForce() error {
 }
 
 func armSweep(p *ebpf.Program) error {
-	ret, err := p.Run(&ebpf.RunOptions{})
+	ret, err := p.Run(&ebpf.RunOptions{Data: make([]byte, 64)}) // any packet
 	if err != nil {
 		return fmt.Errorf("run %s: %w", bpf.WeirProgArmSweep, err)
 	}

@@ -222,3 +222,30 @@ func TestReadersSeeOneEpoch(t *testing.T) {
 		t.Error("nothing was read")
 	}
 }
+
+// An agent that died between staging and its epoch: the next one forgets what was staged,
+// so that the epoch, when another commit brings it, brings nothing else.
+func TestStagedButNeverCommitted(t *testing.T) {
+	dir := pinMaps(t, nil)
+	k := openQuiet(t, dir)
+	s := state()
+	s.Peers = peersOf("10.0.0.1", 256, "10.0.0.2", 257)
+	s.Endpoints[1] = datapath.Endpoint{Ifindex: 7, Egress: 1, Ingress: 1}
+	epoch := commitState(t, k, s)
+	i, _ := k.peers.index(netip.MustParsePrefix("10.0.0.1/32"))
+	slots{k.peers.memory.at(i)}.stage(epoch, 666, epoch+1)
+	slots{k.endpoints.memory.at(1)}.stage(epoch, 667, epoch+1)
+	must(t, k.Close())
+
+	k = openQuiet(t, dir)
+	s.Peers = peersOf("10.0.0.1", 256, "10.0.0.2", 258)
+	if next := commitState(t, k, s); next != epoch+1 {
+		t.Fatalf("epoch %d, want %d", next, epoch+1)
+	}
+	if got := lookup(t, k, netip.MustParseAddr("10.0.0.1"), epoch+1); got.word != 256 {
+		t.Errorf("the address is %d, want 256 still", got.word)
+	}
+	if got := wordAt(k, 1, epoch+1); got != 1|1<<32 {
+		t.Errorf("the endpoint's word is %#x, want %#x still", got, 1|1<<32)
+	}
+}
