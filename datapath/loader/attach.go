@@ -257,7 +257,8 @@ func DetachAll(bpffsDir string) error {
 	return errors.Join(errs...)
 }
 
-// Attached lists the hooks that are pinned, by name and hook.
+// Attached lists the hooks that are pinned, by name and hook. What cannot be read is in
+// the error; the list holds the others.
 func Attached(bpffsDir string) ([]Attachment, error) {
 	root := filepath.Join(bpffsDir, linksDir)
 	dirs, err := os.ReadDir(root)
@@ -272,10 +273,10 @@ func Attached(bpffsDir string) ([]Attachment, error) {
 	for _, dir := range dirs {
 		a := attacher{bpffsDir: bpffsDir, name: unpinName(dir.Name())}
 		pins, err := os.ReadDir(a.dir())
-		errs = append(errs, err)
+		errs = append(errs, unlessGone(err))
 		for _, pin := range pins {
 			at, err := a.describe(pin.Name())
-			errs = append(errs, err)
+			errs = append(errs, unlessGone(err))
 			if err == nil {
 				all = append(all, at)
 			}
@@ -283,6 +284,14 @@ func Attached(bpffsDir string) ([]Attachment, error) {
 	}
 	slices.SortFunc(all, func(x, y Attachment) int { return strings.Compare(x.Name+"/"+x.Hook, y.Name+"/"+y.Hook) })
 	return all, errors.Join(errs...)
+}
+
+// unlessGone is nil for what somebody detached while we looked.
+func unlessGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func (a attacher) describe(pin string) (Attachment, error) {
