@@ -111,7 +111,8 @@ func (n *Node) Manifests() string { return filepath.Join(n.opts.Run, "manifests"
 func (n *Node) StateDir() string  { return filepath.Join(n.opts.Run, "state") }
 func (n *Node) Log() string       { return filepath.Join(n.opts.Run, "agent.log") }
 func (n *Node) bpffs() string     { return filepath.Join(n.opts.Run, "bpf") }
-func (n *Node) bpffsDir() string  { return filepath.Join(n.bpffs(), "weir") }
+func (n *Node) BPFFSDir() string  { return filepath.Join(n.bpffs(), "weir") }
+func (n *Node) RunDir() string    { return n.opts.Run }
 
 // Binary is the path of one of ours.
 func (n *Node) Binary(name string) string { return filepath.Join(n.opts.Bin, name) }
@@ -136,7 +137,7 @@ func (n *Node) StartAgent(ctx context.Context) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(n.Binary("weir-agent"), "--standalone", n.Manifests(), "--state-dir", n.StateDir(),
-		"--bpffs-dir", n.bpffsDir(), "--node-name", "node", "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6)
+		"--bpffs-dir", n.BPFFSDir(), "--node-name", "node", "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Start(cmd); err != nil {
 		return fmt.Errorf("start weir-agent: %w", err)

@@ -68,13 +68,17 @@ func (p *Pod) take(addr net.IP) {
 
 // DelPod detaches the pod and removes its namespace with every process in it.
 func (n *Node) DelPod(ctx context.Context, p *Pod) error {
+	return errors.Join(n.DetachPod(ctx, p), ip("netns del %s", p.Netns))
+}
+
+// DetachPod runs DEL alone; the namespace need not be there any more.
+func (n *Node) DetachPod(ctx context.Context, p *Pod) error {
 	list, err := n.network()
 	if err != nil {
 		return err
 	}
 	delete(n.pods, p.Name)
-	del := n.Do(func() error { return n.runtime().DelNetworkList(ctx, list, n.args(p)) })
-	return errors.Join(del, ip("netns del %s", p.Netns))
+	return n.Do(func() error { return n.runtime().DelNetworkList(ctx, list, n.args(p)) })
 }
 
 // CheckPod asks the plugin whether the pod is as it was made.
@@ -109,7 +113,7 @@ func (n *Node) args(p *Pod) *libcni.RuntimeConf {
 func (n *Node) network() (*libcni.NetworkConfigList, error) {
 	type object = map[string]any
 	conf := object{"cniVersion": "1.1.0", "name": "weir", "plugins": []object{{
-		"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.bpffsDir(),
+		"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.BPFFSDir(),
 		"ipam": object{
 			"type": "host-local", "dataDir": filepath.Join(n.opts.Run, "addresses"),
 			"ranges": [][]object{{n.pool(n.opts.Pool4)}, {n.pool(n.opts.Pool6)}},

@@ -1,0 +1,266 @@
+package node
+
+import (
+	"bufio"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/controlplane/api"
+)
+
+// flow is what these tests read of a record: Hubble's JSON, as a script would read it.
+type flow struct {
+	Verdict string `json:"verdict"`
+	IP      struct {
+		Source      string `json:"source"`
+		Destination string `json:"destination"`
+		Version     string `json:"ipVersion"`
+	} `json:"IP"`
+	L4               map[string]map[string]any `json:"l4"`
+	Source           party                     `json:"source"`
+	Destination      party                     `json:"destination"`
+	TrafficDirection string                    `json:"traffic_direction"`
+	EgressAllowedBy  []ref                     `json:"egress_allowed_by"`
+	IngressAllowedBy []ref                     `json:"ingress_allowed_by"`
+	EgressDeniedBy   []ref                     `json:"egress_denied_by"`
+	IngressDeniedBy  []ref                     `json:"ingress_denied_by"`
+	Extensions       struct {
+		Value string `json:"value"`
+	} `json:"extensions"`
+}
+
+type party struct {
+	Namespace string `json:"namespace"`
+	PodName   string `json:"pod_name"`
+}
+
+type ref struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+func (p party) String() string { return p.Namespace + "/" + p.PodName }
+
+// flows runs `weir flows -o json`.
+func (e *env) flows(args ...string) []flow {
+	e.t.Helper()
+	r := e.Weir(e.ctx, append([]string{"flows", "-o", "json"}, args...)...)
+	if r.Status != 0 {
+		e.t.Fatalf("weir flows: exit status %d: %s", r.Status, r.Stderr)
+	}
+	var flows []flow
+	for lines := bufio.NewScanner(strings.NewReader(r.Stdout)); lines.Scan(); {
+		var response struct {
+			Flow flow `json:"flow"`
+		}
+		e.must("decode "+lines.Text(), json.Unmarshal(lines.Bytes(), &response))
+		flows = append(flows, response.Flow)
+	}
+	return flows
+}
+
+func (f flow) extension(t *testing.T) api.FlowExtension {
+	t.Helper()
+	var x api.FlowExtension
+	if err := json.Unmarshal([]byte(f.Extensions.Value), &x); err != nil {
+		t.Fatalf("extension %q: %v", f.Extensions.Value, err)
+	}
+	return x
+}
+
+// port is the destination port and its protocol.
+func (f flow) port() (string, float64) {
+	for protocol, fields := range f.L4 {
+		n, _ := fields["destination_port"].(float64)
+		return strings.ToLower(protocol), n
+	}
+	return "", 0
+}
+
+// TestFlowsHoldEveryProbe, with both pods and the rule that decided in each direction.
+func TestFlowsHoldEveryProbe(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress)+policy("ns", "allow", fromA)+policy("ns", "out", egressAtoB))
+	e.add("ns/a", "ns/b", "ns/c")
+	probes := []probe{
+		{"ns/a", "ns/b", "tcp", portHTTP, yes},   // both directions allowed by a rule
+		{"ns/a", "ns/b", "tcp", portOther, no},   // ingress default deny
+		{"ns/c", "ns/b", "udp", portHTTP, no},    // the same
+		{"ns/a", "ns/c", "tcp", portHTTP, no},    // egress default deny
+		{"ns/b", "outside", "icmp", 0, yes},      // not isolated
+		{"outside", "ns/b", "tcp", portHTTP, no}, // from outside
+	}
+	e.check(probes...)
+	want := []struct {
+		probe
+		egress, ingress string // "" = not judged here
+		direction       string
+	}{
+		{probes[0], "allowed ns/out", "allowed ns/allow", "EGRESS"},
+		{probes[1], "allowed ns/out", "denied ns/allow ns/deny", "INGRESS"},
+		{probes[2], "allowed", "denied ns/allow ns/deny", "INGRESS"},
+		{probes[3], "denied ns/out", "", "EGRESS"},
+		{probes[4], "allowed", "", "EGRESS"},
+		{probes[5], "", "denied ns/allow ns/deny", "INGRESS"},
+	}
+	for _, w := range want {
+		for _, family := range families {
+			var got *flow
+			e.eventually("a record of "+w.String(), 3*time.Second, func() bool {
+				got = find(e.flows("--last", "1000"), e, w.probe, family)
+				return got != nil
+			})
+			verdict := "FORWARDED"
+			if w.want == no {
+				verdict = "DROPPED"
+			}
+			if got.Verdict != verdict || got.TrafficDirection != w.direction {
+				t.Errorf("IPv%d %s: %s %s, want %s %s", family, w, got.Verdict, got.TrafficDirection, verdict, w.direction)
+			}
+			x := got.extension(t)
+			for _, side := range []struct {
+				name            string
+				rule            *api.FlowRule
+				allowed, denied []ref
+				want            string
+			}{
+				{"egress", x.Egress, got.EgressAllowedBy, got.EgressDeniedBy, w.egress},
+				{"ingress", x.Ingress, got.IngressAllowedBy, got.IngressDeniedBy, w.ingress},
+			} {
+				if said := decision(side.rule, side.allowed, side.denied); said != side.want && !(side.want == "" && side.name == "ingress" && w.direction == "EGRESS" && w.want == no) {
+					t.Errorf("IPv%d %s: %s %q, want %q", family, w, side.name, said, side.want)
+				}
+			}
+		}
+	}
+}
+
+// decision is one direction's part of a record in words: which policies allowed or denied.
+func decision(rule *api.FlowRule, allowed, denied []ref) string {
+	if rule == nil {
+		return ""
+	}
+	words := "allowed"
+	policies := allowed
+	if rule.Verdict == "DROPPED" {
+		words, policies = "denied", denied
+	}
+	for _, p := range policies {
+		words += " " + p.Namespace + "/" + p.Name
+	}
+	return words
+}
+
+// find is the newest record of a probe.
+func find(flows []flow, e *env, p probe, family int) *flow {
+	from, to := e.host(p.from).Addr(family), e.host(p.to).Addr(family)
+	for i := len(flows) - 1; i >= 0; i-- {
+		f := &flows[i]
+		protocol, port := f.port()
+		if f.IP.Source != from || f.IP.Destination != to || !strings.HasPrefix(protocol, p.protocol) || int(port) != p.port {
+			continue
+		}
+		if e.named(p.from, f.Source) && e.named(p.to, f.Destination) {
+			return f
+		}
+		e.t.Errorf("%s: the record's ends are %s and %s", p, f.Source, f.Destination)
+	}
+	return nil
+}
+
+// named checks a record's end: pods have names, others have none.
+func (e *env) named(host string, p party) bool {
+	if e.pods[host] == nil {
+		return p.PodName == ""
+	}
+	return p.String() == host
+}
+
+// TestFlowAccount: a flow's end tells what it carried, exactly.
+func TestFlowAccount(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc)
+	e.add("ns/a", "ns/b")
+	conn, err := e.host("ns/a").Connect(e.host("ns/b").Addr4, portHTTP)
+	e.must("connect", err)
+	_, err = conn.Write(make([]byte, 100))
+	e.must("write", err)
+	for got := 0; got < 100; {
+		n, err := conn.Read(make([]byte, 100))
+		e.must("read", err)
+		got += n
+	}
+	conn.Close()
+	var ended api.FlowExtension
+	e.eventually("the record of the flow's end", 10*time.Second, func() bool {
+		for _, f := range e.flows("--last", "100", "--port", "8080") {
+			if ended = f.extension(t); ended.Kind == api.FlowEnded {
+				return true
+			}
+		}
+		return false
+	})
+	if ended.Packets == nil || ended.Bytes == nil {
+		t.Fatalf("no counters in %+v", ended)
+	}
+	// Headers of IPv4 and TCP: 40 bytes at least, 60 with timestamps.
+	if ended.Packets.Sent < 4 || ended.Packets.Received < 3 {
+		t.Errorf("packets %+v, want at least 4 and 3", *ended.Packets)
+	}
+	if min := 100 + 40*ended.Packets.Sent; ended.Bytes.Sent < min || ended.Bytes.Sent > min+20*ended.Packets.Sent {
+		t.Errorf("bytes %+v with packets %+v", *ended.Bytes, *ended.Packets)
+	}
+	if s := e.status().Flows; s.Lost != 0 {
+		t.Errorf("flows lost: %+v", s)
+	}
+}
+
+// TestFlowFilters: each leaves what it says.
+func TestFlowFilters(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress)+policy("ns", "allow", fromA))
+	e.add("ns/a", "ns/b", "ns/c")
+	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, yes}, probe{"ns/c", "ns/b", "udp", portOther, no})
+	e.eventually("both are in the log", 3*time.Second, func() bool { return len(e.flows()) >= 4 })
+	for _, c := range []struct {
+		args []string
+		ok   func(flow) bool
+	}{
+		{[]string{"--verdict", "dropped"}, func(f flow) bool { return f.Verdict == "DROPPED" }},
+		{[]string{"--pod", "ns/c"}, func(f flow) bool { return f.Source.PodName == "c" }},
+		{[]string{"--protocol", "tcp"}, func(f flow) bool { return f.L4["TCP"] != nil }},
+		{[]string{"--port", "8080"}, func(f flow) bool { _, p := f.port(); return p == portHTTP }},
+		{[]string{"--policy", "ns/allow", "--verdict", "forwarded"}, func(f flow) bool { return len(f.IngressAllowedBy) == 1 && f.IngressAllowedBy[0].Name == "allow" }},
+		{[]string{"--since", "1m", "--last", "1"}, func(flow) bool { return true }},
+	} {
+		got := e.flows(c.args...)
+		if len(got) == 0 {
+			t.Errorf("weir flows %s: nothing", strings.Join(c.args, " "))
+		}
+		for _, f := range got {
+			if !c.ok(f) {
+				t.Errorf("weir flows %s: %+v", strings.Join(c.args, " "), f)
+			}
+		}
+	}
+	if got := e.flows("--last", "1"); len(got) != 1 {
+		t.Errorf("weir flows --last 1: %d records", len(got))
+	}
+}
+
+// TestRevocationIsRecorded: the log says when an open connection was cut, and by what.
+func TestRevocationIsRecorded(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc)
+	e.add("ns/a", "ns/b")
+	s := e.openStream(e.host("ns/a"), e.host("ns/b"), 4, portStream)
+	e.alive("while allowed", s)
+	e.apply("deny.yaml", policy("ns", "deny", denyIngress))
+	e.dead("after the edit", s)
+	e.eventually("a dropped record of the stream", 3*time.Second, func() bool {
+		for _, f := range e.flows("--verdict", "dropped", "--port", "5000") {
+			if f.Source.PodName == "a" && len(f.IngressDeniedBy) == 1 && f.IngressDeniedBy[0].Name == "deny" {
+				return true
+			}
+		}
+		return false
+	})
+}
