@@ -51,6 +51,7 @@ static __always_inline int inner_read(struct __sk_buff *skb, struct packet *p, s
  * that was sent to that pod; at the receiver's, of one the receiver sent. */
 __noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from_pod)
 {
+	struct flow_key key;
 	struct inner in;
 	struct flow *f;
 	int side;
@@ -61,8 +62,8 @@ __noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface,
 		return walk_drop(w, DROP_ICMP_UNRELATED);
 	if (from_pod && !same_address(in.tuple.daddr, w->packet.tuple.saddr))
 		return walk_drop(w, DROP_ICMP_UNRELATED);
-	side = flow_key_of(&in.tuple, &w->key);
-	f = bpf_map_lookup_elem(&flows, &w->key);
+	side = flow_key_of(&in.tuple, &key);
+	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || READ_ONCE(f->stamp) >> STAMP_SHIFT != w->epoch || READ_ONCE(f->stamp) & STAMP_DROP ||
 	    READ_ONCE(f->state) & FLOW_CLOSED)
 		return walk_drop(w, DROP_ICMP_UNRELATED);

@@ -30,7 +30,7 @@ static __always_inline struct flow *walk_entry(struct walk *w)
 	return bpf_map_lookup_elem(&flows, &w->key);
 }
 
-/* Counts what goes on and remembers first fragments; returns the entry to deliver by. */
+/* Counts and reports what goes on, remembers first fragments; returns the entry to deliver by. */
 static __always_inline struct flow *walk_settle(struct walk *w, __u32 iface, int way)
 {
 	struct flow *f = 0;
@@ -39,8 +39,10 @@ static __always_inline struct flow *walk_settle(struct walk *w, __u32 iface, int
 		fragment_first(w, iface, way == DROP_NONE);
 	if (way == DROP_NONE)
 		f = walk_entry(w);
-	if (f && !w->counted)
+	if (f)
 		flow_count(f, &w->packet, w->side);
+	if (f && w->started)
+		flow_emit(f, &w->key, EVENT_NEW, 0, DIRECTION_NONE);
 	if (way == NO_ENTRY)
 		count(COUNT_UNTRACKED);
 	return f;

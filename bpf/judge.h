@@ -73,11 +73,13 @@ static long scan_group(__u32 i, struct query *s)
 __noinline int judge(struct query *q)
 {
 	struct ruleset *r;
+	__u32 id;
 
 	if (!q)
 		return 0;
 	q->rule = q->allow = 0;
-	r = bpf_map_lookup_elem(&rulesets, &q->ruleset);
+	id = q->ruleset; /* keys live on the stack: older kernels take them from nowhere else */
+	r = bpf_map_lookup_elem(&rulesets, &id);
 	q->missing = !r;
 	if (!r)
 		return 0;

@@ -119,9 +119,7 @@ static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owne
 	count(COUNT_FLOW_NEW);
 	if (reversed)
 		count(COUNT_FLOW_PICKED_UP);
-	flow_count(f, &w->packet, w->side & 1);
-	w->counted = 1;
-	flow_emit(f, &w->key, EVENT_NEW, 0, DIRECTION_NONE);
+	w->started = 1;
 	return DROP_NONE;
 }
 
@@ -129,20 +127,22 @@ static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owne
 __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 {
 	struct flow_slot *slot;
+	struct flow_key key;
 	struct flow *f;
 	__u32 at = 0;
 	long err;
 
 	if (!w)
 		return NO_ENTRY;
+	key = w->key;
 	if (!share_take(owner))
 		return DROP_FLOW_SHARE;
 	if (!slot_take(&at)) {
 		share_give(owner);
 		return DROP_FLOW_TABLE_FULL;
 	}
-	err = bpf_map_update_elem(&flows, &w->key, &flow_zero, BPF_NOEXIST);
-	f = err ? 0 : bpf_map_lookup_elem(&flows, &w->key);
+	err = bpf_map_update_elem(&flows, &key, &flow_zero, BPF_NOEXIST);
+	f = err ? 0 : bpf_map_lookup_elem(&flows, &key);
 	slot = bpf_map_lookup_elem(&flow_slots, &at);
 	if (!f || !slot) {
 		bpf_map_push_elem(&flow_free, &at, BPF_ANY);
@@ -151,7 +151,7 @@ __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 	}
 	ADD(node.flows, 1);
 	f->slot = at;
-	slot->key = w->key;
+	slot->key = key;
 	WRITE_ONCE(slot->used, 1);
 	return flow_start(w, f, owner, how);
 }

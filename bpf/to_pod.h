@@ -23,6 +23,19 @@ static __always_inline int sender_find(struct walk *w, __u32 iface)
 	return DROP_NONE;
 }
 
+/* Both ends of a packet at a pod's door; from is the endpoint number of its mark. */
+__noinline int ends_find(struct walk *w, __u32 iface, __u32 from)
+{
+	if (!w)
+		return DROP_NO_ENDPOINT;
+	if (!peer_of_endpoint(endpoint_number(w->ifindex), w->packet.tuple.family, w->epoch, &w->end[1]))
+		return walk_drop(w, DROP_NO_ENDPOINT);
+	if (!from)
+		return sender_find(w, iface);
+	return peer_of_endpoint(from, w->packet.tuple.family, w->epoch, &w->end[0]) ? DROP_NONE
+										    : walk_drop(w, DROP_NO_ENDPOINT);
+}
+
 static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from)
 {
 	struct endpoint *ep = endpoint_at(w->end[1].endpoint);
@@ -39,16 +52,9 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 		return walk_drop(w, DROP_FAMILY);
 	if (!same_address(p->tuple.daddr, endpoint_addr(ep, p->tuple.family)))
 		return walk_drop(w, DROP_DESTINATION);
-	if (!peer_of_endpoint(w->end[1].endpoint, p->tuple.family, w->epoch, &w->end[1]))
-		return walk_drop(w, DROP_NO_ENDPOINT);
-	if (from) {
-		if (!peer_of_endpoint(from, p->tuple.family, w->epoch, &w->end[0]))
-			return walk_drop(w, DROP_NO_ENDPOINT);
-	} else {
-		reason = sender_find(w, iface);
-		if (reason)
-			return reason;
-	}
+	reason = ends_find(w, iface, from);
+	if (reason)
+		return reason;
 	if (p->kind == PACKET_ICMP_ERROR) {
 		if (iface == IFACE_HOST)
 			return PLAIN;
@@ -61,14 +67,14 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 			return reason;
 	}
 	if (w->hit == HIT_STALE) {
-		struct end sender = w->end[0], receiver = w->end[1];
-
 		reason = decide_stale(w, walk_entry(w));
 		if (reason != GONE)
 			return reason;
 		if (p->kind == PACKET_FRAGMENT)
 			return walk_drop(w, DROP_FRAGMENT_UNKNOWN);
-		w->end[0] = sender, w->end[1] = receiver;
+		reason = ends_find(w, iface, from);
+		if (reason)
+			return reason;
 	}
 	return decide_new(w, walk_entry(w), 0);
 }

@@ -12,7 +12,7 @@ struct walk {
 	__u8 side;     /* of the packet's source in key */
 	__u8 hit;
 	__u8 reason;
-	__u8 counted; /* by the entry's start */
+	__u8 started; /* this packet began the entry */
 	/* From here on the slow path's own: walk_slow clears it. */
 	__u64 basis;
 	struct end end[2]; /* source, destination, as the packet has them */
@@ -31,7 +31,7 @@ static __always_inline int walk_begin(struct __sk_buff *skb, struct walk *w)
 	w->ifindex = skb->ifindex;
 	w->side = 0;
 	w->hit = HIT_NONE;
-	w->counted = 0;
+	w->started = 0;
 	reason = parse(skb, &w->packet);
 	w->reason = reason;
 	return reason;

@@ -106,8 +106,9 @@ SEC("xdp") int shield_uplink(struct xdp_md *ctx)
 	return shield_network(ctx);
 }
 
-/* Arms the sweep's timer, or hands it to this build of the programs. Run once at load. */
-SEC("syscall") int arm_sweep(void *ctx)
+/* Arms the sweep's timer, or hands it to this build of the programs. Run once at load, as a
+ * TC program: those that sleep may not touch all maps on older kernels. */
+SEC("tc") int arm_sweep(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
 	struct sweep *s = bpf_map_lookup_elem(&sweep_timer, &zero);
