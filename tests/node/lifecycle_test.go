@@ -167,7 +167,7 @@ func TestBrokenFileKeepsItsLastGoodContent(t *testing.T) {
 	if errs := e.status().Errors; len(errs) != 1 {
 		t.Errorf("after the restart: errors %+v, want one", errs)
 	}
-	e.apply("other.yaml.off", "not read: [") // another ending
+	e.write("other.yaml.off", "not read: [") // another ending
 	e.must("remove", e.Remove("policy.yaml"))
 	e.must("wait", e.Wait(e.ctx))
 	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, yes})
