@@ -27,6 +27,12 @@ func Explain(c *Cluster, n Node, t Tuple) Answer {
 	return (&reference{cluster: c, node: n, tuple: t, explain: true}).answer()
 }
 
+// refusedMiss is about a whole policy: none of its rules is in force.
+func refusedMiss(np *networkingv1.NetworkPolicy) NearMiss {
+	return NearMiss{RuleRef: RuleRef{Ref: refOf(np)},
+		Reason: "the policy cannot be enforced as it is written, so it isolates and allows nothing: weir status says why"}
+}
+
 // nearest keeps the rules with the least difference.
 func nearest(misses []NearMiss) []NearMiss {
 	slices.SortStableFunc(misses, func(a, b NearMiss) int { return a.differ - b.differ })

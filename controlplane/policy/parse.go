@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -35,7 +34,8 @@ type parsedRule struct {
 	direction datapath.Direction
 	peers     []identity.Peer
 	ports     []parsedPort
-	content   string // what its id stands for, besides its place
+	spec      any    // as it is written: what its id stands for, besides its place
+	id        uint32 // 0: not asked for yet
 }
 
 // parsedPort is ports of a protocol: by number, or by name.
@@ -92,8 +92,7 @@ func (o *parsed) add(d datapath.Direction, r *parsedRule, index int, spec any) {
 	if !o.isolates[d] {
 		return // rules of a direction that policyTypes does not name mean nothing
 	}
-	content, _ := json.Marshal(spec) // cannot fail: plain API types
-	r.owner, r.direction, r.index, r.content = o, d, index, string(content)
+	r.owner, r.direction, r.index, r.spec = o, d, index, spec
 	o.rules[d] = append(o.rules[d], r)
 }
 

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -245,10 +246,14 @@ func (w *compiler) union(rules []*parsedRule) *union {
 }
 
 func (w *compiler) ruleID(r *parsedRule) uint32 {
-	return w.ids.rule(Rule{
-		Kind: KindNetworkPolicy, Namespace: r.owner.name.Namespace, Name: r.owner.name.Name,
-		UID: r.owner.uid, Index: r.index, Direction: r.direction,
-	}, r.content)
+	if r.id == 0 {
+		content, _ := json.Marshal(r.spec) // cannot fail: plain API types
+		r.id = w.ids.rule(Rule{
+			Kind: KindNetworkPolicy, Namespace: r.owner.name.Namespace, Name: r.owner.name.Name,
+			UID: r.owner.uid, Index: r.index, Direction: r.direction,
+		}, string(content))
+	}
+	return r.id
 }
 
 // publish numbers a ruleset by its content.

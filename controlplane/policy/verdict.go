@@ -136,6 +136,7 @@ func (r *reference) judge(subject *corev1.Pod, peer party, direction networkingv
 	for i, np := range policies {
 		side.IsolatedBy = append(side.IsolatedBy, refOf(np))
 		if r.cluster.Refused[types.NamespacedName{Namespace: np.Namespace, Name: np.Name}] {
+			side.NearMisses = append(side.NearMisses, refusedMiss(np))
 			continue
 		}
 		for _, rule := range rulesOf(np, direction) {
@@ -152,8 +153,7 @@ func (r *reference) judge(subject *corev1.Pod, peer party, direction networkingv
 		side.Rules = append(side.Rules, RuleRef{Ref: refOf(a.rule.policy), Index: a.rule.index})
 		side.Verdict = Forwarded
 	}
-	side.NearMisses = nearest(side.NearMisses)
-	if side.Verdict == Forwarded {
+	if side.NearMisses = nearest(side.NearMisses); side.Verdict == Forwarded || !r.explain {
 		side.NearMisses = []NearMiss{}
 	}
 	return side
