@@ -75,36 +75,36 @@ func (s *Store) Find(a api.Attachment) *Record {
 
 // Add gives a record a number and saves it. busy says of a number whether something
 // still refers to it, flows of the pod that had it above all. The same interface again
-// is its record of before; an interface or address that another has is an error.
-func (s *Store) Add(r *Record, busy func(number uint32) bool) (*Record, error) {
+// is its record of before, not fresh; an interface or address that another has is an error.
+func (s *Store) Add(r *Record, busy func(number uint32) bool) (added *Record, fresh bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.records {
 		if o.Attachment() == r.Attachment() && o.Same(r) {
-			return o, nil
+			return o, false, nil
 		}
 		if o.Attachment() == r.Attachment() {
-			return nil, fmt.Errorf("container %s has %s already, for pod %s with %s and another configuration",
+			return nil, false, fmt.Errorf("container %s has %s already, for pod %s with %s and another configuration",
 				short(r.ContainerID), r.IfName, o.Pod(), o.HostIfName)
 		}
 		if what := r.Conflict(o); what != "" {
-			return nil, &ConflictError{What: what, With: o}
+			return nil, false, &ConflictError{What: what, With: o}
 		}
 	}
 	number, err := s.numbers.next(func(n uint32) bool { return s.records[n] == nil && !s.held[n] && !busy(n) })
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	added := *r
-	added.Number = number
+	numbered := *r
+	numbered.Number = number
 	if err := s.dir.Save(numbersFile, numbers{Last: number}); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if err := s.dir.Save(fileOf(number), &added); err != nil {
-		return nil, err
+	if err := s.dir.Save(fileOf(number), &numbered); err != nil {
+		return nil, false, err
 	}
-	s.numbers.Last, s.records[number] = number, &added
-	return &added, nil
+	s.numbers.Last, s.records[number] = number, &numbered
+	return &numbered, true, nil
 }
 
 // ConflictError says that another endpoint has what a new one asks for.
@@ -153,6 +153,13 @@ func (s *Store) Release(number uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.held, number)
+}
+
+// Held are the numbers of removed records that are not released.
+func (s *Store) Held() []uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.held))
 }
 
 func short(containerID string) string { return containerID[:min(len(containerID), 12)] }

@@ -54,7 +54,7 @@ func idle(uint32) bool { return false }
 
 func add(t *testing.T, s *Store, r *Record, busy func(uint32) bool) *Record {
 	t.Helper()
-	out, err := s.Add(r, busy)
+	out, _, err := s.Add(r, busy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestNumbersInUseAreNotGivenOut(t *testing.T) {
 	if r := add(t, s, record(t, request(4)), idle); r.Number != 2 {
 		t.Fatalf("number %d, want 2", r.Number)
 	}
-	if _, err := s.Add(record(t, request(5)), func(uint32) bool { return true }); err == nil || !strings.Contains(err.Error(), "1023") {
+	if _, _, err := s.Add(record(t, request(5)), func(uint32) bool { return true }); err == nil || !strings.Contains(err.Error(), "1023") {
 		t.Fatalf("no number left: %v", err)
 	}
 }
@@ -121,13 +121,13 @@ func TestAddAgain(t *testing.T) {
 	}
 	changed := request(1)
 	changed.Addresses = []string{"10.0.0.9"}
-	if _, err := s.Add(record(t, changed), idle); err == nil || !strings.Contains(err.Error(), "container1 has eth0") {
+	if _, _, err := s.Add(record(t, changed), idle); err == nil || !strings.Contains(err.Error(), "container1 has eth0") {
 		t.Fatalf("another address: %v", err)
 	}
 	taken := request(2)
 	taken.Addresses = []string{"10.0.0.1"}
 	var conflict *ConflictError
-	if _, err := s.Add(record(t, taken), idle); !errors.As(err, &conflict) || conflict.With != one {
+	if _, _, err := s.Add(record(t, taken), idle); !errors.As(err, &conflict) || conflict.With != one {
 		t.Fatalf("an address that is taken: %v", err)
 	}
 }

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath/loader"
+)
+
+// options are the flags as they were given.
+type options struct {
+	standalone   string
+	stateDir     string
+	bpffsDir     string
+	nodeName     string
+	cgroupRoot   string
+	clusterCIDRs []string
+	uplinks      []string
+	uplinkXDP    string
+	nodeEgress   string
+	masquerade   bool
+	addWait      time.Duration
+	flowCapacity uint32
+	flowLog      int
+	markShift    uint32
+	logFormat    string
+	logLevel     string
+
+	// Of the above, checked.
+	cidrs []netip.Prefix
+	xdp   loader.XDPMode
+	log   *slog.Logger
+}
+
+// usageError is a wrong command line.
+type usageError struct{ error }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+func command() *cobra.Command {
+	o := &options{}
+	c := &cobra.Command{
+		Use:           "weir-agent --standalone DIR",
+		Short:         "Enforce network policy on this node's pods and account for their flows",
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage("unexpected argument %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			return run(c.Context(), o)
+		},
+	}
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	o.flags(c)
+	return c
+}
+
+func (o *options) flags(c *cobra.Command) {
+	hostname, _ := os.Hostname()
+	f := c.Flags()
+	f.StringVar(&o.standalone, "standalone", "", "directory of Kubernetes YAML that is the cluster")
+	f.StringVar(&o.stateDir, "state-dir", "/run/weir", "socket, endpoints and last good objects are here")
+	f.StringVar(&o.bpffsDir, "bpffs-dir", "/sys/fs/bpf/weir", "where programs, maps and links are pinned; on a bpffs")
+	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name")
+	f.StringVar(&o.cgroupRoot, "cgroup-root", "", "where cgroup2 is mounted (for socket hooks; none are attached yet)")
+	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
+	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
+	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
+	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
+	f.BoolVar(&o.masquerade, "masquerade", false, "translate pods' addresses on the way out (not in standalone)")
+	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
+	f.Uint32Var(&o.flowCapacity, "flow-capacity", 0, "entries of the kernel's flow table (0: as built)")
+	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
+	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+func (o *options) check() error {
+	if o.standalone == "" {
+		return usage("--standalone DIR must be given")
+	}
+	if o.masquerade {
+		return usage("--masquerade is not available in standalone")
+	}
+	if o.nodeEgress != "policy" && o.nodeEgress != "allow" {
+		return usage("--node-egress %q is neither policy nor allow", o.nodeEgress)
+	}
+	if o.markShift > 16 {
+		return usage("--mark-shift %d: 16 bits must fit, it is 16 at most", o.markShift)
+	}
+	if o.addWait <= 0 {
+		return usage("--add-wait %s must be more than nothing", o.addWait)
+	}
+	for _, text := range o.clusterCIDRs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return usage("--cluster-cidr %q is no CIDR: write ADDRESS/LENGTH", text)
+		}
+		o.cidrs = append(o.cidrs, p.Masked())
+	}
+	var err error
+	if o.xdp, err = loader.ParseXDPMode(o.uplinkXDP); err != nil {
+		return usage("--uplink-xdp: %w", err)
+	}
+	return o.checkLog()
+}
+
+func (o *options) checkLog() error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return usage("--log-level %q is none of debug, info, warn, error", o.logLevel)
+	}
+	handler := &slog.HandlerOptions{Level: level}
+	switch o.logFormat {
+	case "text":
+		o.log = slog.New(slog.NewTextHandler(os.Stderr, handler))
+	case "json":
+		o.log = slog.New(slog.NewJSONHandler(os.Stderr, handler))
+	default:
+		return usage("--log-format %q is neither text nor json", o.logFormat)
+	}
+	return nil
+}
+
+// version is that of the module or the commit it was built from.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/controlplane/agent"
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/flowlog"
+	"github.com/weirnet/weir/controlplane/node"
+	"github.com/weirnet/weir/controlplane/source"
+	"github.com/weirnet/weir/controlplane/statedir"
+	"github.com/weirnet/weir/datapath/loader"
+	"github.com/weirnet/weir/datapath/maps"
+	"github.com/weirnet/weir/datapath/reader"
+)
+
+// run is the agent's life: hold the directories, read what was, load the programs,
+// enforce, answer.
+func run(ctx context.Context, o *options) error {
+	if os.Geteuid() != 0 {
+		return errors.New("root is needed to load programs and to change the network")
+	}
+	state, err := statedir.Open(o.stateDir)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	objects, err := source.NewDirectory(o.standalone, o.stateDir, o.log)
+	if err != nil {
+		return err
+	}
+	unlock, err := load(o)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	kernel, err := maps.Open(o.bpffsDir)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	if err := forward(o); err != nil {
+		return err
+	}
+	a, err := agent.New(agent.Config{
+		StateDir: state, Source: objects, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp},
+		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: o.standalone,
+		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait,
+	})
+	if err != nil {
+		return err
+	}
+	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: version(), Size: o.flowLog, Denials: kernel.Denials})
+	return serve(ctx, o, a, flows)
+}
+
+// serve runs everything until ctx is over or one of it fails. Nobody is answered before
+// the kernel has what the state directory says.
+func serve(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.Ready():
+		}
+		events, err := reader.Open(o.bpffsDir)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return flows.Run(ctx, events) })
+		return answer(ctx, o, a, flows)
+	})
+	err := group.Wait()
+	o.log.Info("agent ends; what is enforced stays")
+	return err
+}
+
+func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) error {
+	socket, err := api.Listen(o.stateDir)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(o.stateDir + "/" + api.SocketName)
+	o.log.Info("agent is ready", "node", o.nodeName, "version", version(), "stateDir", o.stateDir, "bpffsDir", o.bpffsDir)
+	return api.Serve(ctx, socket, api.NewHandler(a, a, flows), o.log)
+}
+
+// load loads the programs. The bpffs directory is locked first where it exists: two
+// agents with two state directories must not share maps.
+func load(o *options) (unlock func(), err error) {
+	lock, err := lockDir(o.bpffsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	loaded, err := loader.Load(loader.Config{
+		BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, FlowCapacity: o.flowCapacity,
+	})
+	if err != nil {
+		_ = lock.Close() // of nil, too: the error says more
+		return nil, err
+	}
+	o.log.Info("programs are in force", "bpffsDir", o.bpffsDir, "adopted", loaded.Adopted, "abi", loaded.Abi)
+	if err := loaded.Close(); err != nil {
+		return nil, fmt.Errorf("close programs: %w", err)
+	}
+	if lock == nil {
+		if lock, err = lockDir(o.bpffsDir); err != nil {
+			return nil, err
+		}
+	}
+	return func() { _ = lock.Close() }, nil
+}
+
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open bpffs directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another agent holds --bpffs-dir %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+func forward(o *options) error {
+	changed, err := node.EnableForwarding()
+	if len(changed) > 0 {
+		o.log.Info("forwarding was off in this network namespace: turned on", "sysctls", strings.Join(changed, " "))
+	}
+	return err
+}

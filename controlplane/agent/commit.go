@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/endpoint"
+	"github.com/weirnet/weir/controlplane/policy"
+)
+
+const (
+	coalesce   = 10 * time.Millisecond // changes this soon after a commit join the next
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 5 * time.Second
+)
+
+// attempt is one compilation and what became of it.
+type attempt struct {
+	change   uint64
+	revision uint64
+	epoch    uint64
+	err      error // of the commit: nothing changed
+	warnings []string
+
+	sourceErrors []api.ObjectError // logged by the source
+	errors       []api.ObjectError // found here
+
+	cluster   *policy.Cluster // what was compiled
+	node      policy.Node
+	locals    []policy.Local
+	refreshed []*endpoint.Record // their pods' objects changed
+	result    *policy.Result
+}
+
+// allErrors are those of the source first.
+func (t *attempt) allErrors() []api.ObjectError {
+	return slices.Concat([]api.ObjectError{}, t.sourceErrors, t.errors)
+}
+
+// commitLoop commits the first change at once and what comes within the next 10 ms
+// together. After an error it tries again with the next change, or later and later.
+func (a *Agent) commitLoop(ctx context.Context) error {
+	var retry <-chan time.Time
+	delay := retryFirst
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.dirty:
+		case <-retry:
+		}
+		begun := time.Now()
+		switch tried, err := a.commit(); {
+		case err != nil:
+			retry = time.After(delay)
+			delay = min(2*delay, retryMost)
+		case tried:
+			retry, delay = nil, retryFirst
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Until(begun.Add(coalesce))):
+		}
+	}
+}
+
+// commit makes the present input enforced; false: it is not complete yet.
+func (a *Agent) commit() (bool, error) {
+	t := a.compile()
+	if t == nil {
+		return false, nil
+	}
+	a.names.prepare(t)
+	t.epoch, t.err = a.enforce(t)
+	if t.err != nil {
+		t.errors = append(t.errors, api.ObjectError{Message: t.err.Error()})
+	}
+	a.publish(t)
+	if t.err != nil {
+		return true, t.err
+	}
+	return true, a.releaseNumbers(t)
+}
+
+func (a *Agent) enforce(t *attempt) (uint64, error) {
+	if changed := a.ids.Changed(); changed != a.savedIDs || !a.idsOnce {
+		if err := a.StateDir.Save(idsFile, a.ids); err != nil {
+			return 0, err
+		}
+		a.savedIDs, a.idsOnce = changed, true
+	}
+	for _, r := range t.refreshed {
+		if err := a.records.Update(r); err != nil {
+			return 0, err
+		}
+	}
+	epoch, err := a.Kernel.Commit(t.result.State)
+	if err != nil {
+		return 0, fmt.Errorf("commit (the last good state stays in force): %w", err)
+	}
+	return epoch, nil
+}
+
+// publish makes the outcome of an attempt known.
+func (a *Agent) publish(t *attempt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.logErrors(a.last.errors, t.errors)
+	first := a.last.change == 0
+	a.last = *t
+	if t.err == nil {
+		a.notePolicies(t)
+		a.applied = *t
+	}
+	a.announce()
+	if first {
+		close(a.ready)
+	}
+}
+
+func (a *Agent) logErrors(was, is []api.ObjectError) {
+	for _, e := range is {
+		if !slices.Contains(was, e) {
+			a.Log.Error(e.String())
+		}
+	}
+	for _, e := range was {
+		if !slices.Contains(is, e) {
+			a.Log.Info("mended: " + e.String())
+		}
+	}
+}
+
+// releaseNumbers lets the numbers of endpoints that are out of the kernel be given out
+// again, once no program that knew them runs.
+func (a *Agent) releaseNumbers(t *attempt) error {
+	held := a.records.Held()
+	if len(held) == 0 {
+		return nil
+	}
+	if err := a.Kernel.Grace(); err != nil {
+		return fmt.Errorf("wait for running programs: %w", err)
+	}
+	for _, number := range held {
+		if _, in := t.result.State.Endpoints[number]; !in {
+			a.records.Release(number)
+		}
+	}
+	return nil
+}
+
+// policyRevision is when a policy got its present content.
+type policyRevision struct {
+	spec     any
+	revision uint64
+}
+
+// notePolicies remembers at which revision each policy changed; a.mu is held.
+func (a *Agent) notePolicies(t *attempt) {
+	now := make(map[types.NamespacedName]policyRevision, len(t.cluster.NetworkPolicies))
+	for name, p := range t.cluster.NetworkPolicies {
+		now[name] = policyRevision{spec: p.Spec, revision: t.revision}
+		if was, ok := a.since[name]; ok && reflect.DeepEqual(was.spec, p.Spec) {
+			now[name] = was
+		}
+	}
+	a.since = now
+}

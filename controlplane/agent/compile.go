@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
+)
+
+// compile makes an attempt of the present input, nil while something of it is missing.
+// Everything is compiled, whatever changed: the kernel's maps find the difference.
+func (a *Agent) compile() *attempt {
+	a.mu.Lock()
+	in := a.input
+	a.mu.Unlock()
+	if in.update == nil || in.network == nil {
+		return nil
+	}
+	t := &attempt{change: in.change, revision: in.update.Revision, warnings: slices.Clone(a.notes)}
+	a.addEndpoints(t, in.update.Cluster)
+	t.node = policy.Node{
+		Name:            a.NodeName,
+		Addresses:       withoutServices(in.network.Addresses, t.cluster),
+		ClusterCIDRs:    a.ClusterCIDRs,
+		NodeEgressAllow: a.NodeEgressAllow,
+	}
+	t.result = policy.Compile(t.cluster, t.node, t.locals, a.ids)
+	t.cluster.Refused = t.result.Refused
+	t.sourceErrors = in.update.Errors
+	for _, p := range t.result.Errors {
+		t.errors = append(t.errors, objectError(p))
+	}
+	for _, p := range t.result.Warnings {
+		t.warnings = append(t.warnings, objectError(p).String())
+	}
+	return t
+}
+
+// addEndpoints takes the records. A pod that has an interface here and no object any
+// more goes on as it was last seen, see endpoint.Record.
+func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
+	cluster := *c
+	cluster.Pods = maps.Clone(c.Pods)
+	t.cluster = &cluster
+	for _, r := range a.records.All() {
+		t.locals = append(t.locals, r.Local())
+		if p := c.Pods[r.Pod()]; p == nil {
+			cluster.Pods[r.Pod()] = r.LastPod
+			t.warnings = append(t.warnings, "Pod "+r.Pod().String()+": is gone from "+a.SourceName+
+				" and its interface is still there: it keeps the policy of its last labels until it is deleted")
+		} else if fresh := r.WithPod(p); fresh != r {
+			t.refreshed = append(t.refreshed, fresh)
+		}
+	}
+}
+
+// withoutServices are the addresses that are the node's alone: some proxies bind those
+// of Services to a device. External and load balancer addresses stay, for they are
+// often the node's own.
+func withoutServices(addrs []netip.Addr, c *policy.Cluster) []netip.Addr {
+	taken := map[string]bool{}
+	for _, s := range c.Services {
+		taken[s.Spec.ClusterIP] = true
+		for _, ip := range s.Spec.ClusterIPs {
+			taken[ip] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return taken[a.String()] })
+}
+
+func objectError(p policy.Problem) api.ObjectError {
+	return api.ObjectError{Object: p.Ref.String(), Field: p.Field, Message: p.Message}
+}

@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/controlplane/endpoint"
+	"github.com/weirnet/weir/controlplane/node"
+	"github.com/weirnet/weir/datapath/loader"
+)
+
+// Hooks attaches the node's programs to devices. Attaching what is attached is harmless.
+type Hooks interface {
+	// AttachPod attaches to the host side of a pod's veth; shield, XDP too.
+	AttachPod(ifindex int, name string, shield bool) error
+	// AttachDevice attaches to a device that is no pod's.
+	AttachDevice(ifindex int, name string, uplink bool) error
+	// Detach detaches everything of a device, which may be gone.
+	Detach(name string) error
+	Attached() ([]loader.Attachment, error)
+}
+
+// BPF is the Hooks that package loader pins.
+type BPF struct {
+	Dir       string         // on a bpffs
+	UplinkXDP loader.XDPMode // of the shield on uplinks
+}
+
+var _ Hooks = BPF{}
+
+// AttachPod implements Hooks.
+func (b BPF) AttachPod(ifindex int, name string, shield bool) error {
+	mode := loader.XDPOff
+	if shield {
+		mode = loader.XDPAuto
+	}
+	return loader.AttachPod(b.Dir, ifindex, name, mode)
+}
+
+// AttachDevice implements Hooks.
+func (b BPF) AttachDevice(ifindex int, name string, uplink bool) error {
+	return loader.AttachNetwork(b.Dir, ifindex, name, uplink, b.UplinkXDP)
+}
+
+// Detach implements Hooks.
+func (b BPF) Detach(name string) error { return loader.DetachPod(b.Dir, name) }
+
+// Attached implements Hooks.
+func (b BPF) Attached() ([]loader.Attachment, error) { return loader.Attached(b.Dir) }
+
+// hooked is what is attached to the node's devices, and what could not be.
+type hooked struct {
+	mu       sync.Mutex
+	state    node.State // of the last attachDevices
+	hooks    []string
+	warnings []string
+}
+
+func (h *hooked) report() (hooks, warnings []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string{}, h.hooks...), append([]string{}, h.warnings...)
+}
+
+// attachPods attaches to the pods' interfaces what they lost while no agent ran.
+func (a *Agent) attachPods() error {
+	attached, err := a.Hooks.Attached()
+	if err != nil {
+		return err
+	}
+	has := map[loader.Attachment]bool{}
+	shielded := map[string]bool{}
+	for _, at := range attached {
+		at.Filter = false
+		has[at] = true
+		shielded[at.Name] = shielded[at.Name] || at.Hook == "shield"
+	}
+	for _, r := range a.records.All() {
+		at := loader.Attachment{Name: r.HostIfName, Ifindex: int(r.HostIfindex)}
+		from, to := at, at
+		from.Hook, to.Hook = "from_pod", "to_pod"
+		if has[from] && has[to] {
+			continue
+		}
+		a.Log.Warn("attach again: a pod's interface had lost its programs", "pod", r.Pod(), "interface", r.HostIfName)
+		if err := a.Hooks.AttachPod(at.Ifindex, at.Name, shielded[at.Name]); err != nil {
+			return fmt.Errorf("attach to the interface of pod %s: %w", r.Pod(), err)
+		}
+	}
+	return nil
+}
+
+// attachDevices attaches to the node's devices, and removes what is pinned for devices
+// and pods' interfaces that are gone.
+func (a *Agent) attachDevices(s node.State) {
+	if a.hooked.upToDate(s) {
+		return
+	}
+	var warnings []string
+	here := map[string]bool{}
+	for name := range s.PodSides {
+		here[name] = true
+	}
+	for _, d := range s.Devices {
+		here[d.Name] = true
+		err := a.Hooks.AttachDevice(d.Index, d.Name, a.isUplink(d))
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			warnings = append(warnings, fmt.Sprintf("device %s: %v", d.Name, err))
+		}
+	}
+	for _, name := range a.Uplinks {
+		if !here[name] {
+			warnings = append(warnings, fmt.Sprintf("uplink %s: there is no such device", name))
+		}
+	}
+	attached, err := a.Hooks.Attached()
+	if err != nil {
+		warnings = append(warnings, err.Error())
+	}
+	warnings = append(warnings, a.detachGone(attached, here)...)
+	a.hooked.set(a.Log.Warn, s, hookNames(attached, here), warnings)
+}
+
+func (a *Agent) isUplink(d node.Device) bool {
+	if len(a.Uplinks) == 0 {
+		return d.DefaultRoute
+	}
+	return slices.Contains(a.Uplinks, d.Name)
+}
+
+func (a *Agent) detachGone(attached []loader.Attachment, here map[string]bool) []string {
+	gone := map[string]bool{}
+	for _, at := range attached {
+		if !here[at.Name] {
+			gone[at.Name] = true
+		}
+	}
+	var warnings []string
+	for _, name := range slices.Sorted(maps.Keys(gone)) {
+		if err := a.Hooks.Detach(name); err != nil {
+			warnings = append(warnings, err.Error())
+		}
+	}
+	return warnings
+}
+
+// hookNames lists what is attached to the devices; pods' interfaces all have the same.
+func hookNames(attached []loader.Attachment, here map[string]bool) []string {
+	var out []string
+	for _, at := range attached {
+		if !here[at.Name] || endpoint.IsHostIfName(at.Name) {
+			continue
+		}
+		how := "tcx"
+		switch {
+		case at.Filter:
+			how = "clsact"
+		case at.Hook == "shield":
+			how = "xdp"
+		}
+		out = append(out, fmt.Sprintf("%s %s (%s)", at.Hook, at.Name, how))
+	}
+	return out
+}
+
+// upToDate reports whether nothing is left to do for s.
+func (h *hooked) upToDate(s node.State) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.warnings) == 0 && slices.Equal(h.state.Devices, s.Devices) && maps.Equal(h.state.PodSides, s.PodSides)
+}
+
+func (h *hooked) set(warn func(string, ...any), s node.State, hooks, warnings []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, w := range warnings {
+		if !slices.Contains(h.warnings, w) {
+			warn(w)
+		}
+	}
+	h.state, h.hooks, h.warnings = s, hooks, warnings
+}

@@ -1,0 +1,180 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+var _ api.Node = (*Agent)(nil)
+
+// Ping implements api.Node.
+func (a *Agent) Ping() api.Ping {
+	p := api.Ping{Version: a.Version, NodeName: a.NodeName, BPFFSDir: a.BPFFSDir}
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), &st); err == nil {
+		p.NetnsInode = st.Ino
+	}
+	return p
+}
+
+// Status implements api.Node.
+func (a *Agent) Status(ctx context.Context, wait time.Duration) (api.Status, error) {
+	if wait > 0 {
+		if err := a.awaitEnforced(ctx, wait); err != nil {
+			return api.Status{}, err
+		}
+	}
+	return a.status()
+}
+
+// awaitEnforced returns when all that the source and the endpoints hold is enforced,
+// or with the first reason why it is not.
+func (a *Agent) awaitEnforced(ctx context.Context, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	revision, err := a.Source.Sync(ctx)
+	if err != nil && ctx.Err() == nil {
+		return &api.Error{Message: err.Error()}
+	}
+	if err == nil {
+		a.mu.Lock()
+		change := a.input.change
+		a.mu.Unlock()
+		err = a.await(ctx, func() (bool, error) {
+			if a.last.change < change || a.last.revision < revision {
+				return false, nil
+			}
+			if errs := a.last.allErrors(); len(errs) > 0 {
+				return false, &api.Error{Message: errs[0].String()}
+			}
+			return a.applied.revision >= revision && len(a.waiting()) == 0, nil
+		})
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return &api.Error{Message: fmt.Sprintf("not enforced within %s: %s", wait, a.lag(revision))}
+	}
+	return err
+}
+
+// waiting are the pods whose endpoints are not enforced; a.mu is held.
+func (a *Agent) waiting() []string {
+	var out []string
+	for _, r := range a.records.All() {
+		if !a.enforced(r.Number) {
+			out = append(out, r.Pod().String())
+		}
+	}
+	return out
+}
+
+// enforced reports whether an endpoint is in the kernel; a.mu is held.
+func (a *Agent) enforced(number uint32) bool {
+	if a.applied.result == nil {
+		return false
+	}
+	_, ok := a.applied.result.State.Endpoints[number]
+	return ok
+}
+
+func (a *Agent) lag(revision uint64) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if revision == 0 {
+		return a.SourceName + " was not read in that time"
+	}
+	text := fmt.Sprintf("revision %d is applied, %d is wanted", a.applied.revision, revision)
+	if pods := a.waiting(); len(pods) > 0 {
+		text += "; not ready: " + strings.Join(pods, ", ")
+	}
+	return text
+}
+
+func (a *Agent) status() (api.Status, error) {
+	counters, err := a.Kernel.Counters()
+	if err != nil {
+		return api.Status{}, err
+	}
+	hooks, hookWarnings := a.hooked.report()
+	s := api.Status{
+		Node: a.NodeName, Version: a.Version, Started: a.started, Epoch: a.Kernel.Epoch(),
+		Flows: api.FlowStatus{
+			Emitted:    counters.EventsEmitted + counters.DenialsEmitted,
+			Lost:       counters.EventsLost + counters.DenialsLost,
+			Suppressed: counters.DenialsSuppressed,
+		},
+		Drops: map[string]uint64{}, Hooks: hooks, Warnings: hookWarnings,
+	}
+	if table, ok := a.Kernel.(interface{ FlowCount() uint64 }); ok {
+		s.Flows.Active = table.FlowCount()
+	}
+	for _, reason := range slices.Sorted(maps.Keys(counters.Drops)) {
+		if reason != datapath.ReasonNone {
+			s.Drops[reason.String()] = counters.Drops[reason]
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.input.update != nil {
+		s.Revision.Desired = a.input.update.Revision
+	}
+	s.Revision.Applied = a.applied.revision
+	s.Endpoints = len(a.records.All())
+	s.Errors = a.last.allErrors()
+	s.Warnings = append(s.Warnings, a.last.warnings...)
+	return s, nil
+}
+
+// Identities implements api.Node.
+func (a *Agent) Identities() []api.Identity {
+	out := []api.Identity{}
+	for _, r := range []struct {
+		n    identity.Number
+		name string
+	}{{identity.Host, "host"}, {identity.RemoteNode, "remote-node"}, {identity.World, "world"}, {identity.Unmanaged, "unmanaged"}} {
+		out = append(out, api.Identity{Number: uint32(r.n), Kind: "reserved", Name: r.name})
+	}
+	a.mu.Lock()
+	result := a.applied.result
+	a.mu.Unlock()
+	if result == nil {
+		return out
+	}
+	for _, i := range result.Identities {
+		out = append(out, api.Identity{Number: uint32(i.Number), Kind: "labels", Name: i.Labels.Namespace, Labels: i.Labels.Strings(), Pods: i.Pods})
+	}
+	var blocks []api.Identity
+	for cidr, n := range result.Blocks {
+		blocks = append(blocks, api.Identity{Number: uint32(n), Kind: "block", Name: cidr.String()})
+	}
+	slices.SortFunc(blocks, func(x, y api.Identity) int { return int(int64(x.Number) - int64(y.Number)) })
+	return append(out, blocks...)
+}
+
+// Policies implements api.Node.
+func (a *Agent) Policies() []api.Policy {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := []api.Policy{}
+	if a.applied.result == nil {
+		return out
+	}
+	for _, p := range a.applied.result.Policies {
+		out = append(out, api.Policy{
+			Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Types: p.Types,
+			Selects: p.Selects, Ingress: p.Ingress, Egress: p.Egress, Revision: a.since[nameOf(p.Ref)].revision,
+		})
+	}
+	return out
+}
