@@ -1,0 +1,25 @@
+// Package source turns a directory of Kubernetes YAML into the cluster that policy is
+// made from. What an API server would reject is rejected here, by file, document,
+// object and field; what was good before stays.
+//
+// The way of a file: read (whole, while nobody writes it) -> split into documents ->
+// decode strictly -> default -> validate -> last good content of that file. The way of
+// the directory: scan -> merge the last good contents (one object a name, the first one
+// enforced wins) -> save -> Update.
+package source
+
+import (
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
+)
+
+// Update is everything that a source holds, and what of it cannot be used.
+type Update struct {
+	// Revision grows when Cluster or Errors change, across restarts too; it is never 0.
+	Revision uint64
+	// Cluster and the objects in it belong to everybody and are never changed.
+	Cluster *policy.Cluster
+	// Errors in the order of files and documents. Each is one line of text without
+	// control characters.
+	Errors []api.ObjectError
+}
