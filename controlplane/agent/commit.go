@@ -40,7 +40,7 @@ type attempt struct {
 
 // allErrors are those of the source first.
 func (t *attempt) allErrors() []api.ObjectError {
-	return slices.Concat([]api.ObjectError{}, t.sourceErrors, t.errors)
+	return append(append([]api.ObjectError{}, t.sourceErrors...), t.errors...)
 }
 
 // commitLoop commits the first change at once and what comes within the next 10 ms

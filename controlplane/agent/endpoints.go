@@ -138,7 +138,7 @@ func (a *Agent) refuse(r *endpoint.Record, fresh bool, cause error) error {
 	if fresh {
 		ctx, cancel := context.WithTimeout(context.Background(), undoWait)
 		defer cancel()
-		if err := a.remove(ctx, r); err != nil {
+		if err := a.remove(ctx, r); err != nil && !errors.Is(err, cause) {
 			message += fmt.Sprintf("; undo: %v", err)
 		}
 	}
