@@ -195,7 +195,7 @@ func (d *Directory) publish(f func(Update)) {
 		return
 	}
 	d.report(m.errors)
-	f(Update{Revision: i.Revision, Cluster: m.cluster, Errors: m.errors})
+	f(Update{Revision: i.Revision, Cluster: m.cluster, Errors: m.errors, places: m.winners})
 }
 
 func (d *Directory) contents() []*content {

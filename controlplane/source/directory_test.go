@@ -146,7 +146,11 @@ func (r *rig) replace(name, text string) {
 // edit a file in place.
 func (r *rig) edit(name, text string) {
 	r.t.Helper()
-	must(r.t, os.WriteFile(filepath.Join(r.dir, name), []byte(text), 0o644))
+	must(r.t, writeFile(r.dir, name, text))
+}
+
+func writeFile(dir, name, text string) error {
+	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
 }
 
 func (r *rig) remove(name string) {
@@ -279,6 +283,30 @@ func TestWriterIsWaitedFor(t *testing.T) {
 	}
 }
 
+// Whenever the scan comes, an edit in place is seen whole.
+func TestEditInPlaceIsNeverHalf(t *testing.T) {
+	r := newRig(t)
+	r.edit("f.yaml", podYAML("a", "0")+podYAML("b", "0"))
+	r.start()
+	r.sync("a=0 b=0")
+	for i := range 300 {
+		f, err := os.Create(filepath.Join(r.dir, "f.yaml"))
+		must(t, err)
+		for _, name := range []string{"a", "b"} {
+			_, err := f.WriteString(podYAML(name, fmt.Sprint(i)))
+			must(t, err)
+		}
+		must(t, f.Close())
+	}
+	r.sync("a=299 b=299")
+	for _, u := range r.all() {
+		if a, b := pod(u.Cluster, "a"), pod(u.Cluster, "b"); a == nil || b == nil || a.Labels["v"] != b.Labels["v"] {
+			t.Fatalf("half an edit: %s", text(u))
+		}
+	}
+	t.Logf("%d updates", len(r.all()))
+}
+
 // A writer that never closes the file does not keep its content out for ever.
 func TestWriterForEver(t *testing.T) {
 	r := newRig(t)
@@ -325,6 +353,9 @@ func TestDuplicates(t *testing.T) {
 	r.await("x=b")
 	r.edit("a.yaml", podYAML("x", "a")+podYAML("w", "a"))
 	u := r.await("w=a x=b !a.yaml:1") // the first enforced stays, the rest of the file counts
+	if file, document, ok := u.Place("Pod", types.NamespacedName{Namespace: "default", Name: "w"}); !ok || file != "a.yaml" || document != 2 {
+		t.Errorf("w is in %q document %d", file, document)
+	}
 	if e := u.Errors[0]; e.Object != "Pod default/x" || !strings.Contains(e.Message, `"b.yaml" document 1`) {
 		t.Errorf("error %v", e)
 	}

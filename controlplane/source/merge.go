@@ -21,8 +21,9 @@ import (
 
 // enforced says which of an object's versions is in force, so that it stays there.
 type enforced struct {
-	file string
-	hash [sha256.Size]byte
+	file     string
+	hash     [sha256.Size]byte
+	document int // not kept across restarts
 }
 
 // candidate is a version of an object.
@@ -64,7 +65,7 @@ func merge(files map[string]*file, winners map[key]enforced, dirError *api.Objec
 	duplicates := map[string][]api.ObjectError{}
 	for k, all := range candidates {
 		w := choose(all, winners[k])
-		m.winners[k] = enforced{w.file, w.hash}
+		m.winners[k] = enforced{w.file, w.hash, w.document}
 		m.add(w)
 		if len(all) > 1 {
 			m.contested = append(m.contested, k)

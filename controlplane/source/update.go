@@ -9,6 +9,8 @@
 package source
 
 import (
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
 )
@@ -22,4 +24,13 @@ type Update struct {
 	// Errors in the order of files and documents. Each is one line of text without
 	// control characters.
 	Errors []api.ObjectError
+
+	places map[key]enforced
+}
+
+// Place of an object in the directory: its file and the document in it. ok is false for
+// what no file declares.
+func (u Update) Place(kind string, name types.NamespacedName) (file string, document int, ok bool) {
+	e, ok := u.places[key{kind, name}]
+	return e.file, e.document, ok
 }
