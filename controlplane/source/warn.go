@@ -1,0 +1,75 @@
+package source
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/weirnet/weir/controlplane/policy"
+)
+
+// Warnings are policies of c that are valid and name nothing: they select no pod, or a
+// peer's namespaceSelector selects no namespace that has pods. They are sorted. It looks
+// at every policy and pod: for questions of people, not for the way of a change.
+func Warnings(c *policy.Cluster) []string {
+	w := warner{cluster: c, pods: map[string][]*corev1.Pod{}}
+	for _, p := range c.Pods {
+		w.pods[p.Namespace] = append(w.pods[p.Namespace], p)
+	}
+	for _, p := range c.NetworkPolicies {
+		w.policy(p)
+	}
+	slices.Sort(w.out)
+	return w.out
+}
+
+type warner struct {
+	cluster *policy.Cluster
+	pods    map[string][]*corev1.Pod // by namespace
+	out     []string
+}
+
+func (w *warner) warn(p *networkingv1.NetworkPolicy, field, message string) {
+	w.out = append(w.out, fmt.Sprintf("NetworkPolicy %s/%s: %s: %s", p.Namespace, p.Name, field, message))
+}
+
+func (w *warner) policy(p *networkingv1.NetworkPolicy) {
+	if s := selector(&p.Spec.PodSelector); !slices.ContainsFunc(w.pods[p.Namespace], func(pod *corev1.Pod) bool { return s.Matches(labels.Set(pod.Labels)) }) {
+		w.warn(p, "spec.podSelector", fmt.Sprintf("selects no pod of namespace %q: the policy does nothing now", p.Namespace))
+	}
+	for i, r := range p.Spec.Ingress {
+		w.peers(p, fmt.Sprintf("spec.ingress[%d].from", i), r.From)
+	}
+	for i, r := range p.Spec.Egress {
+		w.peers(p, fmt.Sprintf("spec.egress[%d].to", i), r.To)
+	}
+}
+
+func (w *warner) peers(p *networkingv1.NetworkPolicy, field string, peers []networkingv1.NetworkPolicyPeer) {
+	for i, peer := range peers {
+		if peer.NamespaceSelector == nil {
+			continue
+		}
+		s := selector(peer.NamespaceSelector)
+		found := false
+		for name := range w.pods {
+			found = found || s.Matches(labels.Set(w.cluster.Namespaces[name].Labels))
+		}
+		if !found {
+			w.warn(p, fmt.Sprintf("%s[%d].namespaceSelector", field, i), "selects no namespace that has pods: the peer allows nothing now")
+		}
+	}
+}
+
+// selector of a valid object.
+func selector(s *metav1.LabelSelector) labels.Selector {
+	out, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return labels.Nothing()
+	}
+	return out
+}
