@@ -68,7 +68,9 @@ func NewDirectory(dir, stateDir string, log *slog.Logger) (*Directory, error) {
 // restore the last good contents and the winners.
 func (d *Directory) restore() error {
 	i, err := d.store.load()
-	if err != nil {
+	if errors.Is(err, errDamaged) {
+		d.log.Error("source: last good contents, duplicates and revision of earlier runs are lost", "error", err)
+	} else if err != nil {
 		return err
 	}
 	d.last = i

@@ -449,6 +449,11 @@ func TestState(t *testing.T) {
 	r.edit("f.yaml", "kind: [")
 	r.start()
 	r.await("!f.yaml:1")
+	r.stop()
+	must(t, os.WriteFile(filepath.Join(r.state, "source", indexName), []byte("{\"rev"), 0o600))
+	r.edit("f.yaml", podYAML("a", "1"))
+	r.start()
+	r.await("a=1")
 }
 
 // A state directory that takes nothing is an error that stops nothing.

@@ -66,6 +66,9 @@ func openStore(stateDir string) (*store, error) {
 	return s, nil
 }
 
+// errDamaged is an index that cannot be read as one, after a crash of the machine.
+var errDamaged = errors.New("is damaged")
+
 // load the index; a store without one has the zero index.
 func (s *store) load() (index, error) {
 	var i index
@@ -77,7 +80,7 @@ func (s *store) load() (index, error) {
 		return i, err
 	}
 	if err := json.Unmarshal(text, &i); err != nil {
-		return i, fmt.Errorf("%s: %w", filepath.Join(s.dir, indexName), err)
+		return index{}, fmt.Errorf("%s %w: %v", filepath.Join(s.dir, indexName), errDamaged, err)
 	}
 	return i, nil
 }
