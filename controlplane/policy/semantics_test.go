@@ -161,8 +161,8 @@ func (k *talk) probe(t *testing.T, state *datapath.State, probe string, want boo
 	if got := Verdict(k.cluster, k.node, tuple).Forwarded; got != want {
 		t.Errorf("%s: reference says %v", probe, got)
 	}
-	egress, ingress := walk(state, k.node, tuple)
-	if got := (egress == nil || egress.allow) && (ingress == nil || ingress.allow); got != want {
+	egress, ingress := Walk(state, k.node, tuple)
+	if got := (egress == nil || egress.Allow) && (ingress == nil || ingress.Allow); got != want {
 		t.Errorf("%s: compiled state says %v", probe, got)
 	}
 }
