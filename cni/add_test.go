@@ -201,6 +201,17 @@ dns [10.96.0.10]
 }
 
 // Without a value, a pod's MTU is that of the node's way out.
+// The pod's names alone, as a script gives them: host-local knows none of them.
+func TestArgsWithoutIgnoreUnknown(t *testing.T) {
+	n := newNode(t, "10.9.0.0/24")
+	c := n.newContainer("web-1")
+	c.rt.Args = [][2]string{{"K8S_POD_NAMESPACE", "shop"}, {"K8S_POD_NAME", "web-1"}}
+	c.mustAdd()
+	if err := c.del(); err != nil {
+		t.Errorf("del: %v", err)
+	}
+}
+
 func TestMTUOfTheNode(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24")
 	n.ip(n.name, "link add up0 mtu 1450 type veth peer name up1")

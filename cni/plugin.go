@@ -11,6 +11,9 @@
 package cni
 
 import (
+	"os"
+	"strings"
+
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/version"
 )
@@ -26,5 +29,16 @@ func Versions() version.PluginInfo {
 // Funcs are the plugin's verbs. Their errors are *types.Error, whose codes are those
 // of the CNI specification, or become code 999.
 func Funcs() skel.CNIFuncs {
-	return skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status}
+	return skel.CNIFuncs{Add: lenient(add), Del: lenient(del), Check: lenient(check), GC: lenient(gc), Status: status}
+}
+
+// lenient lets the plugins that a verb delegates to ignore the pod's arguments, which
+// they do not know, whether or not the runtime thought of saying so.
+func lenient(verb func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) error {
+		if err := os.Setenv("CNI_ARGS", strings.TrimPrefix(os.Getenv("CNI_ARGS")+";IgnoreUnknown=1", ";")); err != nil {
+			return err
+		}
+		return verb(args)
+	}
 }
