@@ -84,7 +84,7 @@ func summary(r *record) string {
 	case e.Protocol == protocolICMPv6:
 		return "ICMPv6 " + icmpText(e, 128, 129)
 	}
-	return fmt.Sprintf("IP protocol %d", e.Protocol)
+	return fmt.Sprintf("protocol-%d", e.Protocol)
 }
 
 func icmpText(e datapath.Event, request, reply uint8) string {

@@ -1,0 +1,81 @@
+package flowlog
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/flowlog/format"
+	"github.com/weirnet/weir/datapath"
+)
+
+func get(t *testing.T, url string) *http.Response {
+	t.Helper()
+	resp, err := http.Get(url)
+	must(t, err)
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+func TestServeLines(t *testing.T) {
+	l := newLog(shop(), 0)
+	fill(l)
+	s := httptest.NewServer(l)
+	t.Cleanup(s.Close) // after the bodies
+	resp := get(t, s.URL+"?verdict=dropped")
+	body, err := io.ReadAll(resp.Body)
+	must(t, err)
+	lines := strings.Split(strings.TrimSuffix(string(body), "\n"), "\n")
+	if len(lines) != 2 || resp.Header.Get("Content-Type") != "application/x-ndjson" {
+		t.Fatalf("%d lines of %s", len(lines), resp.Header.Get("Content-Type"))
+	}
+	for _, line := range lines {
+		if m, err := format.Parse([]byte(line)); err != nil || m.GetFlow() == nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+}
+
+// What follows comes without waiting for more.
+func TestServeFollow(t *testing.T) {
+	l := newLog(shop(), 0)
+	l.add(numbered(1))
+	s := httptest.NewServer(l)
+	t.Cleanup(s.Close) // after the bodies
+	resp := get(t, s.URL+"?follow=1&kind=new")
+	lines := bufio.NewReader(resp.Body)
+	for port := uint16(1); port < 4; port++ {
+		line, err := lines.ReadBytes('\n')
+		must(t, err)
+		m, err := format.Parse(line)
+		must(t, err)
+		if got := m.GetFlow().GetL4().GetTCP().GetSourcePort(); got != uint32(port) {
+			t.Fatalf("record %d, want %d", got, port)
+		}
+		l.add(refused())
+		l.add(with(began(), func(e *datapath.Event) { e.Source = netip.AddrPortFrom(e.Source.Addr(), port+1) }))
+	}
+}
+
+func TestServeRefuses(t *testing.T) {
+	s := httptest.NewServer(newLog(shop(), 0))
+	t.Cleanup(s.Close) // after the bodies
+	resp := get(t, s.URL+"?last=all")
+	var e api.Error
+	must(t, json.NewDecoder(resp.Body).Decode(&e))
+	if resp.StatusCode != http.StatusBadRequest || e.Message != `last: "all" is not a number above 0` {
+		t.Errorf("%s: %+v", resp.Status, e)
+	}
+	post, err := http.Post(s.URL, "", nil)
+	must(t, err)
+	post.Body.Close()
+	if post.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %s", post.Status)
+	}
+}

@@ -1,0 +1,210 @@
+package flowlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath"
+)
+
+// fill gives the log five records; their source ports are 1 to 5, a minute apart.
+func fill(l *Log) {
+	for i, e := range []datapath.Event{
+		began(),
+		refused(),
+		with(began(), func(e *datapath.Event) { e.Protocol = 1; e.ICMPType = 8; e.Rule = [2]uint32{302, 0} }),
+		with(began(), func(e *datapath.Event) { e.Kind = datapath.EventEnded }),
+		with(refused(), func(e *datapath.Event) {
+			e.Reason, e.Direction, e.Rule, e.Endpoint = 5, datapath.None, [2]uint32{}, [2]uint32{1, 0}
+			e.Destination = netip.MustParseAddrPort("[fd00::9]:443")
+		}),
+	} {
+		e.Time = noon.Add(time.Duration(i-4) * time.Minute)
+		e.Source = netip.AddrPortFrom(e.Source.Addr(), uint16(i+1))
+		l.add(e)
+	}
+}
+
+func TestQueries(t *testing.T) {
+	l := newLog(shop(), 0)
+	fill(l)
+	for _, c := range []struct{ query, want string }{
+		{"", "1 2 3 4 5"},
+		{"last=2", "4 5"},
+		{"since=121s", "3 4 5"},
+		{"since=121s&last=1", "5"},
+		{"since=1ms", ""},
+		{"new=1&last=3", ""},
+		{"verdict=dropped", "2 5"},
+		{"verdict=FORWARDED&last=1", "4"},
+		{"kind=ended&kind=denied", "2 4 5"},
+		{"pod=shop/db-0", "1 2 3 4"},
+		{"pod=shop/", "1 2 3 4 5"},
+		{"pod=shop/db", ""},
+		{"policy=shop/deny-all", "2"},
+		{"policy=shop/db", "1 2 4"},
+		{"policy=shop/web-out", "3"},
+		{"protocol=icmp", "3"},
+		{"protocol=tcp&port=6379", "1 2 4"},
+		{"protocol=6&port=5", "5"},
+		{"port=3", ""},
+		{"direction=egress", "1 2 3 4"},
+		{"direction=ingress", "1 2 4"},
+		{"reason=spoofed-source", "5"},
+		{"address=fd00::/64", "5"},
+		{"address=10.0.0.3&verdict=dropped", "2"},
+	} {
+		v, err := url.ParseQuery(c.query)
+		must(t, err)
+		q, err := api.ParseFlowQuery(v)
+		must(t, err)
+		if back, err := api.ParseFlowQuery(q.Values()); err != nil || fmt.Sprint(back) != fmt.Sprint(q) {
+			t.Errorf("%s: %v, %v after a round trip", c.query, back, err)
+		}
+		var to collector
+		must(t, l.Query(t.Context(), q, &to))
+		if got := sourcePorts(&to); got != c.want {
+			t.Errorf("%s: records %q, want %q", c.query, got, c.want)
+		}
+	}
+}
+
+// sourcePorts are the numbers that fill and flood give records.
+func sourcePorts(c *collector) string {
+	var out []string
+	for _, m := range c.got {
+		switch {
+		case m.GetLostEvents() != nil:
+			out = append(out, fmt.Sprintf("(%d lost)", m.GetLostEvents().GetNumEventsLost()))
+		case m.GetFlow().GetL4().GetTCP() != nil:
+			out = append(out, fmt.Sprint(m.GetFlow().GetL4().GetTCP().GetSourcePort()))
+		default:
+			out = append(out, "3")
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+func TestBadQueries(t *testing.T) {
+	for query, want := range map[string]string{
+		"verdict=maybe":        `verdict: "maybe" is not one of forwarded, dropped`,
+		"since=yesterday":      `since: "yesterday" is not a duration such as 30s, 5m or 2h`,
+		"since=-5m":            `since: "-5m" is not a duration such as 30s, 5m or 2h`,
+		"last=many":            `last: "many" is not a number above 0`,
+		"pod=web-1":            `pod: "web-1" is not namespace/name (or namespace/ for all of it)`,
+		"policy=shop/":         `policy: "shop/" is not namespace/name`,
+		"protocol=http":        `protocol: "http" is not one of tcp, udp, sctp, icmp, icmpv4, icmpv6 or a protocol number`,
+		"port=0":               `port: "0" is not a port number (1-65535)`,
+		"port=65536":           `port: "65536" is not a port number (1-65535)`,
+		"direction=both":       `direction: "both" is not one of egress, ingress`,
+		"address=10.0.0.0/33":  `address: "10.0.0.0/33" is neither an address nor a CIDR`,
+		"reason=bad-luck":      `reason: "bad-luck" is no drop reason; "weir status" lists those that occurred`,
+		"follow=please":        `follow: "please" is neither true nor false`,
+		"colour=red&last=many": `colour: no such parameter`,
+	} {
+		v, err := url.ParseQuery(query)
+		must(t, err)
+		if _, err := api.ParseFlowQuery(v); err == nil || err.Error() != want {
+			t.Errorf("%s: %v, want %s", query, err, want)
+		}
+	}
+}
+
+// numbered is a flow whose source port says which one it is.
+func numbered(port uint16) datapath.Event {
+	return with(began(), func(e *datapath.Event) { e.Source = netip.AddrPortFrom(e.Source.Addr(), port) })
+}
+
+func TestRingKeepsTheNewest(t *testing.T) {
+	l := newLog(shop(), 4)
+	for port := range uint16(11) {
+		l.add(numbered(port))
+	}
+	var to collector
+	must(t, l.Query(t.Context(), api.FlowQuery{}, &to))
+	if got := sourcePorts(&to); got != "7 8 9 10" {
+		t.Errorf("kept %q", got)
+	}
+}
+
+// A follower that was away while the ring went round is told how many records it missed,
+// and goes on with what there is.
+func TestSlowFollowerIsTold(t *testing.T) {
+	l := newLog(shop(), 4)
+	l.add(numbered(1))
+	to := &collector{hold: make(chan struct{}), enough: 6}
+	done := make(chan error)
+	go func() { done <- l.Query(t.Context(), api.FlowQuery{Follow: true}, to) }()
+	to.hold <- struct{}{} // it has record 1 and the ring's state of then
+	for port := uint16(2); port <= 10; port++ {
+		l.add(numbered(port))
+	}
+	close(to.hold)
+	if err := <-done; !errors.Is(err, errEnough) {
+		t.Fatal(err)
+	}
+	if got := sourcePorts(to); got != "1 (5 lost) 7 8 9 10" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestFollowersEndWithTheRun(t *testing.T) {
+	l := newLog(shop(), 0)
+	to := &collector{}
+	done := make(chan error)
+	go func() { done <- l.Query(t.Context(), api.FlowQuery{Follow: true, Verdicts: []string{"dropped"}}, to) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	r, ran := newReader(), make(chan error)
+	go func() { ran <- l.Run(ctx, r) }()
+	for port := range uint16(700) {
+		r.events <- numbered(port)
+	}
+	r.events <- with(refused(), func(e *datapath.Event) { e.Source = netip.MustParseAddrPort("10.0.0.2:9") })
+	cancel()
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := sourcePorts(to); got != "9" {
+		t.Errorf("got %q", got)
+	}
+	var after collector
+	must(t, l.Query(t.Context(), api.FlowQuery{Last: 1}, &after))
+	if got := sourcePorts(&after); got != "9" {
+		t.Errorf("after the run the newest record is %q", got)
+	}
+}
+
+func TestFollowerLeaves(t *testing.T) {
+	l := newLog(shop(), 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.Query(ctx, api.FlowQuery{Follow: true}, &collector{}) }()
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRunReportsABrokenReader(t *testing.T) {
+	l, r := newLog(shop(), 0), newReader()
+	r.broken = errors.New("ring is gone")
+	close(r.events)
+	if err := l.Run(t.Context(), r); err == nil || err.Error() != "read flow events: ring is gone" {
+		t.Errorf("got %v", err)
+	}
+	select {
+	case <-r.closed:
+	default:
+		t.Error("the reader was not closed")
+	}
+}
