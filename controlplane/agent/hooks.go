@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +22,7 @@ type Hooks interface {
 	AttachPod(ifindex int, name string, shield bool) error
 	// AttachDevice attaches to a device that is no pod's.
 	AttachDevice(ifindex int, name string, uplink bool) error
-	// Detach detaches everything of a device, which may be gone.
+	// Detach detaches everything of a device that is gone; a live one keeps its programs.
 	Detach(name string) error
 	Attached() ([]loader.Attachment, error)
 }
@@ -48,15 +50,20 @@ func (b BPF) AttachDevice(ifindex int, name string, uplink bool) error {
 }
 
 // Detach implements Hooks.
-func (b BPF) Detach(name string) error { return loader.DetachPod(b.Dir, name) }
+func (b BPF) Detach(name string) error { return loader.DetachGone(b.Dir, name) }
 
 // Attached implements Hooks.
 func (b BPF) Attached() ([]loader.Attachment, error) { return loader.Attached(b.Dir) }
 
+// recheck is how often hooks that somebody took away are attached again.
+const recheck = 30 * time.Second
+
 // hooked is what is attached to the node's devices, and what could not be.
 type hooked struct {
+	busy  sync.Mutex // one attachDevices at a time
+	state node.State
+
 	mu       sync.Mutex
-	state    node.State // of the last attachDevices
 	hooks    []string
 	warnings []string
 }
@@ -67,7 +74,23 @@ func (h *hooked) report() (hooks, warnings []string) {
 	return append([]string{}, h.hooks...), append([]string{}, h.warnings...)
 }
 
-// attachPods attaches to the pods' interfaces what they lost while no agent ran.
+func (a *Agent) recheckHooks(ctx context.Context) error {
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := a.attachPods(); err != nil {
+			a.Log.Error("recheck hooks", "error", err)
+		}
+		a.attachDevices(nil)
+	}
+}
+
+// attachPods attaches to the pods' interfaces what they lost.
 func (a *Agent) attachPods() error {
 	attached, err := a.Hooks.Attached()
 	if err != nil {
@@ -87,6 +110,9 @@ func (a *Agent) attachPods() error {
 		if has[from] && has[to] {
 			continue
 		}
+		if alive, err := a.Network.Has(r.HostIfindex, r.HostIfName); err != nil || !alive {
+			continue // its DEL is on the way
+		}
 		a.Log.Warn("attach again: a pod's interface had lost its programs", "pod", r.Pod(), "interface", r.HostIfName)
 		if err := a.Hooks.AttachPod(at.Ifindex, at.Name, shielded[at.Name]); err != nil {
 			return fmt.Errorf("attach to the interface of pod %s: %w", r.Pod(), err)
@@ -95,18 +121,17 @@ func (a *Agent) attachPods() error {
 	return nil
 }
 
-// attachDevices attaches to the node's devices, and removes what is pinned for devices
-// and pods' interfaces that are gone.
-func (a *Agent) attachDevices(s node.State) {
-	if a.hooked.upToDate(s) {
-		return
+// attachDevices attaches to the node's devices, those of s or, with nil, of the last
+// call, and removes what is pinned for interfaces that are gone.
+func (a *Agent) attachDevices(s *node.State) {
+	a.hooked.busy.Lock()
+	defer a.hooked.busy.Unlock()
+	if s != nil {
+		a.hooked.state = *s
 	}
 	var warnings []string
 	here := map[string]bool{}
-	for name := range s.PodSides {
-		here[name] = true
-	}
-	for _, d := range s.Devices {
+	for _, d := range a.hooked.state.Devices {
 		here[d.Name] = true
 		err := a.Hooks.AttachDevice(d.Index, d.Name, a.isUplink(d))
 		if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -122,8 +147,8 @@ func (a *Agent) attachDevices(s node.State) {
 	if err != nil {
 		warnings = append(warnings, err.Error())
 	}
-	warnings = append(warnings, a.detachGone(attached, here)...)
-	a.hooked.set(a.Log.Warn, s, hookNames(attached, here), warnings)
+	warnings = append(warnings, a.detachGone(attached)...)
+	a.hooked.set(a.Log.Warn, hookNames(attached, here), warnings)
 }
 
 func (a *Agent) isUplink(d node.Device) bool {
@@ -133,10 +158,10 @@ func (a *Agent) isUplink(d node.Device) bool {
 	return slices.Contains(a.Uplinks, d.Name)
 }
 
-func (a *Agent) detachGone(attached []loader.Attachment, here map[string]bool) []string {
+func (a *Agent) detachGone(attached []loader.Attachment) []string {
 	gone := map[string]bool{}
 	for _, at := range attached {
-		if !here[at.Name] {
+		if a.gone(at) {
 			gone[at.Name] = true
 		}
 	}
@@ -147,6 +172,19 @@ func (a *Agent) detachGone(attached []loader.Attachment, here map[string]bool) [
 		}
 	}
 	return warnings
+}
+
+// gone asks the kernel now: the plugin may have made an interface since the node's state
+// was read. A pod's interface that lives under another name keeps its programs.
+func (a *Agent) gone(at loader.Attachment) bool {
+	if at.Ifindex == 0 {
+		return true
+	}
+	if endpoint.IsHostIfName(at.Name) && !at.Filter {
+		return false
+	}
+	has, err := a.Network.Has(uint32(at.Ifindex), at.Name)
+	return err == nil && !has
 }
 
 // hookNames lists what is attached to the devices; pods' interfaces all have the same.
@@ -168,14 +206,7 @@ func hookNames(attached []loader.Attachment, here map[string]bool) []string {
 	return out
 }
 
-// upToDate reports whether nothing is left to do for s.
-func (h *hooked) upToDate(s node.State) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.warnings) == 0 && slices.Equal(h.state.Devices, s.Devices) && maps.Equal(h.state.PodSides, s.PodSides)
-}
-
-func (h *hooked) set(warn func(string, ...any), s node.State, hooks, warnings []string) {
+func (h *hooked) set(warn func(string, ...any), hooks, warnings []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, w := range warnings {
@@ -183,5 +214,5 @@ func (h *hooked) set(warn func(string, ...any), s node.State, hooks, warnings []
 			warn(w)
 		}
 	}
-	h.state, h.hooks, h.warnings = s, hooks, warnings
+	h.hooks, h.warnings = hooks, warnings
 }

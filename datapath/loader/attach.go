@@ -11,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Hooks, by the names of their pins and (with stub_ before them) of their stubs.
@@ -28,7 +30,7 @@ const (
 type Attachment struct {
 	Name    string // as given to AttachPod or AttachNetwork
 	Hook    string // from_pod, to_pod, to_network, from_network or shield
-	Ifindex int    // 0 = the interface is gone
+	Ifindex int    // 0 = nowhere any more: the interface is gone, or somebody removed the filter
 	Filter  bool   // a netlink filter, where the kernel has no TCX
 }
 
@@ -46,7 +48,8 @@ func AttachPod(bpffsDir string, ifindex int, name string, xdp XDPMode) error {
 func AttachNetwork(bpffsDir string, ifindex int, name string, uplink bool, xdp XDPMode) error {
 	a := attacher{bpffsDir, ifindex, name}
 	if !uplink {
-		return errors.Join(a.attach(XDPOff, shieldUplink, tcHook{toNetwork, ebpf.AttachTCXEgress}), a.release(fromNetwork))
+		return errors.Join(a.attach(XDPOff, shieldUplink, tcHook{toNetwork, ebpf.AttachTCXEgress}),
+			a.release(fromNetwork), a.releaseFilters(fromNetwork, 0))
 	}
 	return a.attach(xdp, shieldUplink,
 		tcHook{toNetwork, ebpf.AttachTCXEgress}, tcHook{fromNetwork, ebpf.AttachTCXIngress})
@@ -75,6 +78,15 @@ func (a attacher) attach(xdp XDPMode, shieldStub string, hooks ...tcHook) error 
 	if a.name == "" || strings.ContainsAny(a.name, "/") {
 		return fmt.Errorf("attach interface %d: bad name %q", a.ifindex, a.name)
 	}
+	links := filepath.Join(a.bpffsDir, linksDir)
+	if err := os.MkdirAll(links, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", links, err)
+	}
+	unlock, err := lockLinks(a.bpffsDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := os.MkdirAll(a.dir(), 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", a.dir(), err)
 	}
@@ -186,6 +198,13 @@ func linkTarget(l link.Link) (ifindex int, program ebpf.ProgramID, err error) {
 	return ifindex, info.Program, nil
 }
 
+// interfaceExists reports true where it cannot tell.
+func interfaceExists(ifindex int) bool {
+	var gone netlink.LinkNotFoundError
+	_, err := netlink.LinkByIndex(ifindex)
+	return !errors.As(err, &gone)
+}
+
 // releaseLink detaches now, not when the kernel gets to the last reference.
 func releaseLink(l link.Link, pin string) error {
 	if err := l.Unpin(); err != nil {
@@ -215,7 +234,61 @@ func (a attacher) release(hook string) error {
 // DetachPod detaches everything that is pinned below name, of a pod or of a network
 // device. What is not there is no error.
 func DetachPod(bpffsDir, name string) error {
+	unlock, err := lockLinks(bpffsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return attacher{bpffsDir: bpffsDir, name: name}.detach()
+}
+
+// DetachGone does so if no interface is left that anything below name is attached to. It
+// never takes the programs from a live interface, however old the caller's knowledge:
+// another pod may have got that name since.
+func DetachGone(bpffsDir, name string) error {
+	unlock, err := lockLinks(bpffsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	a := attacher{bpffsDir: bpffsDir, name: name}
+	pins, err := os.ReadDir(a.dir())
+	if err != nil {
+		return unlessGone(err)
+	}
+	for _, pin := range pins {
+		at, err := a.describe(pin.Name())
+		if err != nil {
+			return fmt.Errorf("detach %s: %w", name, err)
+		}
+		if at.Ifindex != 0 && !(at.Filter && !interfaceExists(at.Ifindex)) {
+			return nil
+		}
+	}
+	return a.detach()
+}
+
+// lockLinks serialises those who attach and detach, the agent and CNI plugins.
+func lockLinks(bpffsDir string) (unlock func(), err error) {
+	d, err := os.Open(filepath.Join(bpffsDir, linksDir))
+	if err != nil {
+		return nil, fmt.Errorf("open links directory: %w", err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("lock %s: %w", d.Name(), err)
+	}
+	return func() { d.Close() }, nil
+}
+
+func (a attacher) detach() error {
+	name := a.name
 	entries, err := os.ReadDir(a.dir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -296,7 +369,11 @@ func unlessGone(err error) error {
 
 func (a attacher) describe(pin string) (Attachment, error) {
 	if hook, ifindex, ok := filterOf(pin); ok {
-		return Attachment{Name: a.name, Hook: hook, Ifindex: ifindex, Filter: true}, nil
+		program, err := attacher{a.bpffsDir, ifindex, a.name}.filterProgram(hook)
+		if program == 0 {
+			ifindex = 0
+		}
+		return Attachment{Name: a.name, Hook: hook, Ifindex: ifindex, Filter: true}, err
 	}
 	l, err := link.LoadPinnedLink(a.pin(pin), nil)
 	if err != nil {

@@ -14,10 +14,11 @@ import (
 
 // Where the kernel has no TCX (before 6.6), hooks are direct-action filters of a clsact
 // qdisc. They live as long as their interface, without a link; what is pinned in place of
-// one is the stub, by the name of hook and ifindex, so that it can be found again.
+// one is the stub, by the name of hook and ifindex, so that it can be found again. Unlike a
+// link, a filter can be removed by anybody who may configure the interface.
 const (
 	filterHandle   = 0x5745
-	filterPriority = 0x5745
+	filterPriority = 1 // first: what an earlier filter accepts, a later one never sees
 	filterInfix    = "_filter_"
 )
 
@@ -31,7 +32,10 @@ func filterOf(pin string) (hook string, ifindex int, ok bool) {
 }
 
 func (a attacher) attachFilter(h tcHook, p *ebpf.Program) error {
-	if err := a.releaseOtherFilters(h.name); err != nil {
+	if err := a.releaseFilters(h.name, a.ifindex); err != nil {
+		return err
+	}
+	if done, err := a.hasFilter(h.name, p); done || err != nil {
 		return err
 	}
 	clsact := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
@@ -50,8 +54,8 @@ func (a attacher) attachFilter(h tcHook, p *ebpf.Program) error {
 
 func (a attacher) pinFilter(hook string, p *ebpf.Program) error {
 	pin := a.pin(filterPin(hook, a.ifindex))
-	if exists(pin) {
-		return nil
+	if err := os.Remove(pin); unlessGone(err) != nil { // of an earlier stub
+		return fmt.Errorf("unpin %s: %w", pin, err)
 	}
 	mark, err := p.Clone() // pinning the stub itself would move its pin
 	if err != nil {
@@ -75,13 +79,43 @@ func (a attacher) filter(hook string) *netlink.BpfFilter {
 	}}
 }
 
-func (a attacher) releaseOtherFilters(hook string) error {
+// hasFilter reports whether the hook is pinned and its filter runs p.
+func (a attacher) hasFilter(hook string, p *ebpf.Program) (bool, error) {
+	if !exists(a.pin(filterPin(hook, a.ifindex))) {
+		return false, nil
+	}
+	info, err := p.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask about program: %w", err)
+	}
+	want, _ := info.ID()
+	id, err := a.filterProgram(hook)
+	return id == want, err
+}
+
+// filterProgram is the program of the hook's filter, 0 if it is gone or its interface is.
+func (a attacher) filterProgram(hook string) (ebpf.ProgramID, error) {
+	device := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: a.ifindex}} // its index is all that is asked for
+	list, err := netlink.FilterList(device, a.filter(hook).Parent)
+	if err != nil {
+		return 0, fmt.Errorf("list filters of interface %d: %w", a.ifindex, err)
+	}
+	for _, f := range list {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle == filterHandle && b.Priority == filterPriority {
+			return ebpf.ProgramID(b.Id), nil
+		}
+	}
+	return 0, nil
+}
+
+// releaseFilters removes the filters pinned for a hook, but those of one interface (0 = none).
+func (a attacher) releaseFilters(hook string, but int) error {
 	entries, err := os.ReadDir(a.dir())
 	if err != nil {
 		return fmt.Errorf("read %s: %w", a.dir(), err)
 	}
 	for _, e := range entries {
-		if h, ifindex, ok := filterOf(e.Name()); ok && h == hook && ifindex != a.ifindex {
+		if h, ifindex, ok := filterOf(e.Name()); ok && h == hook && ifindex != but {
 			if err := a.releaseFilter(e.Name()); err != nil {
 				return err
 			}
