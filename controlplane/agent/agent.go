@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -81,6 +82,7 @@ type Agent struct {
 	dirty    chan struct{} // has one element when there is something to commit
 	savedIDs uint64        // ids.Changed() that is on disk; of the commit loop alone
 	idsOnce  bool          // the id tables were saved since the start
+	seen     *node.State   // of networkChanged alone
 
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made anew, when what follows changes
@@ -137,7 +139,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tasks sync.WaitGroup
-	failed := make(chan error, 3)
+	failed := make(chan error, 4)
 	start := func(f func(context.Context) error) {
 		tasks.Go(func() {
 			if err := f(ctx); err != nil {
@@ -149,6 +151,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start(func(ctx context.Context) error { return a.Network.Watch(ctx, a.networkChanged) })
 	start(func(ctx context.Context) error { return a.Source.Run(ctx, a.sourceChanged) })
 	start(a.commitLoop)
+	start(a.recheckHooks)
 	tasks.Wait()
 	close(failed)
 	var errs []error
@@ -186,13 +189,14 @@ func (a *Agent) sourceChanged(u source.Update) {
 
 // networkChanged is called by one goroutine, and often: for every veth that comes or goes.
 func (a *Agent) networkChanged(s node.State) {
-	a.mu.Lock()
-	was := a.input.network
-	a.mu.Unlock()
+	was := a.seen
+	a.seen = &s
 	if was == nil || !slices.Equal(was.Addresses, s.Addresses) {
 		a.change(func(in *input) { in.network = &s })
 	}
-	a.attachDevices(s)
+	if was == nil || !slices.Equal(was.Devices, s.Devices) || !maps.Equal(was.PodSides, s.PodSides) {
+		a.attachDevices(&s)
+	}
 }
 
 // change notes a change of the input, returns its number, and has it committed.

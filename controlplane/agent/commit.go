@@ -36,6 +36,7 @@ type attempt struct {
 	locals    []policy.Local
 	refreshed []*endpoint.Record // their pods' objects changed
 	result    *policy.Result
+	directory *directory
 }
 
 // allErrors are those of the source first.
@@ -72,11 +73,12 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 
 // commit makes the present input enforced; false: it is not complete yet.
 func (a *Agent) commit() (bool, error) {
+	begun := time.Now()
 	t := a.compile()
 	if t == nil {
 		return false, nil
 	}
-	a.names.prepare(t)
+	a.names.show(t, &a.applied) // only this goroutine writes applied
 	t.epoch, t.err = a.enforce(t)
 	if t.err != nil {
 		t.errors = append(t.errors, api.ObjectError{Message: t.err.Error()})
@@ -85,6 +87,7 @@ func (a *Agent) commit() (bool, error) {
 	if t.err != nil {
 		return true, t.err
 	}
+	a.Log.Debug("committed", "revision", t.revision, "epoch", t.epoch, "took", time.Since(begun))
 	return true, a.releaseNumbers(t)
 }
 

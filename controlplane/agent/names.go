@@ -14,9 +14,9 @@ import (
 	"github.com/weirnet/weir/identity"
 )
 
-// names is who has which number and address: as of the latest attempt and the one
-// before it, for events that the kernel wrote in between. It is shown before a commit,
-// so that no event comes from an endpoint that has no name yet.
+// names is who has which number and address: as of the latest attempt, shown before its
+// commit so that no event comes from an endpoint without a name, and of the commit
+// before it, for events that the kernel wrote until then.
 type names struct {
 	now, before atomic.Pointer[directory]
 }
@@ -64,8 +64,14 @@ func (a *Agent) Peer(addr netip.Addr, n identity.Number) *flowlog.Party {
 // Rule implements flowlog.Names.
 func (a *Agent) Rule(id uint32) (policy.Rule, bool) { return a.ids.Rule(id) }
 
-// prepare shows the names of t.
-func (n *names) prepare(t *attempt) {
+// show the names of t beside those in force.
+func (n *names) show(t, inForce *attempt) {
+	t.directory = newDirectory(t)
+	n.now.Store(t.directory)
+	n.before.Store(inForce.directory)
+}
+
+func newDirectory(t *attempt) *directory {
 	d := &directory{
 		endpoints: map[uint32]*flowlog.Party{},
 		peers:     map[netip.Addr]peerName{},
@@ -84,7 +90,7 @@ func (n *names) prepare(t *attempt) {
 	for addr, name := range t.result.Names {
 		d.peers[addr] = peerName{party(name), t.result.State.Peers[identity.Single(addr)].Identity}
 	}
-	n.before.Store(n.now.Swap(d))
+	return d
 }
 
 func partyOf(c *policy.Cluster, name types.NamespacedName) *flowlog.Party {

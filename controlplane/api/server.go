@@ -189,7 +189,7 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 // Listen makes the socket of a state directory, in place of a stale one; nobody but
 // its owner can connect, not even for a moment.
 func Listen(stateDir string) (net.Listener, error) {
-	private, err := os.MkdirTemp(stateDir, ".socket-") // 0700
+	private, err := os.MkdirTemp(stateDir, ".s-") // 0700
 	if err != nil {
 		return nil, fmt.Errorf("make socket: %w", err)
 	}

@@ -86,7 +86,7 @@ func TestServerAnswers(t *testing.T) {
 	if err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatalf("socket: %v, %v, want mode 0600", st.Mode(), err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, ".socket-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, ".s-*")); len(left) > 0 {
 		t.Fatalf("left behind: %v", left)
 	}
 	c, ctx := Dial(dir), t.Context()

@@ -35,15 +35,30 @@ type Device struct {
 // Network asks netlink about the namespace of the calling thread.
 type Network struct{}
 
-// settle is how long news are collected: a veth comes with a burst of them.
-const settle = 5 * time.Millisecond
+const (
+	settle      = 5 * time.Millisecond // news are collected so long: a veth comes with a burst of them
+	resubscribe = 100 * time.Millisecond
+)
 
 // Watch calls changed with the state at first and after every change of devices,
 // addresses or routes, one call at a time, until ctx is over (nil).
 func (Network) Watch(ctx context.Context, changed func(State)) error {
+	for ctx.Err() == nil {
+		if err := watch(ctx, changed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watch returns nil when the kernel had more to tell than it could: what was missed is
+// seen by looking again.
+func watch(ctx context.Context, changed func(State)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	news := make(chan struct{}, 1)
-	failed := make(chan error, 1)
-	if err := subscribe(ctx.Done(), news, failed); err != nil {
+	broken := make(chan struct{}, 1)
+	if err := subscribe(ctx.Done(), news, broken); err != nil {
 		return err
 	}
 	for {
@@ -55,49 +70,39 @@ func (Network) Watch(ctx context.Context, changed func(State)) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-failed:
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("watch netlink: %w", err)
+		case <-broken:
+			time.Sleep(resubscribe)
+			return nil
 		case <-news:
 			time.Sleep(settle)
 		}
 	}
 }
 
-func subscribe(done <-chan struct{}, news chan<- struct{}, failed chan<- error) error {
-	fail := func(err error) {
-		if errors.Is(err, unix.ENOBUFS) { // lost some: the next look sees all
-			signal(news)
-			return
-		}
-		select {
-		case failed <- err:
-		default:
-		}
-	}
+func subscribe(done <-chan struct{}, news, broken chan<- struct{}) error {
 	links := make(chan netlink.LinkUpdate, 64)
 	addrs := make(chan netlink.AddrUpdate, 64)
 	routes := make(chan netlink.RouteUpdate, 64)
 	err := errors.Join(
-		netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: fail}),
-		netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: fail}),
-		netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: fail}),
+		netlink.LinkSubscribe(links, done),
+		netlink.AddrSubscribe(addrs, done),
+		netlink.RouteSubscribe(routes, done),
 	)
 	if err != nil {
 		return fmt.Errorf("watch netlink: %w", err)
 	}
-	go relay(links, news)
-	go relay(addrs, news)
-	go relay(routes, news)
+	go relay(links, news, broken)
+	go relay(addrs, news, broken)
+	go relay(routes, news, broken)
 	return nil
 }
 
-func relay[T any](from <-chan T, news chan<- struct{}) {
+// relay ends with its subscription, which ends with done or a failed receive.
+func relay[T any](from <-chan T, news, broken chan<- struct{}) {
 	for range from {
 		signal(news)
 	}
+	signal(broken)
 }
 
 func signal(news chan<- struct{}) {
