@@ -10,6 +10,13 @@ import (
 	"github.com/cilium/ebpf/features"
 )
 
+// The oldest kernel that Weir supports. What older ones lack is in needs; those from 5.17
+// on lack nothing of it, but nobody has looked whether their verifiers take the programs.
+const (
+	floor     = 6<<16 | 1<<8
+	floorText = "Weir needs Linux 6.1 or newer"
+)
+
 // needs are the kernel's features that the programs cannot do without, with the version
 // that brought them.
 var needs = []struct {
@@ -28,17 +35,20 @@ func helper(fn asm.BuiltinFunc) func() error {
 	return func() error { return features.HaveProgramHelper(ebpf.SchedCLS, fn) }
 }
 
+func missing() (names []string) {
+	for _, n := range needs {
+		if errors.Is(n.probe(), ebpf.ErrNotSupported) {
+			names = append(names, n.name)
+		}
+	}
+	return names
+}
+
 // explain turns a failed load into one line: what the kernel lacks, or what its verifier
 // said first and last.
 func explain(err error) error {
-	var missing []string
-	for _, n := range needs {
-		if errors.Is(n.probe(), ebpf.ErrNotSupported) {
-			missing = append(missing, n.name)
-		}
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("this kernel lacks %s: %w", strings.Join(missing, ", "), err)
+	if names := missing(); len(names) > 0 {
+		return fmt.Errorf("this kernel lacks %s: %s: %w", strings.Join(names, ", "), floorText, err)
 	}
 	var refused *ebpf.VerifierError
 	if !errors.As(err, &refused) {
@@ -48,5 +58,9 @@ func explain(err error) error {
 	if len(lines) > 6 {
 		lines = append(lines[:2:2], lines[len(lines)-4:]...)
 	}
-	return fmt.Errorf("the kernel's verifier refuses the programs: %s: %w", strings.Join(lines, "; "), err)
+	err = fmt.Errorf("the kernel's verifier refuses the programs: %s: %w", strings.Join(lines, "; "), err)
+	if version, e := features.LinuxVersionCode(); e == nil && version < floor {
+		err = fmt.Errorf("%s: %w", floorText, err)
+	}
+	return err
 }

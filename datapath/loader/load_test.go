@@ -232,21 +232,6 @@ func TestLoadErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
-func TestRefusedProgramIsExplained(t *testing.T) {
-	sandbox.Root(t)
-	spec, err := bpf.LoadWeir()
-	must(t, err)
-	bad := spec.Programs[bpf.WeirProgShieldPod]
-	bad.Instructions = bad.Instructions[:1]
-	_, err = ebpf.NewCollection(spec)
-	if err == nil {
-		t.Fatal("a truncated program was loaded")
-	}
-	if text := explain(err).Error(); !strings.Contains(text, bpf.WeirProgShieldPod) {
-		t.Errorf("error %q does not name the program", text)
-	}
-}
-
 func TestRemoveLeavesNothing(t *testing.T) {
 	dir := filepath.Join(sandbox.BPFFS(t), "weir")
 	load(t, small(dir))
