@@ -202,6 +202,8 @@ static __always_inline int parse_v6(struct packet *p, struct ipv6hdr *ip, void *
 	p->length = total;
 	p->l4 = ETH_HLEN + sizeof(*ip);
 	if (ip->nexthdr != 44) {
+		if (ip->nexthdr == 0 && p->tuple.daddr[0] == 0xff)
+			return DROP_MULTICAST; /* MLD: every host's chatter bears a router alert */
 		if (is_extension(ip->nexthdr))
 			return DROP_EXTENSION_HEADER;
 		return parse_transport(p, ip + 1, end, total - sizeof(*ip));

@@ -192,7 +192,7 @@ func TestFlowAccount(t *testing.T) {
 	}
 	conn.Close()
 	var ended api.FlowExtension
-	e.eventually("the record of the flow's end", 10*time.Second, func() bool {
+	e.eventually("the record of the flow's end", 20*time.Second, func() bool {
 		for _, f := range e.flows("--last", "100", "--port", "8080") {
 			if ended = f.extension(t); ended.Kind == api.FlowEnded {
 				return true
@@ -226,7 +226,7 @@ func TestFlowFilters(t *testing.T) {
 		ok   func(flow) bool
 	}{
 		{[]string{"--verdict", "dropped"}, func(f flow) bool { return f.Verdict == "DROPPED" }},
-		{[]string{"--pod", "ns/c"}, func(f flow) bool { return f.Source.PodName == "c" }},
+		{[]string{"--pod", "ns/c"}, func(f flow) bool { return f.Source.PodName == "c" && f.Destination.PodName == "b" }},
 		{[]string{"--protocol", "tcp"}, func(f flow) bool { return f.L4["TCP"] != nil }},
 		{[]string{"--port", "8080"}, func(f flow) bool { _, p := f.port(); return p == portHTTP }},
 		{[]string{"--policy", "ns/allow", "--verdict", "forwarded"}, func(f flow) bool { return len(f.IngressAllowedBy) == 1 && f.IngressAllowedBy[0].Name == "allow" }},
@@ -263,4 +263,15 @@ func TestRevocationIsRecorded(t *testing.T) {
 		}
 		return false
 	})
+}
+
+// TestQuietPodsLeaveNoRecords: what interfaces say of themselves when they come up (MLD,
+// neighbour and router discovery) is counted, not logged.
+func TestQuietPodsLeaveNoRecords(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc)
+	e.add("ns/a", "ns/b")
+	e.eventually("their multicast is counted", 5*time.Second, func() bool { return e.status().Drops["multicast"] > 0 })
+	if got := e.flows(); len(got) > 0 {
+		t.Errorf("%d records, the first: %+v", len(got), got[0])
+	}
 }

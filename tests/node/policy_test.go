@@ -79,20 +79,20 @@ func TestNamedPortsOfEgress(t *testing.T) {
 
 func TestPeersByLabelsAndNamespaces(t *testing.T) {
 	e := newEnv(t,
-		"pods.yaml", namespace("blue", "team: blue")+abc+pod("blue", "x", "app: a", "tier: front")+pod("blue", "y", "app: y"),
+		"pods.yaml", namespace("blue", "team: blue")+abc+pod("blue", "x", "app: a", "tier: front")+pod("blue", "z", "app: z"),
 		"policy.yaml", policy("ns", "peers", `  podSelector: {matchLabels: {app: b}}
   ingress:
     - from:
-        - podSelector: {matchExpressions: [{key: app, operator: In, values: [a, z]}]}
+        - podSelector: {matchExpressions: [{key: app, operator: In, values: [a, w]}]}
         - namespaceSelector: {matchLabels: {team: blue}}
           podSelector: {matchExpressions: [{key: tier, operator: Exists}]}
 `))
-	e.add("ns/a", "ns/b", "ns/c", "blue/x", "blue/y")
+	e.add("ns/a", "ns/b", "ns/c", "blue/x", "blue/z")
 	e.check(
 		probe{"ns/a", "ns/b", "tcp", portOther, yes},
 		probe{"ns/c", "ns/b", "tcp", portOther, no},
 		probe{"blue/x", "ns/b", "udp", portOther, yes},
-		probe{"blue/y", "ns/b", "udp", portOther, no},
+		probe{"blue/z", "ns/b", "udp", portOther, no},
 		probe{"outside", "ns/b", "tcp", portOther, no},
 	)
 }
