@@ -31,7 +31,7 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 	}
 	if ok, err := a.Network.Has(r.HostIfindex, r.HostIfName); err != nil || !ok {
 		return api.Endpoint{}, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf(
-			"hostIfIndex: the agent's network namespace has no interface %d with the name %s", r.HostIfindex, r.HostIfName)}
+			"hostIfindex: the agent's network namespace has no interface %d with the name %s", r.HostIfindex, r.HostIfName)}
 	}
 	pod, err := a.awaitPod(ctx, r)
 	if err != nil {

@@ -38,7 +38,8 @@ type Record struct {
 
 	// LastPod is what policy needs of the pod's object as it was last seen. It counts
 	// once the object is gone and the interface is not: a pod that is being terminated
-	// keeps the policy it had until its DEL, whatever deletes the object first.
+	// keeps the policy it had until its DEL, whatever deletes the object first. A later
+	// object of the same name counts for the interface at once, whatever its uid.
 	LastPod *corev1.Pod `json:"lastPod"`
 }
 
