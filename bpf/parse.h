@@ -204,8 +204,9 @@ static __always_inline int parse_v6(struct packet *p, struct ipv6hdr *ip, void *
 	if (ip->nexthdr != 44) {
 		if (ip->nexthdr == 0 && p->tuple.daddr[0] == 0xff)
 			return DROP_MULTICAST; /* MLD: every host's chatter bears a router alert */
+		/* Hop-by-hop to a group is how every host reports its groups (MLD). */
 		if (is_extension(ip->nexthdr))
-			return DROP_EXTENSION_HEADER;
+			return ip->nexthdr == 0 && p->tuple.daddr[0] == 0xff ? DROP_MULTICAST : DROP_EXTENSION_HEADER;
 		return parse_transport(p, ip + 1, end, total - sizeof(*ip));
 	}
 	if ((void *)(f + 1) > end || total < sizeof(*ip) + sizeof(*f))

@@ -53,6 +53,7 @@ func TestParserFailsClosed(t *testing.T) {
 		{"fragment at offset 1", frag(v4, 1, false).Bytes(t), bpf.WeirDropReasonDROP_FRAGMENT_SHORT},
 		{"later fragment without its first (B1, B3)", frag(v4, 100, false).Bytes(t), bpf.WeirDropReasonDROP_FRAGMENT_UNKNOWN},
 		{"hop-by-hop (B5)", set(v6.Bytes(t), 20, 0), bpf.WeirDropReasonDROP_EXTENSION_HEADER},
+		{"MLD report: hop-by-hop to a group", rawV6{a6, "ff02::16", 0, 0}.Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
 		{"routing header", set(v6.Bytes(t), 20, 43), bpf.WeirDropReasonDROP_EXTENSION_HEADER},
 		{"AH", set(v6.Bytes(t), 20, 51), bpf.WeirDropReasonDROP_EXTENSION_HEADER},
 		{"destination options", set(v6.Bytes(t), 20, 60), bpf.WeirDropReasonDROP_EXTENSION_HEADER},
