@@ -2,16 +2,21 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/tests/lab"
 )
 
 // demo is a run: the shop, and the account of what was checked.
 type demo struct {
 	shop
 	cells, wrong int
+	last         table // the newest
 }
 
 // play runs the scenes in order. The first error ends it; wrong cells are counted.
@@ -91,7 +96,7 @@ func (d *demo) show(ctx context.Context, t table) error {
 	}
 	wrong := t.print()
 	cells, reachable := t.count()
-	d.cells, d.wrong = d.cells+cells, d.wrong+wrong
+	d.cells, d.wrong, d.last = d.cells+cells, d.wrong+wrong, t
 	say("%d of %d reachable; %d as the reference verdict says", reachable, cells, cells-wrong)
 	if wrong > 0 {
 		say("%s%s%s", yellow, t.mismatches(), reset)
@@ -102,14 +107,66 @@ func (d *demo) show(ctx context.Context, t table) error {
 func (d *demo) flows(ctx context.Context) error {
 	scene("The flows behind it, and the rule that decided each")
 	for _, args := range [][]string{
-		{"flows", "--pod", "shop/database", "--last", "6"},
-		{"flows", "--verdict", "dropped", "--pod", "intruder/visitor", "--last", "3"},
+		{"flows", "--pod", "shop/database", "--verdict", "forwarded", "--last", "4"},
+		{"flows", "--pod", "intruder/visitor", "--verdict", "dropped", "--last", "4"},
 	} {
 		if err := d.weir(ctx, args...); err != nil {
 			return err
 		}
 	}
+	return d.recorded(ctx)
+}
+
+// recorded looks for the record of each cell of the last table: both ends, the port, the
+// verdict and a rule of the epoch in force.
+func (d *demo) recorded(ctx context.Context) error {
+	var status api.Status
+	if err := json.Unmarshal([]byte(d.node.Weir(ctx, "status", "-o", "json").Stdout), &status); err != nil {
+		return fmt.Errorf("weir status -o json: %w", err)
+	}
+	flows, err := d.node.Flows(ctx, "--last", "10000")
+	if err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for _, f := range flows {
+		x, err := f.Extension()
+		if err != nil {
+			return err
+		}
+		_, port := f.Port()
+		if x.Epoch == status.Epoch && (x.Egress != nil || x.Ingress != nil) {
+			seen[fmt.Sprint(f.IP.Source, f.Source, f.IP.Destination, f.Destination, port, f.Verdict == "FORWARDED")] = true
+		}
+	}
+	var missing []string
+	for _, row := range d.last {
+		for _, c := range row {
+			if c != nil && !seen[d.key(c)] {
+				missing = append(missing, c.from+" to "+c.to.String())
+			}
+		}
+	}
+	cells, _ := d.last.count()
+	say("the log holds %d of the table's %d tries with both ends and the rule that decided", cells-len(missing), cells)
+	if len(missing) > 0 {
+		return fmt.Errorf("no flow record of %s", strings.Join(missing, ", "))
+	}
 	return nil
+}
+
+func (d *demo) key(c *cell) string {
+	from, to := d.hosts[c.from], d.hosts[c.to.pod]
+	return fmt.Sprint(from.Addr4, d.end(c.from), to.Addr4, d.end(c.to.pod), c.to.port, c.reachable)
+}
+
+// end is how the log names a row; the outside has no name there.
+func (d *demo) end(name string) lab.FlowEnd {
+	namespace, pod, _ := strings.Cut(name, "/")
+	if pod == "" {
+		return lab.FlowEnd{}
+	}
+	return lab.FlowEnd{Namespace: namespace, PodName: pod}
 }
 
 func (d *demo) explain(ctx context.Context) error {
@@ -142,7 +199,10 @@ func (d *demo) cut(ctx context.Context) error {
 		return err
 	}
 	defer p.stop()
-	say("redis-cli in shop/cart asks PING over one connection: %d answers so far", p.state().count)
+	if err := p.await(25); err != nil {
+		return err
+	}
+	say("redis-cli in shop/cart asks PING over one connection, 50 times a second: %d answers so far", p.state().count)
 	edited := strings.Replace(manifest("database.yaml"), "              app: cart", "              app: reporting", 1)
 	say("database.yaml: %s- app: cart%s  %s+ app: reporting%s", red, reset, green, reset)
 	saved := time.Now()
@@ -154,7 +214,7 @@ func (d *demo) cut(ctx context.Context) error {
 		return err
 	}
 	after := last.Sub(saved)
-	say("last answer %.0f ms after the file was saved, then silence (%d answers in all)", float64(after.Microseconds())/1000, p.state().count)
+	say("no answer later than %d ms after the file was saved; silence since (%d answers in all)", max(0, after.Milliseconds()), p.state().count)
 	if after > cutWithin {
 		return fmt.Errorf("the connection was cut only after %v", after)
 	}

@@ -1,82 +1,27 @@
 package node
 
 import (
-	"bufio"
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/tests/lab"
 )
 
-// flow is what these tests read of a record: Hubble's JSON, as a script would read it.
-type flow struct {
-	Verdict string `json:"verdict"`
-	IP      struct {
-		Source      string `json:"source"`
-		Destination string `json:"destination"`
-		Version     string `json:"ipVersion"`
-	} `json:"IP"`
-	L4               map[string]map[string]any `json:"l4"`
-	Source           party                     `json:"source"`
-	Destination      party                     `json:"destination"`
-	TrafficDirection string                    `json:"traffic_direction"`
-	EgressAllowedBy  []ref                     `json:"egress_allowed_by"`
-	IngressAllowedBy []ref                     `json:"ingress_allowed_by"`
-	EgressDeniedBy   []ref                     `json:"egress_denied_by"`
-	IngressDeniedBy  []ref                     `json:"ingress_denied_by"`
-	Extensions       struct {
-		Value string `json:"value"`
-	} `json:"extensions"`
-}
-
-type party struct {
-	Namespace string `json:"namespace"`
-	PodName   string `json:"pod_name"`
-}
-
-type ref struct {
-	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-}
-
-func (p party) String() string { return p.Namespace + "/" + p.PodName }
-
 // flows runs `weir flows -o json`.
-func (e *env) flows(args ...string) []flow {
+func (e *env) flows(args ...string) []lab.Flow {
 	e.t.Helper()
-	r := e.Weir(e.ctx, append([]string{"flows", "-o", "json"}, args...)...)
-	if r.Status != 0 {
-		e.t.Fatalf("weir flows: exit status %d: %s", r.Status, r.Stderr)
-	}
-	var flows []flow
-	for lines := bufio.NewScanner(strings.NewReader(r.Stdout)); lines.Scan(); {
-		var response struct {
-			Flow flow `json:"flow"`
-		}
-		e.must("decode "+lines.Text(), json.Unmarshal(lines.Bytes(), &response))
-		flows = append(flows, response.Flow)
-	}
+	flows, err := e.Flows(e.ctx, args...)
+	e.must("flows", err)
 	return flows
 }
 
-func (f flow) extension(t *testing.T) api.FlowExtension {
-	t.Helper()
-	var x api.FlowExtension
-	if err := json.Unmarshal([]byte(f.Extensions.Value), &x); err != nil {
-		t.Fatalf("extension %q: %v", f.Extensions.Value, err)
-	}
+func (e *env) extension(f lab.Flow) api.FlowExtension {
+	e.t.Helper()
+	x, err := f.Extension()
+	e.must("extension of "+f.Extensions.Value, err)
 	return x
-}
-
-// port is the destination port and its protocol.
-func (f flow) port() (string, float64) {
-	for protocol, fields := range f.L4 {
-		n, _ := fields["destination_port"].(float64)
-		return strings.ToLower(protocol), n
-	}
-	return "", 0
 }
 
 // TestFlowsHoldEveryProbe, with both pods and the rule that decided in each direction.
@@ -106,7 +51,7 @@ func TestFlowsHoldEveryProbe(t *testing.T) {
 	}
 	for _, w := range want {
 		for _, family := range families {
-			var got *flow
+			var got *lab.Flow
 			e.eventually("a record of "+w.String(), 3*time.Second, func() bool {
 				got = find(e.flows("--last", "1000"), e, w.probe, family)
 				return got != nil
@@ -118,11 +63,11 @@ func TestFlowsHoldEveryProbe(t *testing.T) {
 			if got.Verdict != verdict || got.TrafficDirection != w.direction {
 				t.Errorf("IPv%d %s: %s %s, want %s %s", family, w, got.Verdict, got.TrafficDirection, verdict, w.direction)
 			}
-			x := got.extension(t)
+			x := e.extension(*got)
 			for _, side := range []struct {
 				name            string
 				rule            *api.FlowRule
-				allowed, denied []ref
+				allowed, denied []lab.FlowPolicy
 				want            string
 			}{
 				{"egress", x.Egress, got.EgressAllowedBy, got.EgressDeniedBy, w.egress},
@@ -137,7 +82,7 @@ func TestFlowsHoldEveryProbe(t *testing.T) {
 }
 
 // decision is one direction's part of a record in words: which policies allowed or denied.
-func decision(rule *api.FlowRule, allowed, denied []ref) string {
+func decision(rule *api.FlowRule, allowed, denied []lab.FlowPolicy) string {
 	if rule == nil {
 		return ""
 	}
@@ -153,12 +98,12 @@ func decision(rule *api.FlowRule, allowed, denied []ref) string {
 }
 
 // find is the newest record of a probe.
-func find(flows []flow, e *env, p probe, family int) *flow {
+func find(flows []lab.Flow, e *env, p probe, family int) *lab.Flow {
 	from, to := e.host(p.from).Addr(family), e.host(p.to).Addr(family)
 	for i := len(flows) - 1; i >= 0; i-- {
 		f := &flows[i]
-		protocol, port := f.port()
-		if f.IP.Source != from || f.IP.Destination != to || !strings.HasPrefix(protocol, p.protocol) || int(port) != p.port {
+		protocol, port := f.Port()
+		if f.IP.Source != from || f.IP.Destination != to || !strings.HasPrefix(protocol, p.protocol) || port != p.port {
 			continue
 		}
 		if e.named(p.from, f.Source) && e.named(p.to, f.Destination) {
@@ -170,7 +115,7 @@ func find(flows []flow, e *env, p probe, family int) *flow {
 }
 
 // named checks a record's end: pods have names, others have none.
-func (e *env) named(host string, p party) bool {
+func (e *env) named(host string, p lab.FlowEnd) bool {
 	if e.pods[host] == nil {
 		return p.PodName == ""
 	}
@@ -194,7 +139,7 @@ func TestFlowAccount(t *testing.T) {
 	var ended api.FlowExtension
 	e.eventually("the record of the flow's end", 20*time.Second, func() bool {
 		for _, f := range e.flows("--last", "100", "--port", "8080") {
-			if ended = f.extension(t); ended.Kind == api.FlowEnded {
+			if ended = e.extension(f); ended.Kind == api.FlowEnded {
 				return true
 			}
 		}
@@ -223,14 +168,14 @@ func TestFlowFilters(t *testing.T) {
 	e.eventually("both are in the log", 3*time.Second, func() bool { return len(e.flows()) >= 4 })
 	for _, c := range []struct {
 		args []string
-		ok   func(flow) bool
+		ok   func(lab.Flow) bool
 	}{
-		{[]string{"--verdict", "dropped"}, func(f flow) bool { return f.Verdict == "DROPPED" }},
-		{[]string{"--pod", "ns/c"}, func(f flow) bool { return f.Source.PodName == "c" && f.Destination.PodName == "b" }},
-		{[]string{"--protocol", "tcp"}, func(f flow) bool { return f.L4["TCP"] != nil }},
-		{[]string{"--port", "8080"}, func(f flow) bool { _, p := f.port(); return p == portHTTP }},
-		{[]string{"--policy", "ns/allow", "--verdict", "forwarded"}, func(f flow) bool { return len(f.IngressAllowedBy) == 1 && f.IngressAllowedBy[0].Name == "allow" }},
-		{[]string{"--since", "1m", "--last", "1"}, func(flow) bool { return true }},
+		{[]string{"--verdict", "dropped"}, func(f lab.Flow) bool { return f.Verdict == "DROPPED" }},
+		{[]string{"--pod", "ns/c"}, func(f lab.Flow) bool { return f.Source.PodName == "c" && f.Destination.PodName == "b" }},
+		{[]string{"--protocol", "tcp"}, func(f lab.Flow) bool { return f.L4["TCP"] != nil }},
+		{[]string{"--port", "8080"}, func(f lab.Flow) bool { _, p := f.Port(); return p == portHTTP }},
+		{[]string{"--policy", "ns/allow", "--verdict", "forwarded"}, func(f lab.Flow) bool { return len(f.IngressAllowedBy) == 1 && f.IngressAllowedBy[0].Name == "allow" }},
+		{[]string{"--since", "1m", "--last", "1"}, func(lab.Flow) bool { return true }},
 	} {
 		got := e.flows(c.args...)
 		if len(got) == 0 {
