@@ -1,0 +1,166 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/flowlog/format"
+)
+
+// patience is how long an answer that needs no waiting may take.
+const patience = 10 * time.Second
+
+func (a *app) status() *cobra.Command {
+	var wait bool
+	var timeout time.Duration
+	c := a.verb(&cobra.Command{
+		Use:   "status",
+		Short: "What the node enforces, and what it cannot",
+		Long: `What the node enforces, and what it cannot.
+
+With --wait: succeeds once all that the source holds at the moment of the call is enforced;
+fails at once, with the reason, if something of it cannot be, or when the time is over.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if !wait {
+				return a.showStatus(c.Context())
+			}
+			if timeout <= 0 {
+				return usage("--timeout: %s is not above 0", timeout)
+			}
+			return a.waitStatus(c.Context(), timeout)
+		},
+	}, outputTable, outputJSON)
+	c.Flags().BoolVar(&wait, "wait", false, "wait until what the source holds now is enforced")
+	c.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long to wait")
+	return c
+}
+
+func (a *app) showStatus(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	s, err := a.client().Status(ctx, 0)
+	if err != nil {
+		return err
+	}
+	return a.writeStatus(s)
+}
+
+// waitStatus shows the status in either case, so that a script that fails has it.
+func (a *app) waitStatus(parent context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(parent, timeout+patience)
+	defer cancel()
+	s, err := a.client().Status(ctx, timeout)
+	var refusal *api.Error
+	if errors.As(err, &refusal) {
+		return errors.Join(err, a.showStatus(parent))
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.writeStatus(s); err != nil {
+		return err
+	}
+	if len(s.Errors) > 0 {
+		return errors.New(s.Errors[0].String())
+	}
+	return nil
+}
+
+func (a *app) writeStatus(s api.Status) error {
+	if a.output == outputJSON {
+		return a.json(s)
+	}
+	lines := []string{fmt.Sprintf("%s  Weir %s, up %s", a.style.Strong(format.Safe(s.Node)), format.Safe(s.Version), uptime(s.Started))}
+	for _, row := range [][2]string{
+		{"policy", a.policyText(s)},
+		{"endpoints", fmt.Sprint(s.Endpoints)},
+		{"flows", a.flowsText(s.Flows)},
+		{"drops", dropsText(s.Drops)},
+		{"hooks", format.Safe(cmp.Or(strings.Join(s.Hooks, ", "), "none"))},
+	} {
+		lines = append(lines, fmt.Sprintf("  %-10s %s", row[0], row[1]))
+	}
+	lines = append(lines, a.troubles(s)...)
+	return a.print(append(lines, "", next(s))...)
+}
+
+func uptime(since time.Time) string {
+	if since.IsZero() {
+		return "unknown"
+	}
+	return time.Since(since).Round(time.Second).String()
+}
+
+func (a *app) policyText(s api.Status) string {
+	enforced := fmt.Sprintf("revision %d enforced (epoch %d)", s.Revision.Applied, s.Epoch)
+	if s.Revision.Applied < s.Revision.Desired {
+		return a.style.Warn(fmt.Sprintf("%s, revision %d not yet", enforced, s.Revision.Desired))
+	}
+	return enforced
+}
+
+func (a *app) flowsText(f api.FlowStatus) string {
+	text := fmt.Sprintf("%d active, %d recorded", f.Active, f.Emitted)
+	if f.Lost > 0 {
+		text += ", " + a.style.Warn(fmt.Sprintf("%d lost", f.Lost))
+	}
+	if f.Suppressed > 0 {
+		text += fmt.Sprintf(", %d denied packets counted only", f.Suppressed)
+	}
+	return text
+}
+
+// dropsText has the commonest reason first.
+func dropsText(drops map[string]uint64) string {
+	reasons := slices.SortedFunc(maps.Keys(drops), func(x, y string) int {
+		return cmp.Or(cmp.Compare(drops[y], drops[x]), cmp.Compare(x, y))
+	})
+	var out []string
+	for _, r := range reasons {
+		if drops[r] > 0 {
+			out = append(out, fmt.Sprintf("%d %s", drops[r], format.Safe(r)))
+		}
+	}
+	return cmp.Or(strings.Join(out, ", "), "none")
+}
+
+func (a *app) troubles(s api.Status) []string {
+	var lines []string
+	if len(s.Errors) > 0 {
+		lines = append(lines, "", a.style.Bad(plural(len(s.Errors), "error", "errors")+", not enforced as written:"))
+	}
+	for _, e := range s.Errors {
+		lines = append(lines, "  "+a.style.Bad(format.Safe(e.String())))
+	}
+	if len(s.Warnings) > 0 {
+		lines = append(lines, "", a.style.Warn(plural(len(s.Warnings), "warning", "warnings")+":"))
+	}
+	for _, w := range s.Warnings {
+		lines = append(lines, "  "+a.style.Warn(format.Safe(w)))
+	}
+	return lines
+}
+
+// next is what to do.
+func next(s api.Status) string {
+	switch {
+	case len(s.Errors) > 0 && s.Errors[0].File != "":
+		return "Mend the file and save it: it is read again at once. Until then its last good content is enforced."
+	case len(s.Errors) > 0:
+		return "Mend what the errors name; until then the last good version is enforced."
+	case s.Revision.Applied < s.Revision.Desired:
+		return "The newest revision is on its way: 'weir status --wait' returns when it is enforced."
+	case s.Endpoints == 0:
+		return "No pod is attached yet: the CNI plugin weir-cni attaches them as they start."
+	}
+	return "All is enforced. 'weir flows -f' shows the flows as they come."
+}
