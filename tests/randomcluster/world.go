@@ -31,7 +31,7 @@ type World struct {
 	Cluster *policy.Cluster // the present one; it is not changed any more
 	Node    policy.Node
 	Locals  []policy.Local // by number - 1
-	Places  []Place
+	Places  []Place        // as the cluster, but that pods elsewhere may not be in it
 
 	r          *rand.Rand
 	keys, most int // labels: how many keys and values, for this cluster
@@ -53,7 +53,7 @@ var outsiders = []struct{ v4, v6 string }{
 	{"192.0.2.7", "2001:db8::7"},
 }
 
-// New makes a node and its first cluster.
+// New makes a node, the places of its world, and a first cluster.
 func New(r *rand.Rand) *World {
 	w := &World{r: r, Node: policy.Node{
 		Addresses:       []netip.Addr{netip.MustParseAddr("10.0.0.17"), netip.MustParseAddr("fd00::17")},
@@ -61,9 +61,19 @@ func New(r *rand.Rand) *World {
 		ClusterCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/120")},
 		NodeEgressAllow: r.Intn(2) == 0,
 	}}
-	for i := 1; i <= LocalPods; i++ {
-		a := w.addresses(i)
-		w.Locals = append(w.Locals, policy.Local{Number: uint32(i), Endpoint: datapath.Endpoint{Addr4: a[0], Addr6: a[1]}})
+	for i := 1; i <= Pods; i++ {
+		p := Place{Pod: types.NamespacedName{Namespace: string("xyz"[r.Intn(3)]), Name: fmt.Sprint("p", i)}, Addrs: w.addresses(i)}
+		if i <= LocalPods {
+			p.Local = uint32(i)
+			w.Locals = append(w.Locals, policy.Local{Pod: p.Pod, Number: p.Local, Endpoint: datapath.Endpoint{Addr4: p.Addrs[0], Addr6: p.Addrs[1]}})
+		}
+		w.Places = append(w.Places, p)
+	}
+	for i, texts := range outsiders {
+		p := Place{Node: i == 0}
+		p.Addrs[0], _ = netip.ParseAddr(texts.v4)
+		p.Addrs[1], _ = netip.ParseAddr(texts.v6)
+		w.Places = append(w.Places, p)
 	}
 	w.Renew()
 	return w
@@ -80,7 +90,7 @@ func (w *World) addresses(i int) (a [2]netip.Addr) {
 	return a
 }
 
-// Renew makes another cluster: other namespaces, pods behind the same interfaces, policies.
+// Renew makes another cluster: other policies, and other labels and ports of the same pods.
 func (w *World) Renew() {
 	w.keys, w.most = 1+w.r.Intn(6), 1+w.r.Intn(4)
 	w.Cluster = &policy.Cluster{
@@ -88,20 +98,15 @@ func (w *World) Renew() {
 		Pods:            map[types.NamespacedName]*corev1.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 	}
-	w.Places = nil
 	for _, name := range []string{"x", "y", "z"} {
 		if name != "z" || w.r.Intn(2) == 0 { // z may be undeclared
 			w.Cluster.Namespaces[name] = w.namespace(name)
 		}
 	}
-	for i := 1; i <= Pods; i++ {
-		w.addPod(i)
-	}
-	for i, texts := range outsiders {
-		p := Place{Node: i == 0}
-		p.Addrs[0], _ = netip.ParseAddr(texts.v4)
-		p.Addrs[1], _ = netip.ParseAddr(texts.v6)
-		w.Places = append(w.Places, p)
+	for _, p := range w.Places[:Pods] {
+		if p.Local != 0 || w.r.Intn(6) > 0 { // pods elsewhere come and go
+			w.addPod(p)
+		}
 	}
 	for i := 1 + w.r.Intn(1+w.r.Intn(24)); i > 0; i-- {
 		w.addPolicy()
@@ -119,9 +124,12 @@ func (w *World) Edit() {
 	case 2:
 		w.dropPolicy()
 	case 3:
-		pod := c.Pods[w.Places[w.r.Intn(Pods)].Pod].DeepCopy()
-		pod.Labels = w.labels()
-		c.Pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
+		name := w.Places[w.r.Intn(Pods)].Pod
+		if pod := c.Pods[name]; pod != nil {
+			pod = pod.DeepCopy()
+			pod.Labels = w.labels()
+			c.Pods[name] = pod
+		}
 	case 4:
 		name := string("xyz"[w.r.Intn(3)])
 		c.Namespaces[name] = w.namespace(name)
@@ -162,8 +170,8 @@ func (w *World) labels() map[string]string {
 	return out
 }
 
-func (w *World) addPod(i int) {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: string("xyz"[w.r.Intn(3)]), Name: fmt.Sprint("p", i), Labels: w.labels()}}
+func (w *World) addPod(p Place) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Pod.Namespace, Name: p.Pod.Name, Labels: w.labels()}}
 	pod.Spec.Containers = []corev1.Container{{}, {}}
 	for _, name := range []string{"http", "dns"} {
 		for c := range pod.Spec.Containers {
@@ -173,21 +181,12 @@ func (w *World) addPod(i int) {
 			}
 		}
 	}
-	p := Place{Pod: types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}}
-	if i <= LocalPods {
-		l := &w.Locals[i-1]
-		l.Pod, p.Local = p.Pod, l.Number
-		p.Addrs = [2]netip.Addr{l.Endpoint.Addr4, l.Endpoint.Addr6}
-	} else {
-		p.Addrs = w.addresses(i)
-		for _, a := range p.Addrs {
-			if a.IsValid() {
-				pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: a.String()})
-			}
+	for _, a := range p.Addrs {
+		if p.Local == 0 && a.IsValid() {
+			pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: a.String()})
 		}
 	}
 	w.Cluster.Pods[p.Pod] = pod
-	w.Places = append(w.Places, p)
 }
 
 func (w *World) protocol() corev1.Protocol {

@@ -1,0 +1,162 @@
+package differential
+
+import (
+	"fmt"
+	"math/rand"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/datapath/loader"
+	"github.com/weirnet/weir/tests/randomcluster"
+	"github.com/weirnet/weir/tests/testnode"
+)
+
+// rig is a node with random pods, the cluster it enforces, and what was asked of it.
+type rig struct {
+	rand    *rand.Rand
+	world   *randomcluster.World
+	node    *testnode.Node
+	uplink  int
+	hooks   map[string]*testnode.Hook
+	tables  *testnode.Tables
+	ids     *policy.Allocator
+	damage  func(*datapath.State) // done to every State on its way in, to show that it is noticed
+	cluster *policy.Cluster       // in force, with its State and epoch
+	state   *datapath.State
+	epoch   uint64
+
+	port      uint16 // source port given out last
+	templates map[template][]byte
+	old       []*question
+	denied    map[bpf.WeirDenialCountKey]uint64
+	events    *events
+	tally     tally
+}
+
+func newRig(t *testing.T, seed int64) *rig {
+	t.Helper()
+	r := &rig{
+		rand: newRand(seed), port: 1023, ids: policy.NewAllocator(), hooks: map[string]*testnode.Hook{},
+		templates: map[template][]byte{}, denied: map[bpf.WeirDenialCountKey]uint64{},
+	}
+	r.world = randomcluster.New(r.rand)
+	idle := 20 * time.Second // of flows nobody needs any more: longer than any test waits
+	r.node = testnode.New(t, loader.Config{
+		NodeEgressAllow: r.world.Node.NodeEgressAllow, FlowCapacity: 1 << 18,
+		Timeouts: loader.Timeouts{SYN: idle, TCP: idle, Closing: idle, UDP: idle, UDPStream: idle, ICMP: idle, Other: idle},
+	})
+	for i := range r.world.Locals {
+		ep := &r.world.Locals[i].Endpoint
+		ep.Ifindex = uint32(r.node.AddDevice(t, fmt.Sprint("pod", i+1)))
+		ep.MAC = [6]byte{2, 0, 0, 0, 0, byte(i + 1)}
+		ep.NoRedirect = r.rand.Intn(4) == 0
+	}
+	r.uplink = r.node.AddDevice(t, "uplink")
+	r.open(t)
+	return r
+}
+
+func (r *rig) open(t *testing.T) {
+	t.Helper()
+	var err error
+	for _, name := range []string{"from_pod", "to_pod", "to_network", "from_network"} {
+		if r.hooks[name], err = r.node.Hook(name); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.hooks[name].Close() })
+	}
+	if r.tables, err = r.node.Tables(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.tables.Close() })
+	r.events = openEvents(t, r.node.Config.BPFFSDir)
+}
+
+// next puts another cluster in force: one thing edited, or everything new; and now and then
+// the programs and maps are opened anew, as a starting agent does.
+func (r *rig) next(t *testing.T) {
+	t.Helper()
+	if r.cluster != nil {
+		if r.rand.Intn(2) == 0 {
+			r.world.Edit()
+		} else {
+			r.world.Renew()
+		}
+	}
+	if r.rand.Intn(25) == 0 {
+		r.node.Load(t)
+		r.tally.restarts++
+	}
+	if err := r.commit(r.world.Cluster); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// commit puts a cluster in force.
+func (r *rig) commit(c *policy.Cluster) error {
+	result := policy.Compile(c, r.world.Node, r.world.Locals, r.ids)
+	if len(result.Errors) > 0 {
+		return fmt.Errorf("the cluster is refused: %v", result.Errors)
+	}
+	if r.damage != nil {
+		r.damage(result.State)
+	}
+	epoch, err := r.node.Kernel.Commit(result.State)
+	if err != nil {
+		return err
+	}
+	r.cluster, r.state, r.epoch = c, result.State, epoch
+	r.tally.sets++
+	return nil
+}
+
+// questions are some for every pair of places.
+func (r *rig) questions() []*question {
+	var out []*question
+	for _, from := range r.world.Places {
+		for _, to := range r.world.Places {
+			for range 8 {
+				tuple, ok := r.world.Tuple(from, to)
+				if !ok || from.Local == 0 && to.Local == 0 {
+					continue
+				}
+				out = append(out, r.question(tuple, from, to))
+			}
+		}
+	}
+	return out
+}
+
+// freshPort is one that no flow of the last minute has.
+func (r *rig) freshPort() uint16 {
+	if r.port++; r.port < 1024 {
+		r.port = 1024
+	}
+	return r.port
+}
+
+func (r *rig) ifindex(p randomcluster.Place) int {
+	return int(r.world.Locals[p.Local-1].Endpoint.Ifindex)
+}
+
+// unmanaged reports whether an address is in the cluster's ranges and nobody's.
+func (r *rig) unmanaged(p randomcluster.Place, a netip.Addr) bool {
+	if r.cluster.Pods[p.Pod] != nil || p.Node {
+		return false
+	}
+	for _, n := range r.world.Node.RemoteNodes {
+		if n == a {
+			return false
+		}
+	}
+	for _, c := range r.world.Node.ClusterCIDRs {
+		if c.Contains(a) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,79 @@
+package testnode
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath/maps"
+)
+
+// FlowKey is the key of a flow, and the side of it that source is.
+func FlowKey(source, destination netip.AddrPort, protocol uint8) (key bpf.WeirFlowKey, side int) {
+	key.Protocol, key.Family = protocol, 6
+	if source.Addr().Is4() {
+		key.Family = 4
+	}
+	a, b := source.Addr().As16(), destination.Addr().As16()
+	// The kernel compares addresses as it loads them: two little-endian words.
+	for _, word := range []int{7, 15} {
+		for i := word; side == 0 && i > word-8; i-- {
+			side = int(a[i]) - int(b[i])
+		}
+	}
+	if side == 0 {
+		side = int(source.Port()) - int(destination.Port())
+	}
+	if side > 0 {
+		key.Addr, key.Port = [2][16]byte{b, a}, [2]uint16{destination.Port(), source.Port()}
+		return key, 1
+	}
+	key.Addr, key.Port = [2][16]byte{a, b}, [2]uint16{source.Port(), destination.Port()}
+	return key, 0
+}
+
+// Tables are the node's maps that tests read one entry of. For one goroutine.
+type Tables struct {
+	flows, denials *ebpf.Map
+	perCPU         []bpf.WeirDenialCount
+}
+
+// Tables opens them.
+func (n *Node) Tables() (*Tables, error) {
+	flows, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapFlows), nil)
+	if err != nil {
+		return nil, fmt.Errorf("open flows: %w", err)
+	}
+	denials, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapDenialCounts), nil)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open denial counts: %w", err), flows.Close())
+	}
+	return &Tables{flows: flows, denials: denials}, nil
+}
+
+// Close lets go of them.
+func (t *Tables) Close() error { return errors.Join(t.flows.Close(), t.denials.Close()) }
+
+// Flow reads the entry of key; ok is false where there is none.
+func (t *Tables) Flow(key *bpf.WeirFlowKey, flow *bpf.WeirFlow) (ok bool, err error) {
+	err = t.flows.Lookup(key, flow)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Denied reads how many packets were denied as key says.
+func (t *Tables) Denied(key *bpf.WeirDenialCountKey) (packets uint64, err error) {
+	err = t.denials.Lookup(key, &t.perCPU)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return 0, nil
+	}
+	for _, n := range t.perCPU {
+		packets += n.Packets
+	}
+	return packets, err
+}
