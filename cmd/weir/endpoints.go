@@ -46,7 +46,10 @@ func (a *app) endpointTable(list []api.Endpoint) error {
 }
 
 func isolation(p api.EndpointPolicy) string {
-	if !p.Isolated {
+	switch {
+	case p.Ruleset == 0:
+		return "closed" // until its policy is enforced
+	case !p.Isolated:
 		return "open"
 	}
 	return "isolated by " + strings.Join(p.By, ",")

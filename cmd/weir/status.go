@@ -97,7 +97,7 @@ func uptime(since time.Time) string {
 	if since.IsZero() {
 		return "unknown"
 	}
-	return time.Since(since).Round(time.Second).String()
+	return time.Since(since).Truncate(time.Second).String()
 }
 
 func (a *app) policyText(s api.Status) string {
