@@ -47,6 +47,9 @@ func TestMessages(t *testing.T) {
 			e.Kind, e.Age, e.End, e.Epoch = datapath.EventRevoked, 75*time.Second, 4, 13
 			e.Dropped, e.Reason, e.Direction, e.Rule[1] = true, datapath.ReasonPolicy, datapath.Ingress, 301
 		}),
+		"ended-revoked": with(began(), func(e *datapath.Event) {
+			e.Kind, e.Age, e.End, e.Rule[1] = datapath.EventEnded, 2*time.Minute, 4, 301
+		}),
 		"from-node-icmp6": with(began(), func(e *datapath.Event) {
 			e.Source, e.Destination = netip.MustParseAddrPort("[fd00::a]:77"), netip.MustParseAddrPort("[fd00::3]:77")
 			e.Protocol, e.ICMPType, e.TCPFlags, e.Path = 58, 128, 0, 0

@@ -40,7 +40,22 @@ func (n *namer) record(e datapath.Event) *record {
 	for d, id := range e.Rule {
 		r.rules[d] = n.rule(id)
 	}
+	r.settle()
 	return r
+}
+
+// settle gives the end of a revoked flow the verdict that it died of: the kernel reports
+// the rules of its last judgement, and an end as such has no verdict.
+func (r *record) settle() {
+	if r.event.Kind != datapath.EventEnded || r.event.Dropped {
+		return
+	}
+	for d, rule := range r.rules {
+		if rule != nil && len(rule.IsolatedBy) > 0 {
+			r.event.Dropped, r.event.Reason, r.event.Direction = true, datapath.ReasonPolicy, datapath.Direction(d)
+			return
+		}
+	}
 }
 
 func (n *namer) party(endpoint uint32, addr netip.Addr, id identity.Number) *Party {

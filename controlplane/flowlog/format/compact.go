@@ -53,10 +53,15 @@ func story(f *flowpb.Flow, x api.FlowExtension) string {
 }
 
 func ending(x api.FlowExtension) string {
-	if x.End == "" || x.Kind == api.FlowRevoked {
+	switch {
+	case x.End == "" || x.Kind == api.FlowRevoked:
 		return ""
+	case x.End == "fin" || x.End == "rst":
+		return " by " + strings.ToUpper(x.End)
+	case x.End == "revoked":
+		return " revoked"
 	}
-	return " by " + strings.ToUpper(Safe(x.End))
+	return " by " + Safe(x.End)
 }
 
 func counts(x api.FlowExtension) string {
