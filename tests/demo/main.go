@@ -50,6 +50,11 @@ func show(ctx context.Context, keep bool) (err error) {
 	if err != nil {
 		return err
 	}
+	unlock, err := lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	node, err := lab.Up(lab.Options{Prefix: prefix, Run: run, Bin: bin})
 	if err != nil {
 		return err
@@ -74,6 +79,20 @@ func show(ctx context.Context, keep bool) (err error) {
 		return fmt.Errorf("%d cells are not as the reference verdict says", d.wrong)
 	}
 	return nil
+}
+
+// lock keeps a second run off the namespaces of this one. A shop that was left up is not
+// locked: the next run replaces it.
+func lock() (unlock func(), err error) {
+	f, err := os.OpenFile(run+".lock", os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, errors.New("another demo is running on this machine: wait for it, or interrupt it")
+	}
+	return func() { f.Close() }, nil
 }
 
 // binaries is the directory of this program: the others are built beside it.

@@ -33,7 +33,11 @@ func say(format string, args ...any) { fmt.Println(indent(fmt.Sprintf(format, ar
 func command(line string) { say("%s$ %s%s", dim, line, reset) }
 
 func indent(text string) string {
-	return "        " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n        ")
+	var b strings.Builder
+	for line := range strings.Lines(strings.TrimRight(text, "\n")) {
+		b.WriteString(strings.TrimRight("        "+line, " \n") + "\n")
+	}
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // pad fills text, which may hold colours, to a width of the visible part.

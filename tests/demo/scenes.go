@@ -218,8 +218,10 @@ func (d *demo) cut(ctx context.Context) error {
 	if after > cutWithin {
 		return fmt.Errorf("the connection was cut only after %v", after)
 	}
-	if err := d.weir(ctx, "flows", "--pod", "shop/cart", "--port", "6379", "--verdict", "dropped", "--last", "2"); err != nil {
-		return err
+	for _, kind := range []string{"revoked", "denied"} {
+		if err := d.weir(ctx, "flows", "--pod", "shop/cart", "--port", "6379", "--kind", kind, "--last", "1"); err != nil {
+			return err
+		}
 	}
 	say("The file is put back; the same connection goes on:")
 	if err := d.node.Apply(ctx, "database.yaml", manifest("database.yaml")); err != nil {

@@ -57,13 +57,13 @@ func newTable(clients []string) table {
 	return t
 }
 
-// each runs f for every cell, a few at a time.
+// each runs f for every cell, a few at a time, and returns one error if there is any.
 func (t table) each(f func(*cell) error) error {
 	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-		room = make(chan struct{}, 12)
+		wg    sync.WaitGroup
+		once  sync.Once
+		first error
+		room  = make(chan struct{}, 12)
 	)
 	for _, row := range t {
 		for _, c := range row {
@@ -74,16 +74,15 @@ func (t table) each(f func(*cell) error) error {
 			go func() {
 				defer wg.Done()
 				room <- struct{}{}
-				err := f(c)
-				<-room
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
+				defer func() { <-room }()
+				if err := f(c); err != nil {
+					once.Do(func() { first = err })
+				}
 			}()
 		}
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return first
 }
 
 // consult fills in the reference verdicts.
