@@ -17,6 +17,7 @@ type failure struct {
 	epoch uint64
 	want  answer
 	got   string
+	alike bool // in verdict: it is the rule or the entry that differs
 }
 
 func (f *failure) Error() string {
@@ -87,7 +88,7 @@ func (r *rig) send(p packet) (forwarded bool, err error) {
 		return false, err
 	}
 	fail := func(format string, args ...any) (bool, error) {
-		return false, &failure{p, r.epoch, want, fmt.Sprintf(format, args...)}
+		return false, &failure{p, r.epoch, want, fmt.Sprintf(format, args...), want.forwarded == (verdict != testnode.Drop)}
 	}
 	r.tally.count(p, want.forwarded)
 	r.events.expect(r.epoch, p, want)
@@ -250,6 +251,15 @@ func (r *rig) denials() string {
 		}
 	}
 	return text
+}
+
+// resync takes the counts as they are for what we know.
+func (r *rig) resync() error {
+	all, err := r.node.Kernel.Denials()
+	for _, d := range all {
+		r.denied[bpf.WeirDenialCountKey{Endpoint: d.Endpoint, Rule: d.Rule, Direction: uint8(d.Direction), Reason: uint8(d.Reason)}] = d.Packets
+	}
+	return err
 }
 
 // sameRule reports whether the id's rule is the one that the reference names.

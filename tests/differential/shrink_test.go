@@ -53,11 +53,11 @@ func (r *rig) fails(c *repro) bool {
 			return false
 		}
 	}
-	if r.commit(c.after) != nil {
+	if r.commit(c.after) != nil || r.resync() != nil {
 		return false
 	}
 	f := new(failure)
-	if !asFailure(r.try(p), &f) {
+	if !asFailure(r.try(p), &f) || f.alike != c.failure.alike {
 		return false
 	}
 	c.failure = f
