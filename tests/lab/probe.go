@@ -60,7 +60,7 @@ func (h *Host) Probe(protocol, addr string, port int) (Answer, error) {
 }
 
 func probeTCP(to netip.AddrPort) (Answer, error) {
-	conn, err := dial(to)
+	conn, err := dial(to, Patience)
 	if err != nil {
 		return judge(err)
 	}
@@ -69,8 +69,8 @@ func probeTCP(to netip.AddrPort) (Answer, error) {
 }
 
 // dial connects from the thread's namespace.
-func dial(to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{Timeout: Patience}
+func dial(to netip.AddrPort, limit time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: limit}
 	d.SetMultipathTCP(false)
 	return d.Dial("tcp", to.String())
 }
@@ -196,7 +196,7 @@ func accept(ctx context.Context, l net.Listener) {
 }
 
 func echo(u net.PacketConn) {
-	b := make([]byte, 2048)
+	b := make([]byte, 65536)
 	for {
 		n, from, err := u.ReadFrom(b)
 		if err != nil {
@@ -208,13 +208,18 @@ func echo(u net.PacketConn) {
 
 // Connect opens a TCP connection from within the namespace.
 func (h *Host) Connect(addr string, port int) (net.Conn, error) {
+	return h.ConnectWithin(addr, port, Patience)
+}
+
+// ConnectWithin is Connect with a limit of its own.
+func (h *Host) ConnectWithin(addr string, port int, limit time.Duration) (net.Conn, error) {
 	ip, err := netip.ParseAddr(addr)
 	if err != nil {
 		return nil, err
 	}
 	var conn net.Conn
 	err = h.Do(func() error {
-		conn, err = dial(netip.AddrPortFrom(ip, uint16(port)))
+		conn, err = dial(netip.AddrPortFrom(ip, uint16(port)), limit)
 		return err
 	})
 	return conn, err

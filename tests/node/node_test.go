@@ -74,6 +74,7 @@ func newEnvWith(t *testing.T, o lab.Options, files ...string) *env {
 func (e *env) close(cancel func()) {
 	if e.t.Failed() {
 		e.t.Logf("the agent's log ends:\n%s", e.LogTail())
+		e.t.Logf("weir status:\n%s", e.Weir(e.ctx, "status").Stdout)
 		e.t.Logf("weir flows:\n%s", e.Weir(e.ctx, "flows", "--last", "30").Stdout)
 	}
 	cancel()
