@@ -1,0 +1,148 @@
+package atomic
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/datapath/reader"
+)
+
+// tally is how many packets were judged, and under which epoch.
+type tally struct {
+	packets, dropped int
+	between          int // the epoch moved while they were judged, and only their verdict is known
+	epochs           map[uint64]int
+}
+
+func (n *tally) add(m tally) {
+	if n.epochs == nil {
+		n.epochs = map[uint64]int{}
+	}
+	n.packets, n.dropped, n.between = n.packets+m.packets, n.dropped+m.dropped, n.between+m.between
+	for epoch, k := range m.epochs {
+		n.epochs[epoch] += k
+	}
+}
+
+func (n *tally) report(t *testing.T, base uint64) {
+	t.Helper()
+	var each []int
+	for epoch := base; epoch <= base+uint64(*commits); epoch++ {
+		each = append(each, n.epochs[epoch])
+	}
+	slices.Sort(each)
+	t.Logf("%d packets judged under %d epochs, %d dropped; an epoch: least %d, median %d, most %d; %d while it moved",
+		n.packets, len(each), n.dropped, each[0], each[len(each)/2], each[len(each)-1], n.between)
+	if each[0] == 0 {
+		t.Errorf("an epoch had no packets")
+	}
+	if n.dropped*20 < n.packets || n.dropped*20 > 19*n.packets {
+		t.Errorf("%d of %d dropped: too much alike to tell anything", n.dropped, n.packets)
+	}
+}
+
+// checkDenials holds the exact counts of denials, which know no epoch, to those that one of
+// the states has: a mixture's would be of another direction or rule.
+func (f *flood) checkDenials(t *testing.T, sum tally) {
+	t.Helper()
+	type denial struct {
+		endpoint, rule uint32
+		direction      datapath.Direction
+	}
+	may := map[denial]bool{}
+	for p, states := range f.outcomes {
+		for _, o := range states {
+			d := denial{p.from, o.rule[0], datapath.Egress}
+			if o.rule[1] != 0 {
+				d.rule, d.direction = o.rule[1], datapath.Ingress
+			}
+			if !o.forwarded {
+				may[d] = true
+				d.endpoint = p.to // an answer's
+				may[d] = true
+			}
+		}
+	}
+	all, err := f.node.Kernel.Denials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for _, d := range all {
+		total += int(d.Packets)
+		policy := d.Reason == datapath.Reason(bpf.WeirDropReasonDROP_POLICY) || d.Reason == datapath.Reason(bpf.WeirDropReasonDROP_TCP_STRAY)
+		if !policy || !may[denial{d.Endpoint, d.Rule, d.Direction}] {
+			t.Errorf("a denial that neither state has: %+v", d)
+		}
+	}
+	if total != sum.dropped {
+		t.Errorf("%d packets dropped, %d denials counted", sum.dropped, total)
+	}
+}
+
+// watching reads the node's events, each of which says its epoch.
+type watching struct {
+	in    datapath.Reader
+	done  chan struct{}
+	wrong []datapath.Event
+	seen  map[datapath.EventKind]int
+}
+
+func (f *flood) watch(t *testing.T) *watching {
+	t.Helper()
+	in, err := reader.Open(f.node.Config.BPFFSDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &watching{in: in, done: make(chan struct{}), seen: map[datapath.EventKind]int{}}
+	numbers := map[string]uint32{}
+	for _, l := range f.locals {
+		numbers[l.Endpoint.Addr4.String()], numbers[l.Endpoint.Addr6.String()] = l.Number, l.Number
+	}
+	go func() {
+		defer close(w.done)
+		for {
+			ev, err := in.Read()
+			if errors.Is(err, os.ErrClosed) {
+				return
+			}
+			if err != nil {
+				t.Errorf("read events: %v", err)
+				return
+			}
+			w.seen[ev.Kind]++
+			p := pair{numbers[ev.Source.Addr().String()], numbers[ev.Destination.Addr().String()]}
+			if ev.Source.Port() == dport {
+				p = pair{p.to, p.from}
+			}
+			if ev.Kind != datapath.EventEnded && !f.agrees(ev, f.at(p, ev.Epoch)) {
+				w.wrong = append(w.wrong, ev)
+			}
+		}
+	}()
+	return w
+}
+
+func (f *flood) agrees(ev datapath.Event, want outcome) bool {
+	return ev.Dropped != want.forwarded && ev.Rule == want.rule
+}
+
+func (w *watching) check(t *testing.T, f *flood) {
+	t.Helper()
+	w.in.Close()
+	<-w.done
+	c, err := f.node.Kernel.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("events: %d flows began, %d were revoked, %d denied packets, %d ended; %d lost, %d denials past the budget; restamped %d, judged again %d",
+		w.seen[datapath.EventNew], w.seen[datapath.EventRevoked], w.seen[datapath.EventDenied], w.seen[datapath.EventEnded],
+		c.EventsLost+c.DenialsLost, c.DenialsSuppressed, c.FlowsRestamped, c.FlowsRejudged)
+	if len(w.wrong) > 0 {
+		t.Errorf("%d events are not of their epoch's state; the first: %+v", len(w.wrong), w.wrong[0])
+	}
+}

@@ -1,0 +1,299 @@
+package atomic
+
+import (
+	"context"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"math/rand"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/datapath/loader"
+	"github.com/weirnet/weir/tests/testnode"
+)
+
+var commits = flag.Int("commits", 1000, "commits of each scene")
+
+// Each epoch lasts for so many packets of one judge at least.
+const packetsAnEpoch = 500
+
+// TestNoPacketSeesAMixture hands new packets to the hooks on two threads while a third
+// commits one state after the other.
+func TestNoPacketSeesAMixture(t *testing.T) {
+	for name, s := range scenes {
+		t.Run(name, func(t *testing.T) {
+			f := newFlood(t, s)
+			judges := []*judgeThread{f.judge(t, 1), f.judge(t, 2)}
+			events := f.watch(t)
+			f.flip(t)
+			var sum tally
+			for _, j := range judges {
+				if err := <-j.done; err != nil {
+					t.Error(err)
+				}
+				sum.add(j.tally)
+			}
+			sum.report(t, f.base)
+			f.checkDenials(t, sum)
+			events.check(t, f)
+		})
+	}
+}
+
+// flood is a node between two states.
+type flood struct {
+	node     *testnode.Node
+	locals   []policy.Local
+	states   [2]*datapath.State
+	pairs    []pair
+	outcomes map[pair][2]outcome
+	base     uint64        // epoch of states[0], first
+	judged   chan struct{} // packetsAnEpoch more
+	over     context.Context
+	stop     context.CancelFunc
+}
+
+func newFlood(t *testing.T, s scene) *flood {
+	t.Helper()
+	f := &flood{node: testnode.New(t, loader.Config{}), locals: s.locals(), pairs: s.pairs(), outcomes: map[pair][2]outcome{}, judged: make(chan struct{})}
+	f.over, f.stop = context.WithCancel(t.Context())
+	for i := range f.locals {
+		f.locals[i].Endpoint.Ifindex = uint32(f.node.AddDevice(t, fmt.Sprint("pod", i+1)))
+	}
+	f.compile(t, s)
+	return f
+}
+
+// compile makes the states and what they say, and puts the first in force.
+func (f *flood) compile(t *testing.T, s scene) {
+	t.Helper()
+	f.states[0], f.states[1] = s.states(f.locals)
+	for _, p := range f.pairs {
+		f.outcomes[p] = [2]outcome{judge(f.states[0], p), judge(f.states[1], p)}
+	}
+	epoch, err := f.node.Kernel.Commit(f.states[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.base = epoch
+}
+
+// at is what the state of an epoch says.
+func (f *flood) at(p pair, epoch uint64) outcome { return f.outcomes[p][(epoch-f.base)&1] }
+
+// flip commits one state after the other.
+func (f *flood) flip(t *testing.T) {
+	t.Helper()
+	defer f.stop()
+	for n := uint64(1); n <= uint64(*commits); n++ {
+		if !f.wait() {
+			return
+		}
+		epoch, err := f.node.Kernel.Commit(f.states[n&1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if epoch != f.base+n {
+			t.Fatalf("commit %d: epoch %d, want %d", n, epoch, f.base+n)
+		}
+	}
+	f.wait()
+}
+
+// wait lets a judge send packetsAnEpoch; false when one has found something and stopped.
+func (f *flood) wait() bool {
+	for range 2 { // the first may have been counted before
+		select {
+		case <-f.judged:
+		case <-f.over.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// judgeThread sends packets until the flood stops, of flows that are its own alone.
+type judgeThread struct {
+	*flood
+	rand   *rand.Rand
+	hook   *testnode.Hook
+	tables *testnode.Tables
+	ports  uint16 // its own begin here
+	frames map[frameKey][]byte
+	tally  tally
+	done   <-chan error
+}
+
+const portsOfJudge = 4096
+
+type frameKey struct {
+	pair
+	family int
+	flags  string
+}
+
+func (f *flood) judge(t *testing.T, number int) *judgeThread {
+	t.Helper()
+	j := &judgeThread{flood: f, rand: rand.New(rand.NewSource(int64(number))), ports: uint16(number) * portsOfJudge, frames: map[frameKey][]byte{}}
+	j.tally.epochs = map[uint64]int{}
+	var err error
+	if j.hook, err = f.node.Hook("from_pod"); err != nil {
+		t.Fatal(err)
+	}
+	if j.tables, err = f.node.Tables(); err != nil {
+		t.Fatal(err)
+	}
+	j.done = f.node.Thread(func() error {
+		defer j.tables.Close()
+		defer j.hook.Close()
+		defer f.stop()
+		for next := packetsAnEpoch; f.over.Err() == nil; {
+			if err := j.round(); err != nil {
+				return err
+			}
+			if j.tally.packets >= next {
+				next = j.tally.packets + packetsAnEpoch
+				select {
+				case f.judged <- struct{}{}:
+				default:
+				}
+			}
+		}
+		return nil
+	})
+	return j
+}
+
+// round is a SYN of each pair on some port: of a new flow, of one that was reset, or of one
+// that goes on; then perhaps an answer, and perhaps a reset, which makes room for the next.
+func (j *judgeThread) round() error {
+	for _, p := range j.pairs {
+		family, port := 4+2*j.rand.Intn(2), j.ports+uint16(j.rand.Intn(portsOfJudge))
+		forwarded, err := j.send(p, family, port, "S", false)
+		if err != nil || !forwarded {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if j.rand.Intn(4) == 0 {
+			if _, err := j.send(p, family, port, "SA", true); err != nil {
+				return err
+			}
+		}
+		if j.rand.Intn(2) == 0 {
+			if _, err := j.send(p, family, port, "R", false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// send judges one packet and holds the answer to the epoch it was judged under: a flow entry
+// tells; a denial's is known when the epoch did not move meanwhile.
+func (j *judgeThread) send(p pair, family int, port uint16, flags string, reply bool) (bool, error) {
+	frame, err := j.frame(p, family, port, flags, reply)
+	if err != nil {
+		return false, err
+	}
+	at := p.from
+	if reply {
+		at = p.to
+	}
+	ifindex := int(j.locals[at-1].Endpoint.Ifindex)
+	before := j.node.Kernel.Epoch()
+	verdict, err := j.hook.Run(frame, ifindex, ifindex, 0)
+	after := j.node.Kernel.Epoch()
+	if err != nil {
+		return false, err
+	}
+	forwarded := verdict != testnode.Drop
+	j.tally.packets++
+	if !forwarded {
+		j.tally.dropped++
+	}
+	if forwarded && flags != "R" {
+		if epoch, err := j.checkFlow(p, family, port, before, after); err != nil || epoch != 0 {
+			j.tally.epochs[epoch]++
+			return true, err
+		}
+	}
+	return forwarded, j.checkVerdict(p, forwarded, flags, before, after)
+}
+
+// checkVerdict holds the verdict alone to the epochs it can be of.
+func (j *judgeThread) checkVerdict(p pair, forwarded bool, flags string, before, after uint64) error {
+	if before == after {
+		j.tally.epochs[before]++
+	} else {
+		j.tally.between++
+	}
+	for epoch := before; epoch <= after; epoch++ {
+		if j.at(p, epoch).forwarded == forwarded {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s of %v in epochs %d to %d: forwarded %v, which none of them does", flags, p, before, after, forwarded)
+}
+
+// checkFlow holds a forwarded packet's entry to the epoch in its stamp; 0 = there is none.
+func (j *judgeThread) checkFlow(p pair, family int, port uint16, before, after uint64) (uint64, error) {
+	var flow bpf.WeirFlow
+	key, _ := testnode.FlowKey(j.ends(p, family, port))
+	ok, err := j.tables.Flow(&key, &flow)
+	if err != nil {
+		return 0, err
+	}
+	epoch, want := flow.Stamp>>bpf.WeirStampBitsSTAMP_SHIFT, outcome{}
+	if !ok || flow.State&uint32(bpf.WeirFlowStateFLOW_CLOSED|bpf.WeirFlowStateFLOW_CLAIMED) != 0 {
+		return 0, nil // the sweep's
+	}
+	if epoch < before || epoch > after {
+		return epoch, fmt.Errorf("flow of %v: forwarded in epochs %d to %d, stamped with %d", p, before, after, epoch)
+	}
+	if want = j.at(p, epoch); !want.forwarded || want.rule != flow.Rule {
+		return epoch, fmt.Errorf("flow of %v in epoch %d: forwarded by rules %d, want %+v", p, epoch, flow.Rule, want)
+	}
+	return epoch, nil
+}
+
+const dport = 80
+
+func (j *judgeThread) ends(p pair, family int, port uint16) (from, to netip.AddrPort, protocol uint8) {
+	a, b := j.locals[p.from-1].Endpoint, j.locals[p.to-1].Endpoint
+	if family == 4 {
+		return netip.AddrPortFrom(a.Addr4, port), netip.AddrPortFrom(b.Addr4, dport), datapath.TCP
+	}
+	return netip.AddrPortFrom(a.Addr6, port), netip.AddrPortFrom(b.Addr6, dport), datapath.TCP
+}
+
+// frame is good until the next call.
+func (j *judgeThread) frame(p pair, family int, port uint16, flags string, reply bool) ([]byte, error) {
+	from, to, _ := j.ends(p, family, port)
+	if reply {
+		from, to = to, from
+	}
+	key := frameKey{p, family, flags}
+	b := j.frames[key]
+	if b == nil {
+		fresh, err := testnode.TCP(from.Addr().String(), from.Port(), to.Addr().String(), to.Port(), flags).Serialize()
+		if err != nil {
+			return nil, err
+		}
+		b = slices.Clone(fresh)
+		j.frames[key] = b
+	}
+	l4 := b[14+20:]
+	if family == 6 {
+		l4 = b[14+40:]
+	}
+	binary.BigEndian.PutUint16(l4, from.Port())
+	binary.BigEndian.PutUint16(l4[2:], to.Port())
+	return b, nil
+}
