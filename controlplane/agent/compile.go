@@ -5,8 +5,11 @@ import (
 	"net/netip"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/controlplane/source"
 )
 
 // compile makes an attempt of the present input, nil while something of it is missing.
@@ -30,10 +33,10 @@ func (a *Agent) compile() *attempt {
 	t.cluster.Refused = t.result.Refused
 	t.sourceErrors = in.update.Errors
 	for _, p := range t.result.Errors {
-		t.errors = append(t.errors, objectError(p))
+		t.errors = append(t.errors, objectError(in.update, p))
 	}
 	for _, p := range t.result.Warnings {
-		t.warnings = append(t.warnings, objectError(p).String())
+		t.warnings = append(t.warnings, objectError(in.update, p).String())
 	}
 	return t
 }
@@ -70,6 +73,8 @@ func withoutServices(addrs []netip.Addr, c *policy.Cluster) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return taken[a.String()] })
 }
 
-func objectError(p policy.Problem) api.ObjectError {
-	return api.ObjectError{Object: p.Ref.String(), Field: p.Field, Message: p.Message}
+// objectError is a problem at the place of its object in the source.
+func objectError(u *source.Update, p policy.Problem) api.ObjectError {
+	file, document, _ := u.Place(p.Kind, types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
+	return api.ObjectError{File: file, Document: document, Object: p.Ref.String(), Field: p.Field, Message: p.Message}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
 )
@@ -128,6 +129,9 @@ func (a *Agent) status() (api.Status, error) {
 	defer a.mu.Unlock()
 	if a.input.update != nil {
 		s.Revision.Desired = a.input.update.Revision
+	}
+	if a.applied.cluster != nil {
+		s.Warnings = append(s.Warnings, source.Warnings(a.applied.cluster)...)
 	}
 	s.Revision.Applied = a.applied.revision
 	s.Endpoints = len(a.records.All())
