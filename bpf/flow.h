@@ -12,7 +12,8 @@
 #include "peer.h"
 
 enum hit {
-	HIT_NONE,  /* no entry, or not this packet's: judge it as new */
+	HIT_NONE,  /* no entry: judge the packet as new */
+	HIT_OTHER, /* an entry, but not one for this packet: likewise */
 	HIT_STALE, /* its entry, judged in another epoch or revoked: judge it as the entry's */
 	HIT_LIVE,  /* allowed, nothing left to decide */
 };
@@ -65,9 +66,9 @@ static __always_inline enum hit flow_hit(struct flow *f, struct packet *p, int s
 	__u32 state = READ_ONCE(f->state);
 
 	if (READ_ONCE(f->ifindex[side & 1]) != iface || state & (FLOW_CLOSED | FLOW_CLAIMED))
-		return HIT_NONE;
+		return HIT_OTHER;
 	if (!is_in_turn(p, state, side) || !stamp)
-		return HIT_NONE;
+		return HIT_OTHER;
 	if (stamp >> STAMP_SHIFT != epoch || stamp & STAMP_DROP)
 		return HIT_STALE;
 	return stamp & ((state & FLOW_INITIATOR) == pod ? STAMP_EGRESS : STAMP_INGRESS) ? HIT_LIVE : HIT_STALE;

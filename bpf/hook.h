@@ -21,13 +21,13 @@ static __always_inline int fragment_walk(struct walk *w, __u32 iface, enum hook_
 	if (reason)
 		return walk_drop(w, reason);
 	walk_flow(w, iface, hook);
-	return w->hit == HIT_NONE ? walk_drop(w, DROP_FRAGMENT_UNKNOWN) : DROP_NONE;
+	return w->hit < HIT_STALE ? walk_drop(w, DROP_FRAGMENT_UNKNOWN) : DROP_NONE;
 }
 
-/* The entry under the walk's key, if it is there. */
+/* The entry that was found under the walk's key. */
 static __always_inline struct flow *walk_entry(struct walk *w)
 {
-	return bpf_map_lookup_elem(&flows, &w->key);
+	return w->hit == HIT_NONE ? 0 : bpf_map_lookup_elem(&flows, &w->key);
 }
 
 /* Counts and reports what goes on, remembers first fragments; returns the entry to deliver by. */
@@ -38,7 +38,7 @@ static __always_inline struct flow *walk_settle(struct walk *w, __u32 iface, int
 	if (w->packet.first_fragment)
 		fragment_first(w, iface, way == DROP_NONE);
 	if (way == DROP_NONE)
-		f = walk_entry(w);
+		f = bpf_map_lookup_elem(&flows, &w->key);
 	if (f)
 		flow_count(f, &w->packet, w->side);
 	if (f && w->started)

@@ -20,7 +20,7 @@ static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w
 		way = decide_stale(w, walk_entry(w));
 		if (way == GONE) /* the sender is there: it is the entry that is another's */
 			way = walk_drop(w, DROP_NO_ENDPOINT);
-	} else if (!way && w->hit == HIT_NONE) {
+	} else if (!way && w->hit < HIT_STALE) {
 		walk_peer(w, 1);
 		w->end[1].endpoint = 0; /* a pod's ingress is its own hook's business */
 		w->end[1].iface = IFACE_OUTSIDE;
