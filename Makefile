@@ -4,7 +4,8 @@
 #   generate   kernel programs and their Go face from bpf/*.c
 #   build      bin/weir, bin/weir-agent, bin/weir-cni
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
-#   test       test-unit test-packet test-node test-oracle
+#   test       test-unit test-packet test-random test-node test-oracle
+#   fuzz       test-random, ten times as long (SEED=n: other clusters)
 #   lint       format, vet, staticcheck, import arrows
 #   verify     what each kernel program costs the verifier
 #   bench      what a packet costs, as ratios
@@ -18,7 +19,7 @@ GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
 ORACLE    = (cd tests/oracle && $(GO_TEST) ./...)
-UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node)$$')
+UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|differential|atomic)$$')
 C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
 
 all: build
@@ -51,6 +52,14 @@ test-node: build
 test-oracle:
 	$(ORACLE) | $(SUMMARY)
 
+# The programs against the reference on random clusters, and commits under a flood.
+test-random: generate
+	$(GO_TEST) ./tests/differential ./tests/atomic | $(SUMMARY)
+SEED = 1
+fuzz: generate
+	{ $(GO_TEST) -timeout 60m ./tests/differential -seed $(SEED) -nodes 140; status=$$?; \
+	  $(GO_TEST) -timeout 60m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
+
 lint: lint-c lint-go
 lint-c: generate
 	clang-format-19 --dry-run -Werror $(C_SOURCES)
@@ -76,4 +85,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-node test-oracle lint lint-c lint-go fmt verify bench clean
+.PHONY: all deps generate build demo test test-unit test-packet test-random test-node test-oracle fuzz lint lint-c lint-go fmt verify bench clean

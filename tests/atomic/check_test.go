@@ -2,6 +2,7 @@ package atomic
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -35,8 +36,8 @@ func (n *tally) report(t *testing.T, base uint64) {
 		each = append(each, n.epochs[epoch])
 	}
 	slices.Sort(each)
-	t.Logf("%d packets judged under %d epochs, %d dropped; an epoch: least %d, median %d, most %d; %d while it moved",
-		n.packets, len(each), n.dropped, each[0], each[len(each)/2], each[len(each)-1], n.between)
+	t.Attr("judged", fmt.Sprintf("%d packets under %d epochs, %d dropped; an epoch: least %d, median %d, most %d; %d while it moved",
+		n.packets, len(each), n.dropped, each[0], each[len(each)/2], each[len(each)-1], n.between))
 	if each[0] == 0 {
 		t.Errorf("an epoch had no packets")
 	}
@@ -139,9 +140,9 @@ func (w *watching) check(t *testing.T, f *flood) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("events: %d flows began, %d were revoked, %d denied packets, %d ended; %d lost, %d denials past the budget; restamped %d, judged again %d",
+	t.Attr("events", fmt.Sprintf("%d flows began, %d were revoked, %d denied packets, %d ended; %d lost, %d denials past the budget; restamped %d, judged again %d",
 		w.seen[datapath.EventNew], w.seen[datapath.EventRevoked], w.seen[datapath.EventDenied], w.seen[datapath.EventEnded],
-		c.EventsLost+c.DenialsLost, c.DenialsSuppressed, c.FlowsRestamped, c.FlowsRejudged)
+		c.EventsLost+c.DenialsLost, c.DenialsSuppressed, c.FlowsRestamped, c.FlowsRejudged))
 	if len(w.wrong) > 0 {
 		t.Errorf("%d events are not of their epoch's state; the first: %+v", len(w.wrong), w.wrong[0])
 	}

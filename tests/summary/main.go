@@ -1,6 +1,6 @@
 // Command summary reads `go test -json` and prints a line for each package, the whole
-// output of what failed, and how many tests passed, failed and were skipped. Its exit
-// status is 1 if anything failed, if no test ran, or, with -no-skips, if one was skipped.
+// output of what failed, the figures that tests give (T.Attr), and how many tests passed,
+// failed and were skipped. Its exit status is 1 if anything failed, if no test ran, or, with -no-skips, if one was skipped.
 package main
 
 import (
@@ -22,12 +22,14 @@ type event struct {
 	Test       string
 	Elapsed    float64
 	Output     string
+	Key, Value string // of an attr
 }
 
 // pkg is what a package has said so far.
 type pkg struct {
 	passed, failed, skipped int
 	output                  map[string]*strings.Builder // by test, "" = the package's own
+	figures                 []string
 }
 
 type summary struct {
@@ -74,6 +76,8 @@ func (s *summary) take(e event) {
 	switch {
 	case e.Action == "build-output":
 		fmt.Fprint(s.out, e.Output)
+	case e.Action == "attr":
+		p.figures = append(p.figures, fmt.Sprintf("      %s %s: %s\n", e.Test, e.Key, e.Value))
 	case e.Action == "output":
 		p.say(e.Test, e.Output)
 	case e.Test == "":
@@ -130,6 +134,7 @@ func (s *summary) endPackage(e event, p *pkg) {
 	default:
 		return
 	}
+	fmt.Fprint(s.out, strings.Join(p.figures, ""))
 	s.passed += p.passed
 	s.failed += p.failed
 	s.skipped += p.skipped
