@@ -3,12 +3,15 @@ package atomic
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand"
 	"net/netip"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/controlplane/policy"
@@ -28,21 +31,56 @@ func TestNoPacketSeesAMixture(t *testing.T) {
 	for name, s := range scenes {
 		t.Run(name, func(t *testing.T) {
 			f := newFlood(t, s)
-			judges := []*judgeThread{f.judge(t, 1), f.judge(t, 2)}
 			events := f.watch(t)
-			f.flip(t)
-			var sum tally
-			for _, j := range judges {
-				if err := <-j.done; err != nil {
-					t.Error(err)
-				}
-				sum.add(j.tally)
+			sum, err := f.run(t, *commits)
+			if err != nil {
+				t.Fatal(err)
 			}
-			sum.report(t, f.base)
-			f.checkDenials(t, sum)
+			sum.report(t, f.base, *commits)
 			events.check(t, f)
 		})
 	}
+}
+
+// TestAMixtureIsCaught shows that the flood can fail: the second state has some words that
+// are still the first's.
+func TestAMixtureIsCaught(t *testing.T) {
+	for name, s := range scenes {
+		n := 0
+		for m := range mixed(s.states(s.locals())) {
+			if n++; n > 6 {
+				break
+			}
+			t.Run(fmt.Sprint(name, n), func(t *testing.T) {
+				f := newFlood(t, s)
+				for number, ep := range m.Endpoints {
+					ep.Ifindex = f.locals[number-1].Endpoint.Ifindex
+					m.Endpoints[number] = ep
+				}
+				f.states[1] = m
+				if _, err := f.run(t, 10); err == nil {
+					t.Error("nobody noticed")
+				}
+			})
+		}
+	}
+}
+
+// run floods and commits, and says what was not as the epoch's state has it.
+func (f *flood) run(t *testing.T, commits int) (sum tally, err error) {
+	t.Helper()
+	var judges []*judgeThread
+	for i, cpu := range cpus(t) {
+		judges = append(judges, f.judge(t, i+1, cpu))
+	}
+	f.flip(t, commits)
+	var errs []error
+	for _, j := range judges {
+		errs = append(errs, <-j.done)
+		sum.add(j.tally)
+	}
+	errs = append(errs, f.checkDenials(sum))
+	return sum, errors.Join(errs...)
 }
 
 // flood is a node between two states.
@@ -87,10 +125,10 @@ func (f *flood) compile(t *testing.T, s scene) {
 func (f *flood) at(p pair, epoch uint64) outcome { return f.outcomes[p][(epoch-f.base)&1] }
 
 // flip commits one state after the other.
-func (f *flood) flip(t *testing.T) {
+func (f *flood) flip(t *testing.T, commits int) {
 	t.Helper()
 	defer f.stop()
-	for n := uint64(1); n <= uint64(*commits); n++ {
+	for n := uint64(1); n <= uint64(commits); n++ {
 		if !f.wait() {
 			return
 		}
@@ -117,14 +155,17 @@ func (f *flood) wait() bool {
 	return true
 }
 
-// judgeThread sends packets until the flood stops, of flows that are its own alone.
+// judgeThread sends packets until the flood stops, of flows and on a CPU that are its own
+// alone, so that it knows which denials are its own.
 type judgeThread struct {
 	*flood
 	rand   *rand.Rand
+	cpu    int
 	hook   *testnode.Hook
 	tables *testnode.Tables
 	ports  uint16 // its own begin here
 	frames map[frameKey][]byte
+	denied map[bpf.WeirDenialCountKey]uint64 // on its CPU
 	tally  tally
 	done   <-chan error
 }
@@ -137,9 +178,12 @@ type frameKey struct {
 	flags  string
 }
 
-func (f *flood) judge(t *testing.T, number int) *judgeThread {
+func (f *flood) judge(t *testing.T, number, cpu int) *judgeThread {
 	t.Helper()
-	j := &judgeThread{flood: f, rand: rand.New(rand.NewSource(int64(number))), ports: uint16(number) * portsOfJudge, frames: map[frameKey][]byte{}}
+	j := &judgeThread{
+		flood: f, cpu: cpu, ports: uint16(number) * portsOfJudge, rand: rand.New(rand.NewSource(int64(number))),
+		frames: map[frameKey][]byte{}, denied: map[bpf.WeirDenialCountKey]uint64{},
+	}
 	j.tally.epochs = map[uint64]int{}
 	var err error
 	if j.hook, err = f.node.Hook("from_pod"); err != nil {
@@ -148,25 +192,47 @@ func (f *flood) judge(t *testing.T, number int) *judgeThread {
 	if j.tables, err = f.node.Tables(); err != nil {
 		t.Fatal(err)
 	}
-	j.done = f.node.Thread(func() error {
-		defer j.tables.Close()
-		defer j.hook.Close()
-		defer f.stop()
-		for next := packetsAnEpoch; f.over.Err() == nil; {
-			if err := j.round(); err != nil {
-				return err
-			}
-			if j.tally.packets >= next {
-				next = j.tally.packets + packetsAnEpoch
-				select {
-				case f.judged <- struct{}{}:
-				default:
-				}
+	j.done = f.node.Thread(j.send)
+	return j
+}
+
+// cpus are two of those that we may run on.
+func cpus(t *testing.T) (out []int) {
+	t.Helper()
+	var may unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := 0; len(out) < min(2, may.Count()); cpu++ {
+		if may.IsSet(cpu) {
+			out = append(out, cpu)
+		}
+	}
+	return out
+}
+
+func (j *judgeThread) send() error {
+	defer j.tables.Close()
+	defer j.hook.Close()
+	defer j.stop()
+	var own unix.CPUSet
+	own.Set(j.cpu)
+	if err := unix.SchedSetaffinity(0, &own); err != nil {
+		return err
+	}
+	for next := packetsAnEpoch; j.over.Err() == nil; {
+		if err := j.round(); err != nil {
+			return err
+		}
+		if j.tally.packets >= next {
+			next = j.tally.packets + packetsAnEpoch
+			select {
+			case j.judged <- struct{}{}:
+			default:
 			}
 		}
-		return nil
-	})
-	return j
+	}
+	return nil
 }
 
 // round is a SYN of each pair on some port: of a new flow, of one that was reset, or of one
@@ -174,7 +240,7 @@ func (f *flood) judge(t *testing.T, number int) *judgeThread {
 func (j *judgeThread) round() error {
 	for _, p := range j.pairs {
 		family, port := 4+2*j.rand.Intn(2), j.ports+uint16(j.rand.Intn(portsOfJudge))
-		forwarded, err := j.send(p, family, port, "S", false)
+		forwarded, err := j.sendOne(p, family, port, "S", false)
 		if err != nil || !forwarded {
 			if err != nil {
 				return err
@@ -182,12 +248,12 @@ func (j *judgeThread) round() error {
 			continue
 		}
 		if j.rand.Intn(4) == 0 {
-			if _, err := j.send(p, family, port, "SA", true); err != nil {
+			if _, err := j.sendOne(p, family, port, "SA", true); err != nil {
 				return err
 			}
 		}
 		if j.rand.Intn(2) == 0 {
-			if _, err := j.send(p, family, port, "R", false); err != nil {
+			if _, err := j.sendOne(p, family, port, "R", false); err != nil {
 				return err
 			}
 		}
@@ -195,51 +261,81 @@ func (j *judgeThread) round() error {
 	return nil
 }
 
-// send judges one packet and holds the answer to the epoch it was judged under: a flow entry
-// tells; a denial's is known when the epoch did not move meanwhile.
-func (j *judgeThread) send(p pair, family int, port uint16, flags string, reply bool) (bool, error) {
+// sendOne judges one packet and holds the answer to the epoch it was judged under: a flow
+// entry tells; a denial's is known when the epoch did not move meanwhile.
+func (j *judgeThread) sendOne(p pair, family int, port uint16, flags string, reply bool) (bool, error) {
 	frame, err := j.frame(p, family, port, flags, reply)
 	if err != nil {
 		return false, err
 	}
-	at := p.from
+	sender := p.from
 	if reply {
-		at = p.to
+		sender = p.to
 	}
-	ifindex := int(j.locals[at-1].Endpoint.Ifindex)
+	ifindex := int(j.locals[sender-1].Endpoint.Ifindex)
 	before := j.node.Kernel.Epoch()
 	verdict, err := j.hook.Run(frame, ifindex, ifindex, 0)
 	after := j.node.Kernel.Epoch()
 	if err != nil {
 		return false, err
 	}
-	forwarded := verdict != testnode.Drop
 	j.tally.packets++
-	if !forwarded {
+	if verdict == testnode.Drop {
 		j.tally.dropped++
+		epoch, err := j.checkDenial(p, sender, flags, before, after)
+		j.tally.under(epoch)
+		return false, err
 	}
-	if forwarded && flags != "R" {
-		if epoch, err := j.checkFlow(p, family, port, before, after); err != nil || epoch != 0 {
-			j.tally.epochs[epoch]++
-			return true, err
-		}
+	epoch := uint64(0)
+	if flags != "R" {
+		epoch, err = j.checkFlow(p, family, port, before, after)
 	}
-	return forwarded, j.checkVerdict(p, forwarded, flags, before, after)
+	if epoch == 0 && err == nil {
+		epoch, err = j.checkForwarded(p, flags, before, after)
+	}
+	j.tally.under(epoch)
+	return true, err
 }
 
-// checkVerdict holds the verdict alone to the epochs it can be of.
-func (j *judgeThread) checkVerdict(p pair, forwarded bool, flags string, before, after uint64) error {
+// checkForwarded holds the verdict alone to the epochs it can be of; 0 = of several.
+func (j *judgeThread) checkForwarded(p pair, flags string, before, after uint64) (of uint64, err error) {
 	if before == after {
-		j.tally.epochs[before]++
-	} else {
-		j.tally.between++
+		of = before
 	}
 	for epoch := before; epoch <= after; epoch++ {
-		if j.at(p, epoch).forwarded == forwarded {
-			return nil
+		if j.at(p, epoch).forwarded {
+			return of, nil
 		}
 	}
-	return fmt.Errorf("%s of %v in epochs %d to %d: forwarded %v, which none of them does", flags, p, before, after, forwarded)
+	return of, fmt.Errorf("%s of %v in epochs %d to %d: forwarded, which none of them does", flags, p, before, after)
+}
+
+// checkDenial finds where this CPU counted the denial, and so its rule and direction.
+func (j *judgeThread) checkDenial(p pair, sender uint32, flags string, before, after uint64) (uint64, error) {
+	reasons := []bpf.WeirDropReason{bpf.WeirDropReasonDROP_POLICY, bpf.WeirDropReasonDROP_TCP_STRAY}
+	if flags == "S" {
+		reasons = reasons[:1]
+	}
+	for epoch := before; epoch <= after; epoch++ {
+		o := j.at(p, epoch)
+		if o.forwarded {
+			continue
+		}
+		key := bpf.WeirDenialCountKey{Endpoint: sender}
+		key.Rule, key.Direction = o.denial()
+		for _, reason := range reasons {
+			key.Reason = uint8(reason)
+			byCPU, err := j.tables.DeniedByCPU(&key)
+			if err != nil {
+				return epoch, err
+			}
+			if len(byCPU) > j.cpu && byCPU[j.cpu].Packets == j.denied[key]+1 {
+				j.denied[key]++
+				return epoch, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("%s of %v in epochs %d to %d: dropped, but not as any of them does: %+v", flags, p, before, after, j.at(p, before))
 }
 
 // checkFlow holds a forwarded packet's entry to the epoch in its stamp; 0 = there is none.

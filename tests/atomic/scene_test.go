@@ -149,6 +149,14 @@ type outcome struct {
 	rule      [2]uint32 // by direction; 0 = not asked
 }
 
+// denial is the rule and direction that deny.
+func (o outcome) denial() (rule uint32, direction uint8) {
+	if o.rule[datapath.Ingress] != 0 {
+		return o.rule[datapath.Ingress], uint8(datapath.Ingress)
+	}
+	return o.rule[datapath.Egress], uint8(datapath.Egress)
+}
+
 func judge(s *datapath.State, p pair) (o outcome) {
 	from, to := s.Endpoints[p.from], s.Endpoints[p.to]
 	peer := func(ep datapath.Endpoint) datapath.Peer { return s.Peers[netip.PrefixFrom(ep.Addr4, 32)] }
@@ -197,7 +205,7 @@ func mixed(a, b *datapath.State) func(func(*datapath.State) bool) {
 			}
 		}
 		for set := 1; set < 1<<len(words)-1; set++ {
-			m := &datapath.State{Endpoints: maps.Clone(a.Endpoints), Peers: maps.Clone(a.Peers), Facts: maps.Clone(a.Facts), Rulesets: maps.Clone(a.Rulesets)}
+			m := &datapath.State{Endpoints: maps.Clone(a.Endpoints), Peers: maps.Clone(a.Peers), Facts: maps.Clone(a.Facts), Rulesets: maps.Clone(a.Rulesets), Frontends: a.Frontends}
 			maps.Copy(m.Facts, b.Facts) // facts and rulesets are immutable: both are there
 			maps.Copy(m.Rulesets, b.Rulesets)
 			for i, word := range words {

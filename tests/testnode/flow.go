@@ -68,12 +68,19 @@ func (t *Tables) Flow(key *bpf.WeirFlowKey, flow *bpf.WeirFlow) (ok bool, err er
 
 // Denied reads how many packets were denied as key says.
 func (t *Tables) Denied(key *bpf.WeirDenialCountKey) (packets uint64, err error) {
-	err = t.denials.Lookup(key, &t.perCPU)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return 0, nil
-	}
-	for _, n := range t.perCPU {
+	byCPU, err := t.DeniedByCPU(key)
+	for _, n := range byCPU {
 		packets += n.Packets
 	}
 	return packets, err
+}
+
+// DeniedByCPU is Denied by the CPU that judged them; good until the next call.
+func (t *Tables) DeniedByCPU(key *bpf.WeirDenialCountKey) ([]bpf.WeirDenialCount, error) {
+	err := t.denials.Lookup(key, &t.perCPU)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		clear(t.perCPU)
+		return t.perCPU, nil
+	}
+	return t.perCPU, err
 }
