@@ -14,14 +14,14 @@ enum limits {
 	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
 };
 
-/* Identity numbers below IDENTITY_FIRST are reserved; those with IDENTITY_BLOCK
+/* Identity numbers below IDENTITY_FIRST are reserved (the numbers Hubble's clients know); those with IDENTITY_BLOCK
  * set name a policy CIDR (an address block), the others a set of labels. */
 enum identity_number {
 	IDENTITY_UNKNOWN = 0,
 	IDENTITY_HOST = 1,        /* this node's own addresses */
-	IDENTITY_REMOTE_NODE = 2, /* another node's addresses */
-	IDENTITY_WORLD = 3,       /* outside the cluster */
-	IDENTITY_UNMANAGED = 4,   /* in the cluster's ranges, not learned (P8) */
+	IDENTITY_WORLD = 2,       /* outside the cluster */
+	IDENTITY_UNMANAGED = 3,   /* in the cluster's ranges, not learned (P8) */
+	IDENTITY_REMOTE_NODE = 6, /* another node's addresses */
 	IDENTITY_FIRST = 256,
 	IDENTITY_BLOCK = 0x80000000,
 };

@@ -32,7 +32,7 @@ func TestTextIsDeterministicAndWhole(t *testing.T) {
 	}
 	const want = `endpoint 1 ifindex 7 mac 02:00:00:00:00:01 addr 10.0.0.1 egress 1 ingress 2
 endpoint 2 ifindex 8 mac 02:00:00:00:00:02 addr fd00::2 netns 5 no redirect egress 1 ingress 1
-peer 10.0.0.0/8 identity 3 block block:3
+peer 10.0.0.0/8 identity 2 block block:3
 peer 10.0.0.1/32 identity 256 endpoint 1
 fact set 3 identity 256 = 0
 fact set 4 identity 256 tcp/80 = 0

@@ -8,13 +8,13 @@ package identity
 // given out again while anything can hold them.
 type Number uint32
 
-// Reserved numbers; bpf/contract.h has the same names (a test in datapath/maps holds them together).
+// Reserved numbers, those that Hubble's clients know by name; bpf/contract.h has the same names (a test in datapath/maps holds them together).
 const (
 	Unknown    Number = 0 // nothing is known
 	Host       Number = 1 // this node's own addresses
-	RemoteNode Number = 2 // another node's addresses
-	World      Number = 3 // outside the cluster
-	Unmanaged  Number = 4 // in the cluster's ranges, not learned
+	World      Number = 2 // outside the cluster
+	Unmanaged  Number = 3 // in the cluster's ranges, not learned
+	RemoteNode Number = 6 // another node's addresses
 	First      Number = 256
 	Block      Number = 1 << 31
 )

@@ -82,7 +82,7 @@ func (w *compiler) owner(a netip.Addr) string {
 // single sets what one address means; false: somebody has it already.
 func (w *compiler) single(a netip.Addr, p datapath.Peer) bool {
 	key := identity.Single(a)
-	if was, ok := w.state.Peers[key]; ok && (was.Endpoint != 0 || was.Identity.IsPod() || was.Identity < identity.World) {
+	if was, ok := w.state.Peers[key]; ok && (was.Endpoint != 0 || was.Identity.IsPod() || was.Identity == identity.Host || was.Identity == identity.RemoteNode) {
 		return false
 	}
 	_, p.Block, _ = w.cidrs.Longest(key)

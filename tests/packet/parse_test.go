@@ -152,7 +152,7 @@ func TestICMPErrors(t *testing.T) {
 func TestFamiliesAreApart(t *testing.T) {
 	s := newScene(t, open)
 	delete(s.State.Peers, prefix("0.0.0.0/0"))
-	s.State.Peers[prefix("::/0")] = datapath.Peer{Identity: 3, Block: blockIn}
+	s.State.Peers[prefix("::/0")] = datapath.Peer{Identity: 2, Block: blockIn}
 	s.Set(s.a, toWorld, open)
 	s.Commit(t)
 	s.from(t, "IPv6 by ::/0", s.a, tcp(s.a.Addr6, 1, "2001:db8::1", 80, "S"), next)
