@@ -1,7 +1,10 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +43,36 @@ func TestAddWaitsForItsPod(t *testing.T) {
 		if got != no {
 			t.Errorf("IPv%d: outside reaches the new pod: %v", family, got)
 		}
+	}
+}
+
+// TestNewPodCanSendAtOnce: when ADD returns, both ends of the veth have their carrier; a
+// first packet must not be lost to an interface that is still coming up.
+func TestNewPodCanSendAtOnce(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc)
+	// The kernel tells a carrier by a worker, behind whoever else configures interfaces.
+	busy, stop := context.WithCancel(e.ctx)
+	defer stop()
+	for i := range 2 {
+		go func() {
+			for busy.Err() == nil {
+				_, _ = e.Outside.Run(e.ctx, "ip", "link", "add", fmt.Sprintf("x%d", i), "type", "veth", "peer", fmt.Sprintf("y%d", i))
+				_, _ = e.Outside.Run(e.ctx, "ip", "link", "del", fmt.Sprintf("x%d", i))
+			}
+		}()
+	}
+	for range 10 {
+		p, err := e.AddPod(e.ctx, "ns", "a")
+		e.must("add", err)
+		var eth0 *net.Interface
+		e.must("eth0", p.Do(func() (err error) {
+			eth0, err = net.InterfaceByName("eth0")
+			return err
+		}))
+		if eth0.Flags&net.FlagRunning == 0 {
+			t.Errorf("eth0 is not running when ADD returns: %v", eth0.Flags)
+		}
+		e.must("del", e.DelPod(e.ctx, p))
 	}
 }
 
