@@ -3,6 +3,7 @@ package atomic
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"testing"
@@ -79,8 +80,7 @@ func (f *flood) checkDenials(sum tally) error {
 	total := 0
 	for _, d := range all {
 		total += int(d.Packets)
-		policy := d.Reason == datapath.Reason(bpf.WeirDropReasonDROP_POLICY) || d.Reason == datapath.Reason(bpf.WeirDropReasonDROP_TCP_STRAY)
-		if !policy || !may[denial{d.Endpoint, d.Rule, d.Direction}] {
+		if !slices.Contains(denials, bpf.WeirDropReason(d.Reason)) || !may[denial{d.Endpoint, d.Rule, d.Direction}] {
 			return fmt.Errorf("a denial that neither state has: %+v", d)
 		}
 	}
@@ -105,9 +105,9 @@ func (f *flood) watch(t *testing.T) *watching {
 		t.Fatal(err)
 	}
 	w := &watching{in: in, done: make(chan struct{}), seen: map[datapath.EventKind]int{}}
-	numbers := map[string]uint32{}
-	for _, l := range f.locals {
-		numbers[l.Endpoint.Addr4.String()], numbers[l.Endpoint.Addr6.String()] = l.Number, l.Number
+	of := map[[2]netip.Addr]pair{}
+	for p, addrs := range f.addresses {
+		of[addrs] = p
 	}
 	go func() {
 		defer close(w.done)
@@ -121,9 +121,9 @@ func (f *flood) watch(t *testing.T) *watching {
 				return
 			}
 			w.seen[ev.Kind]++
-			p := pair{numbers[ev.Source.Addr().String()], numbers[ev.Destination.Addr().String()]}
+			p := of[[2]netip.Addr{ev.Source.Addr(), ev.Destination.Addr()}]
 			if ev.Source.Port() == dport {
-				p = pair{p.to, p.from}
+				p = of[[2]netip.Addr{ev.Destination.Addr(), ev.Source.Addr()}]
 			}
 			if ev.Kind != datapath.EventEnded && !f.agrees(ev, f.at(p, ev.Epoch)) {
 				w.wrong = append(w.wrong, ev)

@@ -46,6 +46,9 @@ func TestNoPacketSeesAMixture(t *testing.T) {
 // are still the first's.
 func TestAMixtureIsCaught(t *testing.T) {
 	for name, s := range scenes {
+		if s.outside != nil {
+			continue
+		}
 		n := 0
 		for m := range mixed(s.states(s.locals())) {
 			if n++; n > 6 {
@@ -85,20 +88,21 @@ func (f *flood) run(t *testing.T, commits int) (sum tally, err error) {
 
 // flood is a node between two states.
 type flood struct {
-	node     *testnode.Node
-	locals   []policy.Local
-	states   [2]*datapath.State
-	pairs    []pair
-	outcomes map[pair][2]outcome
-	base     uint64        // epoch of states[0], first
-	judged   chan struct{} // packetsAnEpoch more
-	over     context.Context
-	stop     context.CancelFunc
+	node      *testnode.Node
+	locals    []policy.Local
+	states    [2]*datapath.State
+	pairs     []pair
+	addresses map[pair][2]netip.Addr
+	outcomes  map[pair][2]outcome
+	base      uint64        // epoch of states[0], first
+	judged    chan struct{} // packetsAnEpoch more
+	over      context.Context
+	stop      context.CancelFunc
 }
 
 func newFlood(t *testing.T, s scene) *flood {
 	t.Helper()
-	f := &flood{node: testnode.New(t, loader.Config{}), locals: s.locals(), pairs: s.pairs(), outcomes: map[pair][2]outcome{}, judged: make(chan struct{})}
+	f := &flood{node: testnode.New(t, loader.Config{}), locals: s.locals(), pairs: s.pairs(), outcomes: map[pair][2]outcome{}, addresses: map[pair][2]netip.Addr{}, judged: make(chan struct{})}
 	f.over, f.stop = context.WithCancel(t.Context())
 	for i := range f.locals {
 		f.locals[i].Endpoint.Ifindex = uint32(f.node.AddDevice(t, fmt.Sprint("pod", i+1)))
@@ -112,7 +116,8 @@ func (f *flood) compile(t *testing.T, s scene) {
 	t.Helper()
 	f.states[0], f.states[1] = s.states(f.locals)
 	for _, p := range f.pairs {
-		f.outcomes[p] = [2]outcome{judge(f.states[0], p), judge(f.states[1], p)}
+		f.addresses[p] = [2]netip.Addr{s.address(p.from, p.family), s.address(p.to, p.family)}
+		f.outcomes[p] = [2]outcome{s.judge(f.states[0], p), s.judge(f.states[1], p)}
 	}
 	epoch, err := f.node.Kernel.Commit(f.states[0])
 	if err != nil {
@@ -174,8 +179,7 @@ const portsOfJudge = 4096
 
 type frameKey struct {
 	pair
-	family int
-	flags  string
+	flags string
 }
 
 func (f *flood) judge(t *testing.T, number, cpu int) *judgeThread {
@@ -239,21 +243,21 @@ func (j *judgeThread) send() error {
 // that goes on; then perhaps an answer, and perhaps a reset, which makes room for the next.
 func (j *judgeThread) round() error {
 	for _, p := range j.pairs {
-		family, port := 4+2*j.rand.Intn(2), j.ports+uint16(j.rand.Intn(portsOfJudge))
-		forwarded, err := j.sendOne(p, family, port, "S", false)
+		port := j.ports + uint16(j.rand.Intn(portsOfJudge))
+		forwarded, err := j.sendOne(p, port, "S", false)
 		if err != nil || !forwarded {
 			if err != nil {
 				return err
 			}
 			continue
 		}
-		if j.rand.Intn(4) == 0 {
-			if _, err := j.sendOne(p, family, port, "SA", true); err != nil {
+		if p.to < outsider && j.rand.Intn(4) == 0 {
+			if _, err := j.sendOne(p, port, "SA", true); err != nil {
 				return err
 			}
 		}
 		if j.rand.Intn(2) == 0 {
-			if _, err := j.sendOne(p, family, port, "R", false); err != nil {
+			if _, err := j.sendOne(p, port, "R", false); err != nil {
 				return err
 			}
 		}
@@ -263,8 +267,8 @@ func (j *judgeThread) round() error {
 
 // sendOne judges one packet and holds the answer to the epoch it was judged under: a flow
 // entry tells; a denial's is known when the epoch did not move meanwhile.
-func (j *judgeThread) sendOne(p pair, family int, port uint16, flags string, reply bool) (bool, error) {
-	frame, err := j.frame(p, family, port, flags, reply)
+func (j *judgeThread) sendOne(p pair, port uint16, flags string, reply bool) (bool, error) {
+	frame, err := j.frame(p, port, flags, reply)
 	if err != nil {
 		return false, err
 	}
@@ -288,7 +292,7 @@ func (j *judgeThread) sendOne(p pair, family int, port uint16, flags string, rep
 	}
 	epoch := uint64(0)
 	if flags != "R" {
-		epoch, err = j.checkFlow(p, family, port, before, after)
+		epoch, err = j.checkFlow(p, port, before, after)
 	}
 	if epoch == 0 && err == nil {
 		epoch, err = j.checkForwarded(p, flags, before, after)
@@ -310,12 +314,12 @@ func (j *judgeThread) checkForwarded(p pair, flags string, before, after uint64)
 	return of, fmt.Errorf("%s of %v in epochs %d to %d: forwarded, which none of them does", flags, p, before, after)
 }
 
+// denials are a policy's, by their reasons: of a packet that cannot begin a flow, and of an
+// address that is nobody's in the pods' ranges, there are others.
+var denials = []bpf.WeirDropReason{bpf.WeirDropReasonDROP_POLICY, bpf.WeirDropReasonDROP_TCP_STRAY, bpf.WeirDropReasonDROP_UNMANAGED_PEER}
+
 // checkDenial finds where this CPU counted the denial, and so its rule and direction.
 func (j *judgeThread) checkDenial(p pair, sender uint32, flags string, before, after uint64) (uint64, error) {
-	reasons := []bpf.WeirDropReason{bpf.WeirDropReasonDROP_POLICY, bpf.WeirDropReasonDROP_TCP_STRAY}
-	if flags == "S" {
-		reasons = reasons[:1]
-	}
 	for epoch := before; epoch <= after; epoch++ {
 		o := j.at(p, epoch)
 		if o.forwarded {
@@ -323,7 +327,7 @@ func (j *judgeThread) checkDenial(p pair, sender uint32, flags string, before, a
 		}
 		key := bpf.WeirDenialCountKey{Endpoint: sender}
 		key.Rule, key.Direction = o.denial()
-		for _, reason := range reasons {
+		for _, reason := range denials {
 			key.Reason = uint8(reason)
 			byCPU, err := j.tables.DeniedByCPU(&key)
 			if err != nil {
@@ -339,9 +343,9 @@ func (j *judgeThread) checkDenial(p pair, sender uint32, flags string, before, a
 }
 
 // checkFlow holds a forwarded packet's entry to the epoch in its stamp; 0 = there is none.
-func (j *judgeThread) checkFlow(p pair, family int, port uint16, before, after uint64) (uint64, error) {
+func (j *judgeThread) checkFlow(p pair, port uint16, before, after uint64) (uint64, error) {
 	var flow bpf.WeirFlow
-	key, _ := testnode.FlowKey(j.ends(p, family, port))
+	key, _ := testnode.FlowKey(j.ends(p, port))
 	ok, err := j.tables.Flow(&key, &flow)
 	if err != nil {
 		return 0, err
@@ -361,21 +365,17 @@ func (j *judgeThread) checkFlow(p pair, family int, port uint16, before, after u
 
 const dport = 80
 
-func (j *judgeThread) ends(p pair, family int, port uint16) (from, to netip.AddrPort, protocol uint8) {
-	a, b := j.locals[p.from-1].Endpoint, j.locals[p.to-1].Endpoint
-	if family == 4 {
-		return netip.AddrPortFrom(a.Addr4, port), netip.AddrPortFrom(b.Addr4, dport), datapath.TCP
-	}
-	return netip.AddrPortFrom(a.Addr6, port), netip.AddrPortFrom(b.Addr6, dport), datapath.TCP
+func (j *judgeThread) ends(p pair, port uint16) (from, to netip.AddrPort, protocol uint8) {
+	return netip.AddrPortFrom(j.addresses[p][0], port), netip.AddrPortFrom(j.addresses[p][1], dport), datapath.TCP
 }
 
 // frame is good until the next call.
-func (j *judgeThread) frame(p pair, family int, port uint16, flags string, reply bool) ([]byte, error) {
-	from, to, _ := j.ends(p, family, port)
+func (j *judgeThread) frame(p pair, port uint16, flags string, reply bool) ([]byte, error) {
+	from, to, _ := j.ends(p, port)
 	if reply {
 		from, to = to, from
 	}
-	key := frameKey{p, family, flags}
+	key := frameKey{p, flags}
 	b := j.frames[key]
 	if b == nil {
 		fresh, err := testnode.TCP(from.Addr().String(), from.Port(), to.Addr().String(), to.Port(), flags).Serialize()
@@ -386,7 +386,7 @@ func (j *judgeThread) frame(p pair, family int, port uint16, flags string, reply
 		j.frames[key] = b
 	}
 	l4 := b[14+20:]
-	if family == 6 {
+	if p.family == 6 {
 		l4 = b[14+40:]
 	}
 	binary.BigEndian.PutUint16(l4, from.Port())

@@ -22,8 +22,9 @@ import (
 // One more, w, watches: nothing isolates it, and its egress policy has a rule for each
 // role, so that it learns every pod's identity and ingress ruleset.
 type scene struct {
-	pods []string
-	a, b side
+	pods    []string
+	a, b    side
+	outside [][2]string // addresses that pods try too, by family
 }
 
 // side is a cluster: the pods' roles, in order, and who may reach whom, by role. A policy
@@ -32,32 +33,53 @@ type side struct {
 	name   string
 	roles  []string
 	allows []allow
+	blocks []block  // what pods of role x may reach
+	remote []string // roles of pods elsewhere, at the first of outside
 }
 
 type allow struct{ name, from, to string }
+
+type block struct {
+	name, cidr string
+	except     []string
+}
 
 var scenes = map[string]scene{
 	// Another pair may talk: a's egress under one state with b's ingress under the other is
 	// a denial by ingress, which neither state has.
 	"policies": {
 		pods: []string{"x", "y", "z"},
-		a:    side{"a", []string{"x", "y", "z"}, []allow{{"xy", "x", "y"}}},
-		b:    side{"b", []string{"x", "y", "z"}, []allow{{"yz", "y", "z"}}},
+		a:    side{name: "a", roles: []string{"x", "y", "z"}, allows: []allow{{"xy", "x", "y"}}},
+		b:    side{name: "b", roles: []string{"x", "y", "z"}, allows: []allow{{"yz", "y", "z"}}},
 	},
 	// All pods change places: identities and rulesets of six pods at once, no policy.
 	"swap": {
 		pods: []string{"p", "q", "r", "s", "t", "u"},
-		a:    side{"ab", []string{"client", "server", "none", "client", "server", "none"}, []allow{{"p", "client", "server"}}},
-		b:    side{"ab", []string{"server", "none", "client", "none", "client", "server"}, []allow{{"p", "client", "server"}}},
+		a:    side{name: "ab", roles: []string{"client", "server", "none", "client", "server", "none"}, allows: []allow{{"p", "client", "server"}}},
+		b:    side{name: "ab", roles: []string{"server", "none", "client", "none", "client", "server"}, allows: []allow{{"p", "client", "server"}}},
 	},
 	// A pod's label and the policy that asks for it change together: x reaches y all the
 	// time, and is dropped by any mixture.
 	"label": {
 		pods: []string{"x", "y"},
-		a:    side{"ab", []string{"red", "y"}, []allow{{"p", "red", "y"}}},
-		b:    side{"ab", []string{"blue", "y"}, []allow{{"p", "blue", "y"}}},
+		a:    side{name: "ab", roles: []string{"red", "y"}, allows: []allow{{"p", "red", "y"}}},
+		b:    side{name: "ab", roles: []string{"blue", "y"}, allows: []allow{{"p", "blue", "y"}}},
+	},
+	// Prefixes come, go and cover one another, and so does the address of a pod elsewhere.
+	"blocks": {
+		pods: []string{"x"},
+		a: side{name: "a", roles: []string{"x"}, remote: []string{"y"}, allows: []allow{{"xy", "x", "y"}}, blocks: []block{
+			{"p4", "192.0.2.0/24", []string{"192.0.2.64/26", "192.0.2.128/25"}}, {"p6", "2001:db8::/120", []string{"2001:db8::40/122", "2001:db8::80/121"}}}},
+		b: side{name: "b", roles: []string{"x"}, blocks: []block{
+			{"q4", "192.0.2.0/25", []string{"192.0.2.0/26"}}, {"q6", "2001:db8::/121", []string{"2001:db8::/122"}},
+			{"r4", "192.0.2.192/26", nil}, {"r6", "2001:db8::c0/122", nil}}},
+		outside: [][2]string{{"10.0.1.5", "fd00:1::5"}, {"192.0.2.1", "2001:db8::1"}, {"192.0.2.65", "2001:db8::41"},
+			{"192.0.2.129", "2001:db8::81"}, {"192.0.2.193", "2001:db8::c1"}, {"198.51.100.1", "2001:db8:1::1"}},
 	},
 }
+
+// node knows the pods' ranges, so that an address there that is nobody's is not the world's.
+var node = policy.Node{ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/15"), netip.MustParsePrefix("fd00::/16")}}
 
 const watcher = "w"
 
@@ -90,6 +112,15 @@ func (s scene) cluster(d side) *policy.Cluster {
 	add := func(name string, spec networkingv1.NetworkPolicySpec) {
 		c.NetworkPolicies[types.NamespacedName{Namespace: namespace, Name: name}] = &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: spec}
+	}
+	for i, role := range d.remote {
+		c.Pods[types.NamespacedName{Namespace: namespace, Name: fmt.Sprint("remote", i)}] = &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("remote", i), Labels: map[string]string{"role": role}},
+			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: s.outside[i][0]}, {IP: s.outside[i][1]}}}}
+	}
+	for _, b := range d.blocks {
+		add(b.name, networkingv1.NetworkPolicySpec{PodSelector: selector("x"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
+			Egress: []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: b.cidr, Except: b.except}}}}}})
 	}
 	watch := networkingv1.NetworkPolicySpec{PodSelector: selector(watcher), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}
 	for _, role := range s.roles() {
@@ -126,21 +157,42 @@ func selector(role string) metav1.LabelSelector {
 // states compiles both; the rule ids are of one table.
 func (s scene) states(locals []policy.Local) (a, b *datapath.State) {
 	ids := policy.NewAllocator()
-	return policy.Compile(s.cluster(s.a), policy.Node{}, locals, ids).State, policy.Compile(s.cluster(s.b), policy.Node{}, locals, ids).State
+	return policy.Compile(s.cluster(s.a), node, locals, ids).State, policy.Compile(s.cluster(s.b), node, locals, ids).State
 }
 
-// pair is two pods, by their endpoint numbers.
-type pair struct{ from, to uint32 }
+// pair is a pod and whom it tries: endpoint numbers, or outsider + an index of outside.
+type pair struct {
+	from, to uint32
+	family   int
+}
+
+const outsider = 1000
 
 func (s scene) pairs() (out []pair) {
-	for from := range len(s.pods) + 1 {
-		for to := range len(s.pods) + 1 {
+	numbers := []uint32{}
+	for i := range len(s.pods) + 1 {
+		numbers = append(numbers, uint32(i+1))
+	}
+	for i := range s.outside {
+		numbers = append(numbers, uint32(i+outsider))
+	}
+	for _, from := range numbers[:len(s.pods)+1] {
+		for _, to := range numbers {
 			if from != to {
-				out = append(out, pair{uint32(from + 1), uint32(to + 1)})
+				out = append(out, pair{from, to, 4}, pair{from, to, 6})
 			}
 		}
 	}
 	return out
+}
+
+// address of an end of a pair.
+func (s scene) address(n uint32, family int) netip.Addr {
+	if n >= outsider {
+		return netip.MustParseAddr(s.outside[n-outsider][family/2-2])
+	}
+	ep := s.locals()[n-1].Endpoint
+	return [2]netip.Addr{ep.Addr4, ep.Addr6}[family/2-2]
 }
 
 // outcome is what a state says of a pair's packets.
@@ -157,19 +209,33 @@ func (o outcome) denial() (rule uint32, direction uint8) {
 	return o.rule[datapath.Egress], uint8(datapath.Egress)
 }
 
-func judge(s *datapath.State, p pair) (o outcome) {
-	from, to := s.Endpoints[p.from], s.Endpoints[p.to]
-	peer := func(ep datapath.Endpoint) datapath.Peer { return s.Peers[netip.PrefixFrom(ep.Addr4, 32)] }
-	if o.forwarded, o.rule[datapath.Egress], _ = s.Judge(from.Egress, peer(to), datapath.TCP, 80); o.forwarded {
-		o.forwarded, o.rule[datapath.Ingress], _ = s.Judge(to.Ingress, peer(from), datapath.TCP, 80)
+// judge says what a state does.
+func (s scene) judge(state *datapath.State, p pair) (o outcome) {
+	from, to := lookup(state, s.address(p.from, p.family)), lookup(state, s.address(p.to, p.family))
+	o.forwarded, o.rule[datapath.Egress], _ = state.Judge(state.Endpoints[p.from].Egress, to, datapath.TCP, dport)
+	if o.forwarded && to.Endpoint != 0 {
+		o.forwarded, o.rule[datapath.Ingress], _ = state.Judge(state.Endpoints[p.to].Ingress, from, datapath.TCP, dport)
 	}
 	return o
+}
+
+// lookup is the address itself, else the longest prefix over it.
+func lookup(state *datapath.State, a netip.Addr) datapath.Peer {
+	for bits := a.BitLen(); bits >= 0; bits-- {
+		if p, ok := state.Peers[netip.PrefixFrom(a, bits).Masked()]; ok {
+			return p
+		}
+	}
+	return datapath.Peer{}
 }
 
 // TestEveryMixtureIsVisible holds the scenes to what they are for: let any of the words that
 // a commit changes come too early or too late, and some pair's outcome is neither state's.
 func TestEveryMixtureIsVisible(t *testing.T) {
 	for name, s := range scenes {
+		if s.outside != nil {
+			continue // not every prefix has an address that is tried
+		}
 		a, b := s.states(s.locals())
 		mixtures := 0
 		for m := range mixed(a, b) {
@@ -186,7 +252,7 @@ func TestEveryMixtureIsVisible(t *testing.T) {
 }
 
 func (s scene) outcomesEqual(x, y *datapath.State) bool {
-	return !slices.ContainsFunc(s.pairs(), func(p pair) bool { return judge(x, p) != judge(y, p) })
+	return !slices.ContainsFunc(s.pairs(), func(p pair) bool { return s.judge(x, p) != s.judge(y, p) })
 }
 
 // mixed yields the states that have each changed word (an endpoint's rulesets, an address's
@@ -200,7 +266,7 @@ func mixed(a, b *datapath.State) func(func(*datapath.State) bool) {
 			}
 		}
 		for p, peer := range b.Peers {
-			if p.Addr().Is4() && peer != a.Peers[p] {
+			if peer != a.Peers[p] && p.Addr().Is4() {
 				words = append(words, func(m *datapath.State) { m.Peers[p] = peer })
 			}
 		}
