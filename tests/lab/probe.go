@@ -31,8 +31,8 @@ func (a Answer) String() string { return [...]string{"silent", "answered", "refu
 const Patience = 700 * time.Millisecond
 
 // Probe sends to an address from within the namespace and waits for the answer. protocol
-// is tcp (a connection made is an answer), udp (needs Echo on the other side) or icmp (the
-// port is ignored).
+// is tcp (a connection made is an answer), udp (needs Serve on the other side), sctp (needs
+// ServeSCTP there) or icmp (the port is ignored).
 func (h *Host) Probe(protocol, addr string, port int) (Answer, error) {
 	ip, err := netip.ParseAddr(addr)
 	if err != nil {
@@ -46,6 +46,8 @@ func (h *Host) Probe(protocol, addr string, port int) (Answer, error) {
 			answer, err = probeTCP(to)
 		case "udp":
 			answer, err = probeUDP(to)
+		case "sctp":
+			answer, err = probeSCTP(to)
 		case "icmp":
 			answer, err = probeICMP(ip)
 		default:
@@ -81,6 +83,11 @@ func probeUDP(to netip.AddrPort) (Answer, error) {
 		return judge(err)
 	}
 	defer conn.Close()
+	return exchange(conn)
+}
+
+// exchange says something and waits for it to come back.
+func exchange(conn net.Conn) (Answer, error) {
 	if _, err := conn.Write([]byte("weir?")); err != nil {
 		return judge(err)
 	}
