@@ -110,8 +110,8 @@ func (r *rig) isLive(q *question, flow *bpf.WeirFlow) (bool, error) {
 	return ok && flow.State&over == 0, err
 }
 
-// begunByOther: protocols without ports have one entry for both directions, and a question
-// is one only if it is not the answer to another.
+// begunByOther: protocols without ports have one entry for both directions, and a packet is
+// judged as the answer it may be, even if the flow is forbidden now and a new one is not.
 func (r *rig) begunByOther(q *question) (bool, error) {
 	if q.key.Port != [2]uint16{} {
 		return false, nil

@@ -2,11 +2,13 @@ package differential
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/tests/randomcluster"
 )
 
 // TestDamageIsNoticed shows that the comparison can fail, and that what it prints is small.
@@ -47,11 +49,14 @@ func TestDamageIsNoticed(t *testing.T) {
 			r.damage = damage
 			for range 30 {
 				r.next(t)
-				err := r.node.Do(func() error { return r.askAll(r.questions()) })
+				questions := slices.DeleteFunc(r.questions(), func(q *question) bool {
+					return !randomcluster.HasPorts(q.tuple.Protocol) // what went before decides, too
+				})
+				err := r.node.Do(func() error { return r.askAll(questions) })
 				if f := new(failure); asFailure(err, &f) {
 					text := r.explain(f)
-					if n := strings.Count(text, "kind: NetworkPolicy"); n != 1 {
-						t.Errorf("%d policies are left of a failure that needs one:\n%s", n, text)
+					if n := strings.Count(text, "kind: NetworkPolicy"); n == 0 || n > 2 {
+						t.Errorf("%d policies are left of a failure that needs one or two:\n%s", n, text)
 					}
 					return
 				} else if err != nil {

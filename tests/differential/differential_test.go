@@ -3,6 +3,7 @@
 package differential
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand"
@@ -73,8 +74,9 @@ func (r *rig) askAll(questions []*question) error {
 
 // ask sends the first packet of a flow; some are answered.
 func (r *rig) ask(q *question) error {
-	if skip, err := r.begunByOther(q); skip || err != nil {
-		return err
+	if other, err := r.begunByOther(q); err != nil || other {
+		_, failed := r.send(packet{question: q.reversed(), reply: true})
+		return errors.Join(err, failed)
 	}
 	q.sent = r.cluster
 	forwarded, err := r.send(packet{question: q, first: true})

@@ -53,6 +53,19 @@ func (r *rig) question(t policy.Tuple, from, to randomcluster.Place) *question {
 
 func keyOf(q *question) (bpf.WeirFlowKey, int) { return testnode.FlowKey(q.ends()) }
 
+// reversed is the flow that a packet of the question's answers, where there are no ports.
+func (q *question) reversed() *question {
+	r := *q
+	r.tuple.From, r.tuple.To = q.tuple.To, q.tuple.From
+	r.from, r.to = q.to, q.from
+	r.way = fromPod
+	if r.from.Local == 0 {
+		r.way = toPod
+	}
+	r.key, r.side = keyOf(&r)
+	return &r
+}
+
 func (q *question) icmp() bool {
 	return q.tuple.Protocol == randomcluster.ICMP || q.tuple.Protocol == randomcluster.ICMPv6
 }

@@ -26,7 +26,7 @@ func (r *rig) explain(f *failure) string {
 	c := &repro{after: r.cluster, failure: f}
 	if !r.fails(c) {
 		if c.before = f.sent; !r.fails(c) {
-			return text + "\nThe question alone does not show it again; it takes what was sent before."
+			return text + "\nThe question alone does not show it again; it takes what was sent before.\n" + r.manifest(c.after, f)
 		}
 	}
 	for r.smaller(c) {
