@@ -6,6 +6,8 @@
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-oracle
 #   fuzz       test-random, ten times as long (SEED=n: other clusters)
+#   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
+#                 (KERNELS="6.1 6.12": on those; QUICK=1: less of them)
 #   lint       format, vet, staticcheck, import arrows
 #   verify     what each kernel program costs the verifier
 #   bench      what a packet costs, as ratios
@@ -60,6 +62,11 @@ fuzz: generate
 	{ $(GO_TEST) -timeout 60m ./tests/differential -seed $(SEED) -nodes 140; status=$$?; \
 	  $(GO_TEST) -timeout 60m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
 
+# Other kernels, in guests without a network (tests/kernels): what a kernel lacks may not be skipped.
+test-kernels: build
+	@tools/deps kernels
+	tests/kernels/run.sh $(if $(QUICK),-quick) $(KERNELS) | go run ./tests/summary -no-skips
+
 lint: lint-c lint-go
 lint-c: generate
 	clang-format-19 --dry-run -Werror $(C_SOURCES)
@@ -81,8 +88,8 @@ bench: generate
 	@bin/bench $(BENCHFLAGS)
 
 clean:
-	tests/lab/clean.sh weird- /run/weird
+	@flock -n /run/.weird.lock tests/lab/clean.sh weird- /run/weird || { echo "clean: a demo is running: interrupt it first"; exit 1; }
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-random test-node test-oracle fuzz lint lint-c lint-go fmt verify bench clean
+.PHONY: all deps generate build demo test test-unit test-packet test-random test-node test-oracle fuzz test-kernels lint lint-c lint-go fmt verify bench clean

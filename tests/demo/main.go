@@ -22,6 +22,8 @@ const (
 	prefix = "weird-"
 	run    = "/run/weird"
 	limit  = 5 * time.Minute
+
+	lockFile = "/run/.weird.lock" // not one of those that are removed
 )
 
 func main() {
@@ -84,7 +86,7 @@ func show(ctx context.Context, keep bool) (err error) {
 // lock keeps a second run off the namespaces of this one. A shop that was left up is not
 // locked: the next run replaces it.
 func lock() (unlock func(), err error) {
-	f, err := os.OpenFile(run+".lock", os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	f, err := os.OpenFile(lockFile, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
