@@ -21,6 +21,7 @@ GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
 ORACLE    = (cd tests/oracle && $(GO_TEST) ./...)
+SLOW      = ./tests/packet ./tests/node ./tests/differential ./tests/atomic# one after the other: they have time limits
 UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|differential|atomic)$$')
 C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
 
@@ -43,7 +44,7 @@ demo: build
 	@bin/demo $(if $(KEEP),-keep)
 
 test: build
-	{ $(GO_TEST) -timeout 20m ./...; status=$$?; $(ORACLE) && exit $$status; } | $(SUMMARY)
+	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
 test-unit: generate
 	$(GO_TEST) $(UNIT) | $(SUMMARY)
 test-packet: generate
