@@ -25,7 +25,7 @@ func (v *veth) configure(addrs addresses) error {
 	if err := v.nodeUp(addrs.list()); err != nil {
 		return fmt.Errorf("node side: %w", err)
 	}
-	return v.awaitCarrier()
+	return v.awaitReady(addrs.list())
 }
 
 // podSettings runs in the pod's network namespace, the only one whose sysctls we touch
