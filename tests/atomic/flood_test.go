@@ -9,6 +9,7 @@ import (
 	"math/rand"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -76,6 +77,7 @@ func (f *flood) run(t *testing.T, commits int) (sum tally, err error) {
 	for i, cpu := range cpus(t) {
 		judges = append(judges, f.judge(t, i+1, cpu))
 	}
+	f.judges = len(judges)
 	f.flip(t, commits)
 	var errs []error
 	for _, j := range judges {
@@ -94,20 +96,32 @@ type flood struct {
 	pairs     []pair
 	addresses map[pair][2]netip.Addr
 	outcomes  map[pair][2]outcome
-	base      uint64        // epoch of states[0], first
-	judged    chan struct{} // packetsAnEpoch more
+	base      uint64 // epoch of states[0], first
+	judges    int
+	judged    chan struct{} // by one of them, packetsAnEpoch more
+	sent      atomic.Uint64 // by sockets
 	over      context.Context
 	stop      context.CancelFunc
 }
 
 func newFlood(t *testing.T, s scene) *flood {
 	t.Helper()
-	f := &flood{node: testnode.New(t, loader.Config{}), locals: s.locals(), pairs: s.pairs(), outcomes: map[pair][2]outcome{}, addresses: map[pair][2]netip.Addr{}, judged: make(chan struct{})}
-	f.over, f.stop = context.WithCancel(t.Context())
+	f := emptyFlood(t, s, loader.Config{})
 	for i := range f.locals {
 		f.locals[i].Endpoint.Ifindex = uint32(f.node.AddDevice(t, fmt.Sprint("pod", i+1)))
 	}
 	f.compile(t, s)
+	return f
+}
+
+// emptyFlood is one whose pods have no interfaces yet.
+func emptyFlood(t *testing.T, s scene, cfg loader.Config) *flood {
+	t.Helper()
+	f := &flood{
+		node: testnode.New(t, cfg), locals: s.locals(), pairs: s.pairs(), judged: make(chan struct{}),
+		outcomes: map[pair][2]outcome{}, addresses: map[pair][2]netip.Addr{},
+	}
+	f.over, f.stop = context.WithCancel(t.Context())
 	return f
 }
 
@@ -148,9 +162,10 @@ func (f *flood) flip(t *testing.T, commits int) {
 	f.wait()
 }
 
-// wait lets a judge send packetsAnEpoch; false when one has found something and stopped.
+// wait lets a judge send packetsAnEpoch; false when one has found something and stopped. The
+// first word of each may be of packets from before, and one word more is a judge's second.
 func (f *flood) wait() bool {
-	for range 2 { // the first may have been counted before
+	for range f.judges + 1 {
 		select {
 		case <-f.judged:
 		case <-f.over.Done():
