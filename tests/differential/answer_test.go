@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/controlplane/policy"
@@ -67,6 +70,31 @@ func (r *rig) reference(q *question) answer {
 		}
 	}
 	return a
+}
+
+// checkExplain holds the explanation to the verdict it explains.
+func (r *rig) checkExplain(q *question, want answer) error {
+	v := policy.Explain(r.cluster, r.world.Node, q.tuple)
+	for d, side := range [...]*policy.Side{v.Egress, v.Ingress} {
+		said := want.sides[d]
+		if said == nil {
+			continue
+		}
+		if side == nil || side.Verdict != said.Verdict || !reflect.DeepEqual(side.Rules, said.Rules) || !reflect.DeepEqual(side.IsolatedBy, said.IsolatedBy) {
+			return fmt.Errorf("%s: %s explained as %+v, is %+v", q, datapath.Direction(d), side, said)
+		}
+		if said.Verdict == policy.Dropped && len(side.NearMisses) == 0 && r.hasRules(said.IsolatedBy, datapath.Direction(d)) {
+			return fmt.Errorf("%s: %s dropped by policies with rules, and none is a near miss", q, datapath.Direction(d))
+		}
+	}
+	return nil
+}
+
+func (r *rig) hasRules(refs []policy.Ref, d datapath.Direction) bool {
+	return slices.ContainsFunc(refs, func(ref policy.Ref) bool {
+		np := r.cluster.NetworkPolicies[types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}]
+		return d == datapath.Egress && len(np.Spec.Egress) > 0 || d == datapath.Ingress && len(np.Spec.Ingress) > 0
+	})
 }
 
 // send hands over a packet and compares everything that can be seen of it. A packet that is

@@ -78,6 +78,11 @@ func (r *rig) ask(q *question) error {
 		_, failed := r.send(packet{question: q.reversed(), reply: true})
 		return errors.Join(err, failed)
 	}
+	if r.rand.Intn(8) == 0 {
+		if err := r.checkExplain(q, r.reference(q)); err != nil {
+			return err
+		}
+	}
 	q.sent = r.cluster
 	forwarded, err := r.send(packet{question: q, first: true})
 	if err != nil || !forwarded {
