@@ -156,8 +156,12 @@ func (r *rig) checkFlow(p packet, at arrival, verdict int, want answer, fail fai
 	if err != nil {
 		return err
 	}
+	if live && p.stray() {
+		_, err = fail("verdict %d at %s, and a flow entry", verdict, at.hook)
+		return err
+	}
 	if !live {
-		if p.first {
+		if p.first && !p.stray() {
 			_, err = fail("verdict %d at %s, and no flow entry", verdict, at.hook)
 		}
 		return err
@@ -255,6 +259,9 @@ func (r *rig) denialKey(p packet, want answer) (key bpf.WeirDenialCountKey, ok b
 	peer, addr, ruleset := p.to, p.tuple.To.Addr, r.state.Endpoints[p.from.Local].Egress
 	if want.direction == datapath.Ingress {
 		peer, addr, ruleset = p.from, p.tuple.From.Addr, r.state.Endpoints[p.to.Local].Ingress
+	}
+	if p.stray() {
+		key.Reason = uint8(bpf.WeirDropReasonDROP_TCP_STRAY)
 	}
 	if r.unmanaged(peer, addr) {
 		key.Reason = uint8(bpf.WeirDropReasonDROP_UNMANAGED_PEER)

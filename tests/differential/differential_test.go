@@ -9,6 +9,8 @@ import (
 	"math/rand"
 	"sync"
 	"testing"
+
+	"github.com/weirnet/weir/datapath"
 )
 
 var (
@@ -18,9 +20,9 @@ var (
 )
 
 // TestKernelAgreesWithReference commits random clusters to a node, one after another, and
-// hands it packets: the first of new flows, and more of those that began under earlier
-// clusters, from either end. Verdict, rule ids, marks, flow entries, denial counts and
-// events must be what the reference says.
+// hands it packets: the first of new flows, TCP from the middle of unknown ones, and more of
+// those that began under earlier clusters, from either end. Verdict, rule ids, marks, flow
+// entries, denial counts and events must be what the reference says.
 func TestKernelAgreesWithReference(t *testing.T) {
 	var sum tally
 	var mu sync.Mutex
@@ -83,6 +85,9 @@ func (r *rig) ask(q *question) error {
 			return err
 		}
 	}
+	if q.tuple.Protocol == datapath.TCP && q.way <= toPod && q.from.Local != q.to.Local && r.rand.Intn(6) == 0 {
+		return r.askLate(q)
+	}
 	q.sent = r.cluster
 	forwarded, err := r.send(packet{question: q, first: true})
 	if err != nil || !forwarded {
@@ -95,6 +100,17 @@ func (r *rig) ask(q *question) error {
 	}
 	r.remember(q)
 	return nil
+}
+
+// askLate sends what is not the beginning of a flow, and of none that is known. A plain ACK
+// may be the answer in a flow that the other side began; the others make no flow.
+func (r *rig) askLate(q *question) error {
+	p := packet{question: q, first: true, flags: []string{"A", "A", "R", "SA", "FA"}[r.rand.Intn(5)]}
+	if p.flags == "A" && !r.reference(q).forwarded && r.reference(q.reversed()).forwarded {
+		p.question, p.reply = q.reversed(), true
+	}
+	_, err := r.send(p)
+	return err
 }
 
 // revisit sends more packets of flows that earlier clusters allowed, of some twice.

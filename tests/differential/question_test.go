@@ -53,9 +53,12 @@ func (r *rig) question(t policy.Tuple, from, to randomcluster.Place) *question {
 
 func keyOf(q *question) (bpf.WeirFlowKey, int) { return testnode.FlowKey(q.ends()) }
 
-// reversed is the flow that a packet of the question's answers, where there are no ports.
+// reversed is the flow that a packet of the question's is an answer of.
 func (q *question) reversed() *question {
 	r := *q
+	if randomcluster.HasPorts(q.tuple.Protocol) {
+		r.port, r.tuple.Port = q.tuple.Port, q.port
+	}
 	r.tuple.From, r.tuple.To = q.tuple.To, q.tuple.From
 	r.from, r.to = q.to, q.from
 	r.way = fromPod
@@ -89,8 +92,12 @@ func (q *question) String() string {
 type packet struct {
 	*question
 	reply bool
-	first bool // there is no entry yet
+	first bool   // there is no entry yet
+	flags string // TCP: other than those that fit
 }
+
+// stray packets belong to flows and make none.
+func (p packet) stray() bool { return p.first && p.flags != "" && p.flags != "A" }
 
 // arrival is where a packet comes to a hook.
 type arrival struct {
@@ -118,7 +125,7 @@ func (r *rig) arrival(p packet) arrival {
 	if from.Node {
 		return arrival{"to_pod", r.ifindex(to), 0, 0}
 	}
-	if p.reply && r.rand.Intn(2) == 0 {
+	if p.reply && !p.first && r.rand.Intn(2) == 0 {
 		return arrival{"from_network", r.uplink, r.uplink, 0} // enforces an entry that it hits
 	}
 	return arrival{"to_pod", r.ifindex(to), r.uplink, 0}
@@ -166,6 +173,8 @@ func (r *rig) frame(p packet) ([]byte, error) {
 
 func (p packet) tcpFlags(plain bool) string {
 	switch {
+	case p.flags != "":
+		return p.flags
 	case !p.first && plain:
 		return "A"
 	case p.reply:
