@@ -61,7 +61,7 @@ test-random: generate
 SEED = 1
 fuzz: generate
 	{ $(GO_TEST) -timeout 60m ./tests/differential -seed $(SEED) -nodes 140; status=$$?; \
-	  $(GO_TEST) -timeout 60m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
+	  $(GO_TEST) -timeout 120m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
 
 # Other kernels, in guests without a network (tests/kernels): what a kernel lacks may not be skipped.
 test-kernels: build

@@ -18,7 +18,7 @@ import (
 var commits = flag.Int("commits", 1000, "commits of each scene")
 
 // Each epoch lasts for so many packets of one judge at least.
-const packetsAnEpoch = 500
+const packetsAnEpoch = 200
 
 // TestNoPacketSeesAMixture hands new packets to the hooks on two threads while a third
 // commits one state after the other.
