@@ -275,3 +275,20 @@ func TestParseXDPMode(t *testing.T) {
 		t.Errorf("error %v, want the modes that exist", err)
 	}
 }
+
+// An ingress qdisc has no egress: what cannot be enforced is not attached in silence.
+func TestFiltersBesideAnIngressQdisc(t *testing.T) {
+	sandbox.Netns(t)
+	dir := filepath.Join(sandbox.BPFFS(t), "weir")
+	load(t, small(dir))
+	one := veth(t, "one")
+	must(t, netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: one, Parent: netlink.HANDLE_INGRESS}}))
+	a := attacher{dir, one, "weir1"}
+	must(t, a.attach(XDPOff, shieldPod)) // its directory
+	p, err := a.loadStub(toPod)
+	must(t, err)
+	defer p.Close()
+	if err := a.attachFilter(tcHook{toPod, ebpf.AttachTCXEgress}, p); err == nil || !strings.Contains(err.Error(), "ingress") {
+		t.Errorf("error %v, want one that names the ingress qdisc", err)
+	}
+}

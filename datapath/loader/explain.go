@@ -27,7 +27,6 @@ var needs = []struct {
 	{"bpf_redirect_peer (Linux 5.10)", helper(asm.FnRedirectPeer)},
 	{"bpf_timer (Linux 5.15)", helper(asm.FnTimerInit)},
 	{"bpf_loop (Linux 5.17)", helper(asm.FnLoop)},
-	{"BPF syscall programs (Linux 5.14)", func() error { return features.HaveProgramType(ebpf.Syscall) }},
 	{"XDP programs (Linux 4.8)", func() error { return features.HaveProgramType(ebpf.XDP) }},
 }
 

@@ -38,11 +38,8 @@ func (a attacher) attachFilter(h tcHook, p *ebpf.Program) error {
 	if done, err := a.hasFilter(h.name, p); done || err != nil {
 		return err
 	}
-	clsact := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: a.ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
-	}}
-	if err := netlink.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add clsact: %w", err)
+	if err := a.addClsact(); err != nil {
+		return err
 	}
 	f := a.filter(h.name)
 	f.Fd, f.Name, f.DirectAction = p.FD(), "weir_"+h.name, true
@@ -50,6 +47,31 @@ func (a attacher) attachFilter(h tcHook, p *ebpf.Program) error {
 		return fmt.Errorf("add filter: %w", err)
 	}
 	return a.pinFilter(h.name, p)
+}
+
+// addClsact leaves a clsact that is there. An ingress qdisc in its place would run filters of
+// either direction at ingress.
+func (a attacher) addClsact() error {
+	clsact := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: a.ifindex, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0),
+	}}
+	err := netlink.QdiscAdd(clsact)
+	if !errors.Is(err, unix.EEXIST) {
+		if err != nil {
+			return fmt.Errorf("add clsact: %w", err)
+		}
+		return nil
+	}
+	there, err := netlink.QdiscList(a.device())
+	if err != nil {
+		return fmt.Errorf("list qdiscs: %w", err)
+	}
+	for _, q := range there {
+		if q.Attrs().Parent == netlink.HANDLE_CLSACT && q.Type() != "clsact" {
+			return fmt.Errorf("add clsact: the interface has a qdisc %s, which excludes it", q.Type())
+		}
+	}
+	return nil
 }
 
 func (a attacher) pinFilter(hook string, p *ebpf.Program) error {
@@ -79,6 +101,11 @@ func (a attacher) filter(hook string) *netlink.BpfFilter {
 	}}
 }
 
+// device is the interface for netlink's lists, which ask for the index alone.
+func (a attacher) device() netlink.Link {
+	return &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: a.ifindex}}
+}
+
 // hasFilter reports whether the hook is pinned and its filter runs p.
 func (a attacher) hasFilter(hook string, p *ebpf.Program) (bool, error) {
 	if !exists(a.pin(filterPin(hook, a.ifindex))) {
@@ -95,8 +122,7 @@ func (a attacher) hasFilter(hook string, p *ebpf.Program) (bool, error) {
 
 // filterProgram is the program of the hook's filter, 0 if it is gone or its interface is.
 func (a attacher) filterProgram(hook string) (ebpf.ProgramID, error) {
-	device := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: a.ifindex}} // its index is all that is asked for
-	list, err := netlink.FilterList(device, a.filter(hook).Parent)
+	list, err := netlink.FilterList(a.device(), a.filter(hook).Parent)
 	if err != nil {
 		return 0, fmt.Errorf("list filters of interface %d: %w", a.ifindex, err)
 	}
