@@ -76,6 +76,7 @@ func (k *Kernel) collectLater() {
 	k.background.Go(func() {
 		for k.collectOnce() {
 		}
+		k.retireLater()
 	})
 }
 

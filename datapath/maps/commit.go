@@ -300,4 +300,5 @@ func (c *commit) markStale() {
 	for _, n := range c.endpoints.retire {
 		k.endpoints.retired[n] = k.tick
 	}
+	k.outOfForce += len(c.unwanted) + len(c.endpoints.retire)
 }

@@ -47,29 +47,6 @@ func (k *Kernel) Counters() (datapath.Counters, error) {
 	return c, nil
 }
 
-// Denials are the exact counts of denied packets since the maps were made.
-func (k *Kernel) Denials() ([]datapath.DenialCount, error) {
-	var out []datapath.DenialCount
-	var key bpf.WeirDenialCountKey
-	var perCPU []bpf.WeirDenialCount
-	entries := k.maps[bpf.WeirMapDenialCounts].Iterate()
-	for entries.Next(&key, &perCPU) {
-		d := datapath.DenialCount{
-			Endpoint: key.Endpoint, Rule: key.Rule,
-			Direction: datapath.Direction(key.Direction), Reason: datapath.Reason(key.Reason),
-		}
-		for _, n := range perCPU {
-			d.Packets += n.Packets
-			d.Bytes += n.Bytes
-		}
-		out = append(out, d)
-	}
-	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("read map %s: %w", bpf.WeirMapDenialCounts, err)
-	}
-	return out, nil
-}
-
 // FlowsOf returns how many flow entries are charged to an endpoint number.
 func (k *Kernel) FlowsOf(endpoint uint32) (uint64, error) {
 	var state bpf.WeirEndpointState

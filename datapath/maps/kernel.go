@@ -50,6 +50,9 @@ type Kernel struct {
 	gracedEpoch uint64 // and after this epoch came
 	anew        bool   // what differs now was damaged: flows are judged anew
 
+	retired    denialTotals // counts of rules and endpoints out of force
+	outOfForce int          // rulesets and endpoints that went since those were looked for
+
 	wait       func() error // Grace, but in tests
 	collecting bool
 	background sync.WaitGroup
@@ -64,7 +67,7 @@ var _ datapath.Kernel = (*Kernel)(nil)
 func Open(bpffsDir string) (*Kernel, error) { return open(bpffsDir, Grace) }
 
 func open(bpffsDir string, wait func() error) (*Kernel, error) {
-	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, anew: true, tick: 1, wait: wait}
+	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, anew: true, tick: 1, retired: denialTotals{}, wait: wait}
 	if err := k.open(bpffsDir); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}

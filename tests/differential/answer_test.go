@@ -236,7 +236,8 @@ func (r *rig) checkDenial(p packet, at arrival, want answer, fail failer) error 
 	if err != nil {
 		return err
 	}
-	if n != r.denied[key]+1 {
+	// The count of a rule that was out of force for long begins anew.
+	if n != r.denied[key]+1 && n != 1 {
 		_, err := fail("dropped at %s; %+v counts %d, was %d; %s", at.hook, key, n, r.denied[key], r.denials())
 		return err
 	}
