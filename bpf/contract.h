@@ -74,7 +74,7 @@ enum drop_reason {
 	DROP_FLOW_SHARE,       /* the endpoint is past its share and there is no free room to borrow */
 	DROP_SHIELD,           /* the shield's deny list */
 	DROP_QUARANTINE,       /* the endpoint is quarantined */
-	DROP_DESTINATION,      /* at a pod's interface with a destination that is not the pod's */
+	DROP_DESTINATION,      /* to a pod with an address not its own, or from one to loopback */
 	DROP_REASON_MAX,
 };
 
@@ -102,7 +102,7 @@ enum counter {
 struct tuple {
 	__u8 saddr[16]; /* IPv4 as ::ffff:a.b.c.d; the family is in family */
 	__u8 daddr[16];
-	__u16 sport; /* ICMP echo: the id, in both */
+	__u16 sport; /* ICMP echo: the id at the asker's end, 0 at the other */
 	__u16 dport;
 	__u8 protocol;
 	__u8 family; /* 4 or 6 */
@@ -340,6 +340,7 @@ struct event {
 	__u64 time; /* ktime (CLOCK_MONOTONIC), ns */
 	__u64 epoch;
 	__u64 created; /* ktime of the flow's first packet, ns; also tells flows of one tuple apart */
+	__u64 last;    /* ktime of its newest packet, ns (to the clock's 100 ms), not before created */
 	struct tuple tuple;
 	__u32 ifindex;     /* where the packet was seen */
 	__u32 endpoint[2]; /* source, destination: numbers, 0 = none here */
@@ -366,4 +367,4 @@ _Static_assert(sizeof(struct flow) == 144, "flow");
 _Static_assert(sizeof(struct endpoint) == 112, "endpoint");
 _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
 _Static_assert(sizeof(struct port_group) == 20, "port_group");
-_Static_assert(sizeof(struct event) == 136, "event");
+_Static_assert(sizeof(struct event) == 144, "event");

@@ -11,6 +11,10 @@ struct inner {
 static __always_inline int inner_read(struct __sk_buff *skb, struct packet *p, struct inner *in)
 {
 	__u32 at = p->l4 + 8, ports = 0;
+	struct {
+		__u8 type, code;
+		__be16 checksum, id;
+	} echo;
 	struct iphdr v4;
 	struct ipv6hdr v6;
 
@@ -34,9 +38,9 @@ static __always_inline int inner_read(struct __sk_buff *skb, struct packet *p, s
 	}
 	in->tuple.sport = in->tuple.dport = 0;
 	if (in->tuple.protocol == IPPROTO_ICMP || in->tuple.protocol == IPPROTO_ICMPV6_) {
-		if (bpf_skb_load_bytes(skb, at + 4, &ports, 2))
+		if (bpf_skb_load_bytes(skb, at, &echo, sizeof(echo)))
 			return 0;
-		in->tuple.sport = in->tuple.dport = bpf_ntohs((__u16)ports);
+		echo_ports(&in->tuple, echo.type == (in->tuple.family == 4 ? 8 : 128), bpf_ntohs(echo.id));
 	} else if (in->tuple.protocol == IPPROTO_TCP || in->tuple.protocol == IPPROTO_UDP ||
 		   in->tuple.protocol == 132) {
 		if (bpf_skb_load_bytes(skb, at, &ports, 4))

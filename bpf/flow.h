@@ -42,11 +42,6 @@ static __always_inline int is_closing(__u32 state)
 	return state & FLOW_RST || (state & (FLOW_FIN_0 | FLOW_FIN_1)) == (FLOW_FIN_0 | FLOW_FIN_1);
 }
 
-static __always_inline int is_icmp_request(struct packet *p)
-{
-	return p->icmp_type == (p->tuple.family == 4 ? 8 : 128);
-}
-
 /* Whether the packet is one its direction of the flow may send. */
 static __always_inline int is_in_turn(struct packet *p, __u32 state, int side)
 {

@@ -35,6 +35,9 @@ __noinline int destination_find(struct walk *w)
 		return DROP_NONE;
 	}
 	to->iface = identity == IDENTITY_HOST ? IFACE_HOST : IFACE_OUTSIDE;
+	/* With route_localnet, which kube-proxy sets, a pod could reach the node's own loopback. */
+	if (w->packet.tuple.family == 4 && (w->packet.tuple.daddr[12] == 127 || w->packet.tuple.daddr[12] == 0))
+		return walk_drop(w, DROP_DESTINATION);
 	if (w->packet.tuple.family == 6 && is_odd_address(w->packet.tuple.daddr, 6) && w->packet.tuple.daddr[0] != 0xff)
 		return walk_drop(w, DROP_BAD_HEADER);
 	if (cfg_tunnel_port && w->packet.tuple.protocol == IPPROTO_UDP && w->packet.tuple.dport == cfg_tunnel_port &&
@@ -43,6 +46,18 @@ __noinline int destination_find(struct walk *w)
 	if (policy_port(w, 1) && is_frontend(w, identity == IDENTITY_HOST))
 		return UNDECIDED;
 	return DROP_NONE;
+}
+
+/* To this node at a port that a NodePort, a hostPort or a Service claims. If nobody
+ * translates it the packet ends here, where no hook sees it again: the pod has to be
+ * allowed to reach the node there. If somebody does, it is judged once more behind NAT. */
+static __always_inline int decide_claimed(struct walk *w)
+{
+	int reason;
+
+	rulesets_find(w, &w->end[0], &w->end[1]);
+	reason = judge_ends(w, &w->end[0], &w->end[1], w->packet.tuple.dport);
+	return reason ? reason : UNDECIDED;
 }
 
 /* A packet a live entry does not answer for, on its way out of a pod. */
@@ -88,6 +103,8 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 		peer_of_endpoint(w->end[0].endpoint, p->tuple.family, w->epoch, &w->end[0]);
 	}
 	reason = destination_find(w);
+	if (reason == UNDECIDED && w->end[1].iface == IFACE_HOST)
+		return decide_claimed(w);
 	return reason ? reason : decide_new(w, walk_entry(w), 1);
 }
 

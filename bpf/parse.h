@@ -73,6 +73,18 @@ static __always_inline int parse_tcp(struct packet *p, struct tcphdr *tcp, void 
 	return DROP_NONE;
 }
 
+static __always_inline int is_icmp_request(struct packet *p)
+{
+	return p->icmp_type == (p->tuple.family == 4 ? 8 : 128);
+}
+
+/* An echo's id is the asker's port: two hosts may ask each other with one id. */
+static __always_inline void echo_ports(struct tuple *t, int request, __u16 id)
+{
+	t->sport = request ? id : 0;
+	t->dport = request ? 0 : id;
+}
+
 static __always_inline int parse_icmp(struct packet *p, __u8 *icmp, void *end, __u32 room)
 {
 	int v6 = p->tuple.family == 6;
@@ -82,7 +94,7 @@ static __always_inline int parse_icmp(struct packet *p, __u8 *icmp, void *end, _
 	p->icmp_type = icmp[0];
 	p->icmp_code = icmp[1];
 	if (v6 ? (icmp[0] == 128 || icmp[0] == 129) : (icmp[0] == 8 || icmp[0] == 0)) {
-		p->tuple.sport = p->tuple.dport = bpf_ntohs(*(__u16 *)(icmp + 4));
+		echo_ports(&p->tuple, is_icmp_request(p), bpf_ntohs(*(__u16 *)(icmp + 4)));
 		return DROP_NONE;
 	}
 	if (v6 ? (icmp[0] >= 1 && icmp[0] <= 4) : (icmp[0] == 3 || icmp[0] == 11 || icmp[0] == 12)) {
@@ -204,9 +216,8 @@ static __always_inline int parse_v6(struct packet *p, struct ipv6hdr *ip, void *
 	if (ip->nexthdr != 44) {
 		if (ip->nexthdr == 0 && p->tuple.daddr[0] == 0xff)
 			return DROP_MULTICAST; /* MLD: every host's chatter bears a router alert */
-		/* Hop-by-hop to a group is how every host reports its groups (MLD). */
 		if (is_extension(ip->nexthdr))
-			return ip->nexthdr == 0 && p->tuple.daddr[0] == 0xff ? DROP_MULTICAST : DROP_EXTENSION_HEADER;
+			return DROP_EXTENSION_HEADER;
 		return parse_transport(p, ip + 1, end, total - sizeof(*ip));
 	}
 	if ((void *)(f + 1) > end || total < sizeof(*ip) + sizeof(*f))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Counting (per CPU, so without atomics), and what leaves by the rings: nothing is dropped without a count, and no event
- * is lost without one. */
+/* Counting (per CPU, so without atomics), and what leaves by the rings: nothing is dropped
+ * without a count, and no event is lost without one. */
 #pragma once
 #include "walk.h"
 
@@ -128,6 +128,14 @@ static __always_inline void event_orient(struct event *e, struct flow *f, struct
 	e->ifindex = f->ifindex[a];
 }
 
+/* Clock of the flow's newest packet. */
+static __always_inline __u64 flow_last(struct flow *f)
+{
+	__u64 a = READ_ONCE(f->side[0].last), b = READ_ONCE(f->side[1].last);
+
+	return a > b ? a : b;
+}
+
 /* An event about a flow, in its initiator's orientation. */
 __noinline int flow_emit(struct flow *f, struct flow_key *key, __u32 kind, __u32 reason, __u32 direction)
 {
@@ -146,6 +154,9 @@ __noinline int flow_emit(struct flow *f, struct flow_key *key, __u32 kind, __u32
 	e->time = bpf_ktime_get_ns();
 	e->epoch = READ_ONCE(f->stamp) >> STAMP_SHIFT;
 	e->created = f->created;
+	e->last = flow_last(f) * 1000000;
+	if (e->last < e->created)
+		e->last = e->created;
 	if (state & FLOW_INITIATOR)
 		event_orient(e, f, key, 1, 0);
 	else

@@ -68,9 +68,7 @@ static long sweep_slot(__u32 i, struct slice *slice)
 			flow_delete(slot, f, at, state);
 		return 0;
 	}
-	last = READ_ONCE(f->side[0].last);
-	if (READ_ONCE(f->side[1].last) > last)
-		last = READ_ONCE(f->side[1].last);
+	last = flow_last(f);
 	if (now - last >= flow_timeout(&slot->key, state, stamp))
 		flow_close(f, &slot->key, state, stamp & STAMP_DROP ? END_REVOKED : end_of(state));
 	return 0;

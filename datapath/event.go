@@ -33,7 +33,7 @@ type Event struct {
 	Created     uint64        // kernel clock, ns, of the flow's first packet: tells flows of one tuple apart
 	Age         time.Duration // from the flow's first packet to the event; 0 for EventDenied
 	Epoch       uint64
-	Source      netip.AddrPort // ICMP echo: port is the id
+	Source      netip.AddrPort // ICMP echo: the id is the source port
 	Destination netip.AddrPort
 	Protocol    uint8
 	Ifindex     uint32

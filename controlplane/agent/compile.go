@@ -2,7 +2,6 @@ package agent
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -25,7 +24,7 @@ func (a *Agent) compile() *attempt {
 	a.addEndpoints(t, in.update.Cluster)
 	t.node = policy.Node{
 		Name:            a.NodeName,
-		Addresses:       withoutServices(in.network.Addresses, t.cluster),
+		Addresses:       in.network.Addresses,
 		ClusterCIDRs:    a.ClusterCIDRs,
 		NodeEgressAllow: a.NodeEgressAllow,
 	}
@@ -57,20 +56,6 @@ func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
 			t.refreshed = append(t.refreshed, fresh)
 		}
 	}
-}
-
-// withoutServices are the addresses that are the node's alone: some proxies bind those
-// of Services to a device. External and load balancer addresses stay, for they are
-// often the node's own.
-func withoutServices(addrs []netip.Addr, c *policy.Cluster) []netip.Addr {
-	taken := map[string]bool{}
-	for _, s := range c.Services {
-		taken[s.Spec.ClusterIP] = true
-		for _, ip := range s.Spec.ClusterIPs {
-			taken[ip] = true
-		}
-	}
-	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return taken[a.String()] })
 }
 
 // objectError is a problem at the place of its object in the source.

@@ -2,16 +2,22 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/datapath"
 )
 
 // frontends are the addresses and ports that the node's NAT answers for.
+// A Service that this node's own processes serve is none: what its NAT turns to the node
+// no hook sees again, so such packets are judged on the address they name.
 func (w *compiler) frontends() {
-	for _, s := range w.cluster.Services {
-		if s.Spec.Type != corev1.ServiceTypeExternalName {
+	here := w.servedHere()
+	for name, s := range w.cluster.Services {
+		if s.Spec.Type != corev1.ServiceTypeExternalName && !here[name] {
 			w.service(s)
 		}
 	}
@@ -20,6 +26,23 @@ func (w *compiler) frontends() {
 			w.hostPorts(pod, l)
 		}
 	}
+}
+
+// servedHere are the Services with an endpoint at an address of this node.
+func (w *compiler) servedHere() map[types.NamespacedName]bool {
+	own := map[string]bool{}
+	for _, a := range w.node.Addresses {
+		own[a.String()] = true
+	}
+	out := map[types.NamespacedName]bool{}
+	for _, slice := range w.cluster.EndpointSlices {
+		for _, e := range slice.Endpoints {
+			if slices.ContainsFunc(e.Addresses, func(a string) bool { return own[a] }) {
+				out[types.NamespacedName{Namespace: slice.Namespace, Name: slice.Labels[discoveryv1.LabelServiceName]}] = true
+			}
+		}
+	}
+	return out
 }
 
 func (w *compiler) service(s *corev1.Service) {

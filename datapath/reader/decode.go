@@ -47,12 +47,17 @@ func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 	}, true
 }
 
-// age is 0 for denials: they belong to no flow.
+// age is 0 for denials: they belong to no flow. A flow ended with its newest packet, long
+// before anybody could tell that it had.
 func age(e *bpf.WeirEvent) time.Duration {
-	if datapath.EventKind(e.Kind) == datapath.EventDenied || e.Time < e.Created {
+	until := e.Time
+	if datapath.EventKind(e.Kind) == datapath.EventEnded {
+		until = e.Last
+	}
+	if datapath.EventKind(e.Kind) == datapath.EventDenied || until < e.Created {
 		return 0
 	}
-	return time.Duration(e.Time - e.Created)
+	return time.Duration(until - e.Created)
 }
 
 func end(addr [16]uint8, family uint8, port uint16) netip.AddrPort {

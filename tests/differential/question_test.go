@@ -75,9 +75,7 @@ func (q *question) icmp() bool {
 
 func (q *question) ends() (from, to netip.AddrPort, protocol uint8) {
 	sport, dport := q.port, q.tuple.Port
-	if q.icmp() {
-		dport = q.port
-	} else if !randomcluster.HasPorts(q.tuple.Protocol) {
+	if !q.icmp() && !randomcluster.HasPorts(q.tuple.Protocol) {
 		sport = 0
 	}
 	return netip.AddrPortFrom(q.tuple.From.Addr, sport), netip.AddrPortFrom(q.tuple.To.Addr, dport), q.tuple.Protocol

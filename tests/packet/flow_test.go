@@ -75,12 +75,16 @@ func TestServiceIsJudgedBehindNAT(t *testing.T) {
 	s.State.Frontends[datapath.Frontend{Addr: mustAddr("0.0.0.0"), Protocol: datapath.TCP, Port: 30080}] = struct{}{}
 	s.Set(s.a, toWorld, open)
 	s.Commit(t)
-	for _, dst := range []testnode.Frame{tcp(s.a.Addr4, 7, "10.96.0.1", 443, "S"), tcp(s.a.Addr4, 7, nodeAddr, 30080, "S")} {
-		r := s.from(t, "to a frontend", s.a, dst, next)
-		if r.Mark != uint16(s.a.Number) {
-			t.Fatalf("mark %#x: want the endpoint alone, not decided", r.Mark)
+	undecided := func(what string, p testnode.Pod, f testnode.Frame) {
+		t.Helper()
+		if r := s.from(t, what, p, f, next); r.Mark != uint16(p.Number) {
+			t.Fatalf("%s: mark %#x: want the endpoint alone, not decided", what, r.Mark)
 		}
 	}
+	undecided("to a Service", s.a, tcp(s.a.Addr4, 7, "10.96.0.1", 443, "S"))
+	undecided("to a NodePort, not isolated", s.c, tcp(s.c.Addr4, 7, nodeAddr, 30080, "S"))
+	// If nobody translates it, it ends at the node, which a may not reach.
+	s.from(t, "to a NodePort, the node forbidden", s.a, tcp(s.a.Addr4, 7, nodeAddr, 30080, "S"), dropped(bpf.WeirDropReasonDROP_POLICY))
 	n := uint16(s.a.Number)
 	s.network(t, "allowed backend", "to_network", tcp(nodeAddr, 7, outside, 80, "S"), s.a.Ifindex, n, next)
 	s.network(t, "its answer", "from_network", tcp(outside, 80, nodeAddr, 7, "SA"), s.uplink, 0, next)
@@ -224,6 +228,10 @@ func TestReverseConnectionOnAnOldTuple(t *testing.T) {
 	s.from(t, "echo", s.a, testnode.Echo(a, b, 9, false), redirected)
 	s.from(t, "reply", s.b, testnode.Echo(b, a, 9, true), redirected)
 	s.from(t, "b asks with the same id", s.b, testnode.Echo(b, a, 9, false), dropped(bpf.WeirDropReasonDROP_POLICY))
+	s.from(t, "a asks c", s.a, testnode.Echo(a, s.c.Addr4, 11, false), redirected)
+	s.from(t, "c asks with the same id", s.c, testnode.Echo(s.c.Addr4, a, 11, false), redirected)
+	s.from(t, "c answers", s.c, testnode.Echo(s.c.Addr4, a, 11, true), redirected)
+	s.from(t, "a answers", s.a, testnode.Echo(a, s.c.Addr4, 11, true), redirected)
 	s.from(t, "a reply of no request", s.a, testnode.Echo(a, b, 10, true), dropped(bpf.WeirDropReasonDROP_ICMP_TYPE))
 	c, _ := s.Kernel.Counters()
 	if c.FlowsEnded != 1 {

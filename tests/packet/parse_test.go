@@ -65,6 +65,8 @@ func TestParserFailsClosed(t *testing.T) {
 		{"redirect", icmp6(a6, b6, 137).Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
 		{"v4-mapped source", tcp6("::ffff:10.0.0.1", b6).Bytes(t), bpf.WeirDropReasonDROP_SPOOFED_SOURCE},
 		{"v4-mapped destination (B28)", tcp6(a6, "::ffff:10.0.0.2").Bytes(t), bpf.WeirDropReasonDROP_BAD_HEADER},
+		{"to the node's loopback (B35)", tcp(a4, 1, "127.0.0.1", 80, "S").Bytes(t), bpf.WeirDropReasonDROP_DESTINATION},
+		{"to 0.0.0.0", tcp(a4, 1, "0.0.0.0", 80, "S").Bytes(t), bpf.WeirDropReasonDROP_DESTINATION},
 		{"loopback source (B12)", tcp("127.0.0.1", 1, b4, 80, "S").Bytes(t), bpf.WeirDropReasonDROP_SPOOFED_SOURCE},
 		{"node's source", tcp(nodeAddr, 1, b4, 80, "S").Bytes(t), bpf.WeirDropReasonDROP_SPOOFED_SOURCE},
 	} {
