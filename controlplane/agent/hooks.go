@@ -133,7 +133,15 @@ func (a *Agent) attachDevices(s *node.State) {
 	here := map[string]bool{}
 	for _, d := range a.hooked.state.Devices {
 		here[d.Name] = true
-		err := a.Hooks.AttachDevice(d.Index, d.Name, a.isUplink(d))
+		uplink := a.isUplink(d)
+		if uplink && d.Raw {
+			// The programs read Ethernet. On a raw device a sender could write what they take
+			// for a header; what leaves there undecided fails to parse, and is dropped.
+			uplink = false
+			warnings = append(warnings, fmt.Sprintf("uplink %s: its packets have no Ethernet header: from_network is not attached; "+
+				"what comes in is judged at the pods, answers through the node's NAT as new traffic", d.Name))
+		}
+		err := a.Hooks.AttachDevice(d.Index, d.Name, uplink)
 		if err != nil && !errors.Is(err, unix.ENODEV) {
 			warnings = append(warnings, fmt.Sprintf("device %s: %v", d.Name, err))
 		}

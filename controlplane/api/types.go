@@ -151,11 +151,11 @@ type FlowStatus struct {
 
 // ObjectError is one thing that cannot be enforced as it is written.
 type ObjectError struct {
-	File     string `json:"file,omitempty"`
-	Document int    `json:"document,omitempty"` // 1-based, within File
-	Object   string `json:"object,omitempty"`   // "NetworkPolicy ns/name"
-	Field    string `json:"field,omitempty"`    // spec.ingress[0].from[1].ipBlock.cidr
-	Message  string `json:"message"`            // what is wrong and what to do
+	File     string `json:"file"`
+	Document int    `json:"document"` // 1-based, within File
+	Object   string `json:"object"`   // "NetworkPolicy ns/name"
+	Field    string `json:"field"`    // spec.ingress[0].from[1].ipBlock.cidr
+	Message  string `json:"message"`  // what is wrong and what to do
 }
 
 // String is the one line that logs and the CLI print.

@@ -30,6 +30,7 @@ type Device struct {
 	Name         string
 	Index        int
 	DefaultRoute bool // a default route goes out here
+	Raw          bool // its packets have no Ethernet header (tun, WireGuard, ipip)
 }
 
 // Network asks netlink about the namespace of the calling thread.
@@ -147,7 +148,7 @@ func read() (State, error) {
 			skip[a.Index] = true
 		}
 		if a.Flags&net.FlagLoopback == 0 {
-			s.Devices = append(s.Devices, Device{Name: a.Name, Index: a.Index, DefaultRoute: defaults[a.Index]})
+			s.Devices = append(s.Devices, Device{Name: a.Name, Index: a.Index, DefaultRoute: defaults[a.Index], Raw: a.EncapType != "ether"})
 		}
 	}
 	slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })

@@ -18,7 +18,7 @@ const (
 	maxFileSize = 64 << 20
 	// writerPatience is how long a file that somebody holds open for writing is left
 	// alone; after it the file is read as it stands.
-	writerPatience = time.Second
+	writerPatience = 3 * time.Second
 	// settleTime is how long a file must have been left unchanged where the file system
 	// cannot say whether a writer has it open.
 	settleTime = 10 * time.Millisecond
