@@ -11,7 +11,7 @@ packages=${PACKAGES:-tests/packet datapath/maps datapath/loader tests/node}
 quick=
 if [ "${1:-}" = -quick ]; then
 	shift
-	quick='^Test(Attach|Filters|Kernel|SCTP|DefaultDeny|Peers|Revocation|AgentKilled|DelAndAddressReuse)'
+	quick='^Test(Attach|Filters|Kernel|SCTP|Peers|Revocation$|AgentKilled|DelAndAddressReuse)'
 	packages="tests/packet datapath/loader tests/node"
 fi
 limit=1800 # seconds a guest has
