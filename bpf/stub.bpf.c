@@ -37,11 +37,16 @@ struct {
 	__type(value, __u32);
 } xdp_progs SEC(".maps");
 
-#define STUB(NAME, TYPE, CTX, PROGS, HOOK, DROP)                  \
-	SEC(TYPE) int NAME(struct CTX *ctx)                       \
-	{                                                         \
-		bpf_tail_call(ctx, &PROGS, 2 * HOOK + (abi & 1)); \
-		return DROP;                                      \
+/* Two jumps to constant places, not one to a computed place: the kernel patches those into
+ * the code, where the other would be an indirect call for every packet. */
+#define STUB(NAME, TYPE, CTX, PROGS, HOOK, DROP)                         \
+	SEC(TYPE) int NAME(struct CTX *ctx)                              \
+	{                                                                \
+		if (abi & 1)                                             \
+			bpf_tail_call_static(ctx, &PROGS, 2 * HOOK + 1); \
+		else                                                     \
+			bpf_tail_call_static(ctx, &PROGS, 2 * HOOK);     \
+		return DROP;                                             \
 	}
 
 STUB(stub_from_pod, "tc", __sk_buff, tc_progs, HOOK_FROM_POD, 2)
