@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/api"
-	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
 )
@@ -130,8 +129,8 @@ func (a *Agent) status() (api.Status, error) {
 	if a.input.update != nil {
 		s.Revision.Desired = a.input.update.Revision
 	}
-	if a.applied.cluster != nil {
-		s.Warnings = append(s.Warnings, source.Warnings(a.applied.cluster)...)
+	if a.applied.cluster != nil && a.input.update != nil {
+		s.Warnings = append(s.Warnings, a.input.update.Warnings(a.applied.cluster)...)
 	}
 	s.Revision.Applied = a.applied.revision
 	s.Endpoints = len(a.records.All())

@@ -8,15 +8,17 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
 )
 
-// Warnings are policies of c that are valid and name nothing: they select no pod, or a
+// Warnings are policies of c, at their places in u, that are valid and name nothing: they select no pod, or a
 // peer's namespaceSelector selects no namespace that has pods. They are sorted. It looks
 // at every policy and pod: for questions of people, not for the way of a change.
-func Warnings(c *policy.Cluster) []string {
-	w := warner{cluster: c, pods: map[string][]*corev1.Pod{}}
+func (u Update) Warnings(c *policy.Cluster) []string {
+	w := warner{update: u, cluster: c, pods: map[string][]*corev1.Pod{}}
 	for _, p := range c.Pods {
 		w.pods[p.Namespace] = append(w.pods[p.Namespace], p)
 	}
@@ -28,13 +30,16 @@ func Warnings(c *policy.Cluster) []string {
 }
 
 type warner struct {
+	update  Update
 	cluster *policy.Cluster
 	pods    map[string][]*corev1.Pod // by namespace
 	out     []string
 }
 
 func (w *warner) warn(p *networkingv1.NetworkPolicy, field, message string) {
-	w.out = append(w.out, fmt.Sprintf("NetworkPolicy %s/%s: %s: %s", p.Namespace, p.Name, field, message))
+	file, document, _ := w.update.Place("NetworkPolicy", types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
+	at := api.ObjectError{File: file, Document: document, Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, Field: field, Message: message}
+	w.out = append(w.out, at.String())
 }
 
 func (w *warner) policy(p *networkingv1.NetworkPolicy) {

@@ -34,7 +34,7 @@ spec:
 		t.Fatal(errs)
 	}
 	m := merge(map[string]*file{"f.yaml": {good: &content{objects: objects}}}, nil, nil)
-	got := Warnings(m.cluster)
+	got := Update{}.Warnings(m.cluster)
 	want := []string{
 		`NetworkPolicy default/idle: spec.egress[0].to[1].namespaceSelector: selects no namespace that has pods: the peer allows nothing now`,
 		`NetworkPolicy default/idle: spec.podSelector: selects no pod of namespace "default": the policy does nothing now`,
