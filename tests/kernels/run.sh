@@ -11,7 +11,7 @@ packages=${PACKAGES:-tests/packet datapath/maps datapath/loader tests/node}
 quick=
 if [ "${1:-}" = -quick ]; then
 	shift
-	quick='^Test(Attach|Filters|Kernel|SCTP|Peers|Revocation$|AgentKilled|DelAndAddressReuse)'
+	quick='^Test(Attach|Filters|Kernel|SCTP|Revocation$|AgentKilled|DelAndAddressReuse)'
 	packages="tests/packet datapath/loader tests/node"
 fi
 limit=1800 # seconds a guest has
@@ -41,7 +41,7 @@ make_root() {
 	with_libraries ip bash awk rm
 	for package in $packages; do
 		mkdir -p "$root/src/$package"
-		CGO_ENABLED=0 go test -c -tags sctp -o "$root/src/$package/test" "./$package"
+		CGO_ENABLED=0 go test -c -trimpath -tags sctp -o "$root/src/$package/test" "./$package"
 		[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$root/src/$package/"
 	done
 	mkdir -p "$root/src/tests/lab"
