@@ -1,0 +1,3 @@
+package bypass
+
+var surfaces []bypass
