@@ -84,8 +84,11 @@ type DenialCount struct {
 // the real one; Fake in this package keeps it in memory and renders it as text.
 type Kernel interface {
 	// Commit makes the node enforce s from one epoch on and returns that epoch (the
-	// present one when nothing changed). On an error nothing changed.
+	// present one when nothing changed). On an error nothing changed; a *FullError names
+	// the map that s does not fit.
 	Commit(s *State) (epoch uint64, err error)
+	// Limits are how large a State may be to fit for sure.
+	Limits() Limits
 	// Epoch returns the one in force.
 	Epoch() uint64
 	// Grace returns when no program that ran before the call runs any more.

@@ -16,6 +16,8 @@ type Fake struct {
 	// Count and Denied are what Counters and Denials answer.
 	Count  Counters
 	Denied []DenialCount
+	// Most is what Limits answers.
+	Most Limits
 
 	mu      sync.Mutex
 	epoch   uint64
@@ -62,6 +64,9 @@ func needsEpoch(was, is *State) bool {
 	}
 	return false
 }
+
+// Limits implements Kernel.
+func (f *Fake) Limits() Limits { return f.Most }
 
 // State is the last one committed, nil before the first.
 func (f *Fake) State() *State {

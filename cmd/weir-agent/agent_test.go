@@ -251,6 +251,7 @@ func TestBadStarts(t *testing.T) {
 		{[]string{"--cluster-cidr", "10.0.0.0"}, 2, "10.0.0.0"},
 		{[]string{"--node-egress", "maybe"}, 2, "maybe"},
 		{[]string{"--add-wait", "0s"}, 2, "--add-wait"},
+		{[]string{"--map-size", "facts=none"}, 2, "facts=none"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		cmd, stderr := r.command(c.args...)

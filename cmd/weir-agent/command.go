@@ -28,7 +28,7 @@ type options struct {
 	nodeEgress   string
 	masquerade   bool
 	addWait      time.Duration
-	flowCapacity uint32
+	mapSizes     []string
 	flowLog      int
 	markShift    uint32
 	logFormat    string
@@ -36,6 +36,7 @@ type options struct {
 
 	// Of the above, checked.
 	cidrs []netip.Prefix
+	sizes loader.Sizes
 	xdp   loader.XDPMode
 	log   *slog.Logger
 }
@@ -85,7 +86,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
 	f.BoolVar(&o.masquerade, "masquerade", false, "translate pods' addresses on the way out (not in standalone)")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
-	f.Uint32Var(&o.flowCapacity, "flow-capacity", 0, "entries of the kernel's flow table (0: as built)")
+	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
 	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -118,6 +119,9 @@ func (o *options) check() error {
 	var err error
 	if o.xdp, err = loader.ParseXDPMode(o.uplinkXDP); err != nil {
 		return usage("--uplink-xdp: %w", err)
+	}
+	if o.sizes, err = loader.ParseSizes(o.mapSizes); err != nil {
+		return usage("--map-size: %w", err)
 	}
 	return o.checkLog()
 }

@@ -104,7 +104,7 @@ func load(o *options) (unlock func(), err error) {
 		return nil, err
 	}
 	loaded, err := loader.Load(loader.Config{
-		BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, FlowCapacity: o.flowCapacity,
+		BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes,
 	})
 	if err != nil {
 		_ = lock.Close() // of nil, too: the error says more

@@ -82,6 +82,7 @@ type Agent struct {
 	dirty    chan struct{} // has one element when there is something to commit
 	savedIDs uint64        // ids.Changed() that is on disk; of the commit loop alone
 	idsOnce  bool          // the id tables were saved since the start
+	versions versions      // of the commit loop alone
 	seen     *node.State   // of networkChanged alone
 
 	mu      sync.Mutex
@@ -122,6 +123,9 @@ func New(c Config) (*Agent, error) {
 			c.StateDir.Path(idsFile), c.BPFFSDir, c.Kernel.Epoch(), c.BPFFSDir)
 	}
 	a.savedIDs = a.ids.Changed()
+	if a.versions, err = openVersions(c.StateDir); err != nil {
+		c.Log.Error("a policy's version in force is lost: if what it is now is refused, it isolates its pods", "error", err)
+	}
 	if a.records, err = endpoint.Open(c.StateDir); err != nil {
 		c.Log.Error("an endpoint's record is lost, its pod is cut off until it is added again", "error", err)
 		a.notes = append(a.notes, err.Error())

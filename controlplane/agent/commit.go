@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
 )
 
 const (
@@ -74,12 +76,10 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 // commit makes the present input enforced; false: it is not complete yet.
 func (a *Agent) commit() (bool, error) {
 	begun := time.Now()
-	t := a.compile()
+	t := a.attempt(a.Kernel.Limits())
 	if t == nil {
 		return false, nil
 	}
-	a.names.show(t, &a.applied) // only this goroutine writes applied
-	t.epoch, t.err = a.enforce(t)
 	if t.err != nil {
 		t.errors = append(t.errors, api.ObjectError{Message: t.err.Error()})
 	}
@@ -87,8 +87,40 @@ func (a *Agent) commit() (bool, error) {
 	if t.err != nil {
 		return true, t.err
 	}
+	if err := a.versions.save(t.result); err != nil {
+		a.Log.Error("a policy that is refused after a restart may isolate its pods instead of staying as it was", "error", err)
+	}
 	a.Log.Debug("committed", "revision", t.revision, "epoch", t.epoch, "took", time.Since(begun))
 	return true, a.releaseNumbers(t)
+}
+
+// attempt compiles and commits. Where a map turns out to hold less than it ought to, it
+// compiles for less.
+func (a *Agent) attempt(limits datapath.Limits) *attempt {
+	for {
+		t := a.compile(limits)
+		if t == nil {
+			return nil
+		}
+		a.names.show(t, &a.applied) // only this goroutine writes applied
+		t.epoch, t.err = a.enforce(t)
+		full := new(datapath.FullError)
+		if !errors.As(t.err, &full) || !lessen(&limits, full.Map, t.result.State.Size()) {
+			return t
+		}
+		a.Log.Warn("compile for less", "error", full)
+	}
+}
+
+// lessen lowers one limit below what a state needed; false: there is none to lower.
+func lessen(limits *datapath.Limits, name string, needed datapath.Limits) bool {
+	i := slices.Index(limits.Maps(), name)
+	if i < 0 {
+		return false
+	}
+	limit := *needed.Values()[i] * 7 / 8
+	*limits.Values()[i] = limit
+	return limit > 0
 }
 
 func (a *Agent) enforce(t *attempt) (uint64, error) {

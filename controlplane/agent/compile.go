@@ -9,11 +9,12 @@ import (
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/source"
+	"github.com/weirnet/weir/datapath"
 )
 
 // compile makes an attempt of the present input, nil while something of it is missing.
 // Everything is compiled, whatever changed: the kernel's maps find the difference.
-func (a *Agent) compile() *attempt {
+func (a *Agent) compile(limits datapath.Limits) *attempt {
 	a.mu.Lock()
 	in := a.input
 	a.mu.Unlock()
@@ -27,9 +28,10 @@ func (a *Agent) compile() *attempt {
 		Addresses:       in.network.Addresses,
 		ClusterCIDRs:    a.ClusterCIDRs,
 		NodeEgressAllow: a.NodeEgressAllow,
+		Limits:          limits,
 	}
-	t.result = policy.Compile(t.cluster, t.node, t.locals, a.ids)
-	t.cluster.Refused = t.result.Refused
+	t.result = policy.Recompile(a.before(), t.cluster, t.node, t.locals, a.ids)
+	t.cluster = t.result.Enforced
 	t.sourceErrors = in.update.Errors
 	for _, p := range t.result.Errors {
 		t.errors = append(t.errors, objectError(in.update, p))

@@ -31,9 +31,8 @@ type Cluster struct {
 	Services        map[types.NamespacedName]*corev1.Service
 	EndpointSlices  map[types.NamespacedName]*discoveryv1.EndpointSlice
 
-	// Refused policies could not be enforced as they are written: they isolate the pods
-	// they select and allow nothing. Verdict heeds it; callers copy it from
-	// Result.Refused so that the reference says what is enforced.
+	// Refused policies could not be enforced and have no version that was: they isolate
+	// the pods they select and allow nothing. Set by Compile in Result.Enforced.
 	Refused map[types.NamespacedName]bool
 }
 
@@ -44,6 +43,16 @@ type Node struct {
 	RemoteNodes     []netip.Addr // other nodes'
 	ClusterCIDRs    []netip.Prefix
 	NodeEgressAllow bool // a pod may always reach its own node
+	Limits          datapath.Limits
+}
+
+// Before is what is in force when a compilation begins: what it falls back to where
+// something of the cluster cannot be enforced.
+type Before struct {
+	// Policies are the versions in force, nil for one that isolates and allows nothing.
+	Policies map[types.NamespacedName]*networkingv1.NetworkPolicy
+	// Names are the addresses of pods that are known.
+	Names map[netip.Addr]types.NamespacedName
 }
 
 // Local is a pod's interface on this node: the facts about the interface are filled
@@ -70,6 +79,10 @@ type Ref struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
+}
+
+func podRef(name types.NamespacedName) Ref {
+	return Ref{Kind: "Pod", Namespace: name.Namespace, Name: name.Name}
 }
 
 func (r Ref) String() string { return r.Kind + " " + r.Namespace + "/" + r.Name }

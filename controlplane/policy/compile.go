@@ -19,6 +19,9 @@ type compiler struct {
 	node    Node
 	locals  []Local
 	ids     *Allocator
+	before  Before
+	fates   fates
+	singles int // addresses of pods and nodes said so far
 	result  *Result
 	state   *datapath.State
 
@@ -42,11 +45,29 @@ type portName struct {
 // Compile makes what a node has to enforce from the cluster's objects and the pods'
 // interfaces on it. Numbers come from a; the same input gives the same numbers again.
 func Compile(c *Cluster, n Node, locals []Local, a *Allocator) *Result {
-	w := newCompiler(c, n, locals, a)
+	return Recompile(Before{}, c, n, locals, a)
+}
+
+// Recompile is Compile on a node that has something in force. What cannot be enforced is
+// refused by object: a policy's version in force stays, or, where there is none, the pods
+// it selects are isolated.
+func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) *Result {
+	fates := fates{}
+	for {
+		w := newCompiler(c, n, locals, a)
+		w.before, w.fates = before, fates
+		w.run()
+		if !w.refuse() {
+			w.cutOff()
+			return w.result
+		}
+	}
+}
+
+func (w *compiler) run() {
 	w.parse()
 	w.keys = mentionedBy(w.policies)
 	w.identify()
-	w.refuse()
 	w.rulesets()
 	w.blocks()
 	w.facts()
@@ -54,7 +75,6 @@ func Compile(c *Cluster, n Node, locals []Local, a *Allocator) *Result {
 	w.frontends()
 	w.views()
 	w.warn()
-	return w.result
 }
 
 func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
@@ -80,28 +100,9 @@ func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
 			Endpoints: map[uint32]EndpointView{},
 			Blocks:    map[netip.Prefix]identity.Number{},
 			Names:     map[netip.Addr]types.NamespacedName{},
-			Refused:   map[types.NamespacedName]bool{},
+			Held:      map[types.NamespacedName]bool{},
 		},
 	}
-}
-
-func (w *compiler) parse() {
-	for _, name := range sortedNames(w.cluster.NetworkPolicies) {
-		p, problems := parsePolicy(w.cluster.NetworkPolicies[name])
-		w.result.Errors = append(w.result.Errors, problems...)
-		if p.refused || w.cluster.Refused[name] {
-			w.reject(p)
-		}
-		w.policies = append(w.policies, p)
-		w.byNS[name.Namespace] = append(w.byNS[name.Namespace], p)
-	}
-}
-
-// reject keeps what a policy isolates and drops what it allows.
-func (w *compiler) reject(p *parsed) {
-	p.refused = true
-	p.rules = [2][]*parsedRule{}
-	w.result.Refused[p.name] = true
 }
 
 // mentioned is what some policy can tell pods apart by.
@@ -245,7 +246,7 @@ func (w *compiler) views() {
 		}
 	}
 	for _, p := range w.policies {
-		np := w.cluster.NetworkPolicies[p.name]
+		np := w.result.Enforced.NetworkPolicies[p.name]
 		v := PolicyView{Ref: p.ref, Selects: selects[p], Ingress: len(np.Spec.Ingress), Egress: len(np.Spec.Egress)}
 		for d, name := range [...]string{datapath.Ingress: "Ingress", datapath.Egress: "Egress"} {
 			if p.isolates[d] {

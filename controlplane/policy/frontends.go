@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -16,15 +17,30 @@ import (
 // no hook sees again, so such packets are judged on the address they name.
 func (w *compiler) frontends() {
 	here := w.servedHere()
-	for name, s := range w.cluster.Services {
-		if s.Spec.Type != corev1.ServiceTypeExternalName && !here[name] {
-			w.service(s)
-		}
-	}
 	for _, l := range w.locals {
 		if pod := w.cluster.Pods[l.Pod]; pod != nil {
-			w.hostPorts(pod, l)
+			w.claim(podRef(l.Pod), hostPorts(pod, l))
 		}
+	}
+	for _, name := range sortedNames(w.cluster.Services) {
+		s := w.cluster.Services[name]
+		if s.Spec.Type != corev1.ServiceTypeExternalName && !here[name] {
+			w.claim(Ref{Kind: "Service", Namespace: name.Namespace, Name: name.Name}, service(s))
+		}
+	}
+}
+
+// claim adds an object's frontends if they fit, all or none.
+func (w *compiler) claim(owner Ref, frontends []datapath.Frontend) {
+	fresh := slices.DeleteFunc(frontends, func(f datapath.Frontend) bool { _, ok := w.state.Frontends[f]; return ok })
+	if most := w.node.Limits.Frontends; most > 0 && len(w.state.Frontends)+len(fresh) > most {
+		w.result.Errors = append(w.result.Errors, Problem{Ref: owner, Field: "spec", Message: fmt.Sprintf(
+			"its %d addresses and ports do not fit, at most %d are known (--map-size frontends=N): packets to them are judged on the address they name",
+			len(frontends), most)})
+		return
+	}
+	for _, f := range fresh {
+		w.state.Frontends[f] = struct{}{}
 	}
 }
 
@@ -45,7 +61,7 @@ func (w *compiler) servedHere() map[types.NamespacedName]bool {
 	return out
 }
 
-func (w *compiler) service(s *corev1.Service) {
+func service(s *corev1.Service) (out []datapath.Frontend) {
 	addrs := serviceAddresses(s)
 	for _, port := range s.Spec.Ports {
 		protocol, ok := protocolNumber(port.Protocol)
@@ -53,14 +69,15 @@ func (w *compiler) service(s *corev1.Service) {
 			continue
 		}
 		for _, a := range addrs {
-			w.frontend(a, protocol, port.Port)
+			out = append(out, frontend(a, protocol, port.Port))
 		}
 		if port.NodePort != 0 {
 			for _, a := range unspecified(s.Spec.IPFamilies) {
-				w.frontend(a, protocol, port.NodePort)
+				out = append(out, frontend(a, protocol, port.NodePort))
 			}
 		}
 	}
+	return out
 }
 
 // serviceAddresses are all that stand for the Service; none for a headless one.
@@ -94,7 +111,7 @@ func unspecified(families []corev1.IPFamily) []netip.Addr {
 }
 
 // hostPorts of a pod here, on the address they name or on all.
-func (w *compiler) hostPorts(pod *corev1.Pod, l Local) {
+func hostPorts(pod *corev1.Pod, l Local) (out []datapath.Frontend) {
 	for _, c := range containers(pod) {
 		for _, p := range c.Ports {
 			protocol, ok := protocolNumber(p.Protocol)
@@ -102,10 +119,11 @@ func (w *compiler) hostPorts(pod *corev1.Pod, l Local) {
 				continue
 			}
 			for _, a := range hostPortAddresses(p.HostIP, l) {
-				w.frontend(a, protocol, p.HostPort)
+				out = append(out, frontend(a, protocol, p.HostPort))
 			}
 		}
 	}
+	return out
 }
 
 func hostPortAddresses(hostIP string, l Local) []netip.Addr {
@@ -123,6 +141,6 @@ func hostPortAddresses(hostIP string, l Local) []netip.Addr {
 	return out
 }
 
-func (w *compiler) frontend(a netip.Addr, protocol uint8, port int32) {
-	w.state.Frontends[datapath.Frontend{Addr: a, Protocol: protocol, Port: uint16(port)}] = struct{}{}
+func frontend(a netip.Addr, protocol uint8, port int32) datapath.Frontend {
+	return datapath.Frontend{Addr: a, Protocol: protocol, Port: uint16(port)}
 }

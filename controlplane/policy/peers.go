@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -44,8 +45,34 @@ func (w *compiler) local(a netip.Addr, l Local) {
 	w.result.Names[a.Unmap()] = l.Pod
 }
 
-// elsewhere is the pods without an interface here, by what the API has.
+// address is one that the API has for a pod.
+type address struct {
+	netip.Addr
+	pod types.NamespacedName
+}
+
+// elsewhere is the pods without an interface here, by what the API has. Where they do not
+// fit those that are known stay; the others are strangers, whom no selector means.
 func (w *compiler) elsewhere() {
+	addrs := w.addressesElsewhere()
+	if most := w.node.Limits.Addresses; most > 0 {
+		room := max(0, most-w.singles-len(w.node.RemoteNodes))
+		if len(addrs) > room {
+			slices.SortStableFunc(addrs, func(a, b address) int { return w.unknown(a) - w.unknown(b) })
+			w.overflow(addrs[room:], most)
+			addrs = addrs[:room]
+		}
+	}
+	for _, a := range addrs {
+		if !w.single(a.Addr, datapath.Peer{Identity: w.podID[a.pod]}) {
+			w.taken(a.pod, a.Addr)
+			continue
+		}
+		w.result.Names[a.Addr] = a.pod
+	}
+}
+
+func (w *compiler) addressesElsewhere() (out []address) {
 	here := map[types.NamespacedName]bool{}
 	for _, l := range w.locals {
 		here[l.Pod] = true
@@ -55,18 +82,36 @@ func (w *compiler) elsewhere() {
 			continue
 		}
 		for _, a := range statusAddresses(w.cluster.Pods[name]) {
-			if !w.single(a, datapath.Peer{Identity: w.podID[name]}) {
-				w.taken(name, a)
-				continue
-			}
-			w.result.Names[a] = name
+			out = append(out, address{a, name})
+		}
+	}
+	return out
+}
+
+func (w *compiler) unknown(a address) int {
+	if w.before.Names[a.Addr] == a.pod {
+		return 0
+	}
+	return 1
+}
+
+const namedAtMost = 10 // objects of one problem
+
+func (w *compiler) overflow(addrs []address, most int) {
+	for i, a := range addrs {
+		message := fmt.Sprintf("%s does not fit, at most %d addresses are known (--map-size addresses=N): no selector means it", a, most)
+		if i == namedAtMost-1 && len(addrs) > namedAtMost {
+			message += fmt.Sprintf("; nor the addresses of %d more", len(addrs)-namedAtMost)
+		}
+		if i < namedAtMost {
+			w.result.Errors = append(w.result.Errors, Problem{Ref: podRef(a.pod), Field: "status.podIPs", Message: message})
 		}
 	}
 }
 
 func (w *compiler) taken(pod types.NamespacedName, a netip.Addr) {
 	w.result.Warnings = append(w.result.Warnings, Problem{
-		Ref:     Ref{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name},
+		Ref:     podRef(pod),
 		Field:   "status.podIPs",
 		Message: fmt.Sprintf("%s is in use by %s: that one is believed", a, w.owner(a)),
 	})
@@ -87,6 +132,7 @@ func (w *compiler) single(a netip.Addr, p datapath.Peer) bool {
 	}
 	_, p.Block, _ = w.cidrs.Longest(key)
 	w.state.Peers[key] = p
+	w.singles++
 	return true
 }
 

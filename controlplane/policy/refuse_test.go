@@ -33,10 +33,10 @@ func TestTooManyRangesRefuseTheLargestPolicy(t *testing.T) {
 	}
 	ranges(k.cluster.NetworkPolicies[big], scanMax+1)
 	r := Compile(k.cluster, k.node, k.locals, k.ids)
-	if len(r.Errors) != 1 || r.Errors[0].Name != "big" || !r.Refused[big] {
+	if len(r.Errors) != 1 || r.Errors[0].Name != "big" || !r.Enforced.Refused[big] {
 		t.Fatalf("errors %v", r.Errors)
 	}
-	k.cluster.Refused = r.Refused
+	k.cluster = r.Enforced
 	k.probe(t, r.State, "c>a:80/tcp", true)
 	k.probe(t, r.State, "c>a:1001/tcp", true)
 	k.probe(t, r.State, "c>a:90/tcp", false)

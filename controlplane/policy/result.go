@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -17,7 +18,8 @@ type Result struct {
 	Blocks     map[netip.Prefix]identity.Number
 	Policies   []PolicyView                        // every policy, by namespace and name
 	Names      map[netip.Addr]types.NamespacedName // whose address it is, as far as pods are known
-	Refused    map[types.NamespacedName]bool       // policies that isolate and allow nothing, see Errors
+	Enforced   *Cluster                            // the cluster with the policies' versions that are enforced, for Verdict
+	Held       map[types.NamespacedName]bool       // policies of which an earlier version is enforced, see Errors
 	Errors     []Problem                           // what is not enforced as it is written
 	Warnings   []Problem                           // what is, and may not be meant
 }
@@ -51,4 +53,16 @@ type PolicyView struct {
 	Selects int      // pods of the cluster, hostNetwork pods not counted
 	Ingress int      // rules
 	Egress  int
+}
+
+// InForce is what a compilation after r's commit begins with.
+func (r *Result) InForce() Before {
+	b := Before{Policies: r.Enforced.NetworkPolicies, Names: r.Names}
+	if len(r.Enforced.Refused) > 0 {
+		b.Policies = maps.Clone(b.Policies)
+		for name := range r.Enforced.Refused {
+			b.Policies[name] = nil
+		}
+	}
+	return b
 }

@@ -103,37 +103,6 @@ func scanned(groups map[groupKey][]*parsedRule) int {
 	return n
 }
 
-// refuse takes out, one by one, the policy with the most scanned groups of its own of
-// any local pod that has too many together.
-func (w *compiler) refuse() {
-	for _, l := range w.locals {
-		view := w.inUse[w.podID[l.Pod]]
-		if view == nil {
-			continue
-		}
-		for _, d := range []datapath.Direction{datapath.Egress, datapath.Ingress} {
-			w.refuseFor(&view.Labels, d)
-		}
-	}
-}
-
-func (w *compiler) refuseFor(l *identity.Labels, d datapath.Direction) {
-	policies := w.isolating(l, d)
-	for {
-		all := scanned(grouped(policies, d, l.Ports))
-		if all <= scanMax {
-			return
-		}
-		worst := slices.MaxFunc(policies, func(a, b *parsed) int {
-			return scanned(grouped([]*parsed{a}, d, l.Ports)) - scanned(grouped([]*parsed{b}, d, l.Ports))
-		})
-		w.result.Errors = append(w.result.Errors, Problem{Ref: worst.ref, Field: "spec." + d.String(),
-			Message: fmt.Sprintf("pods in %s get %d port ranges and named ports together, at most %d can be enforced: "+
-				"the policy isolates the pods it selects and allows nothing; merge port ranges", l.Namespace, all, scanMax)})
-		w.reject(worst)
-	}
-}
-
 // rulesets makes the endpoints with the rulesets of their identities.
 func (w *compiler) rulesets() {
 	done := map[identity.Number]EndpointView{}

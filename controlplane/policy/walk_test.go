@@ -59,7 +59,7 @@ func lookup(state *datapath.State, a netip.Addr) datapath.Peer {
 // SameRule reports whether the id's rule is the one that the reference names.
 func SameRule(r Rule, s *Side) bool {
 	if s.Verdict == Dropped {
-		return r.Kind == KindDefaultDeny && reflect.DeepEqual(r.IsolatedBy, s.IsolatedBy)
+		return (r.Kind == KindDefaultDeny || r.Kind == KindRefused) && reflect.DeepEqual(r.IsolatedBy, s.IsolatedBy)
 	}
 	want := s.Rules[0]
 	return r.Kind == want.Kind && r.Name == want.Name && r.Index == want.Index &&

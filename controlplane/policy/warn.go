@@ -19,7 +19,7 @@ func (w *compiler) warn() {
 	}
 	for _, l := range w.locals {
 		if w.podID[l.Pod] == 0 {
-			w.warning(Ref{Kind: "Pod", Namespace: l.Pod.Namespace, Name: l.Pod.Name}, "",
+			w.warning(podRef(l.Pod), "",
 				"has an interface here and is in no source of objects: all its traffic is dropped")
 		}
 	}

@@ -18,7 +18,7 @@ type Config struct {
 	NodeEgressAllow bool   // a pod may always reach its own node
 	MarkShift       uint32 // lowest of our 16 bits in skb->mark
 	TunnelPort      uint16 // UDP port of the node's tunnel, 0 = none
-	FlowCapacity    uint32 // entries of the flow table
+	Sizes           Sizes
 	FlowShare       uint32 // entries each endpoint is sure of
 	Timeouts        Timeouts
 }
@@ -61,10 +61,11 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 	if c.FlowShare != 0 {
 		knobs[bpf.WeirVarCfgFlowShare] = c.FlowShare
 	}
-	if c.FlowCapacity != 0 {
-		knobs[bpf.WeirVarCfgFlowCapacity] = c.FlowCapacity
+	c.Sizes.set(spec)
+	if capacity := c.Sizes[bpf.WeirMapFlows]; capacity != 0 {
+		knobs[bpf.WeirVarCfgFlowCapacity] = capacity
 		for _, name := range []string{bpf.WeirMapFlows, bpf.WeirMapFlowSlots, bpf.WeirMapFlowFree} {
-			spec.Maps[name].MaxEntries = c.FlowCapacity
+			spec.Maps[name].MaxEntries = capacity
 		}
 	}
 	for name, value := range knobs {

@@ -22,7 +22,7 @@ func must(t testing.TB, err error) {
 }
 
 // small keeps the tests quick.
-func small(dir string) Config { return Config{BPFFSDir: dir, FlowCapacity: 1024, FlowShare: 16} }
+func small(dir string) Config { return Config{BPFFSDir: dir, Sizes: Sizes{"flows": 1024}, FlowShare: 16} }
 
 func load(t testing.TB, cfg Config) *Loaded {
 	t.Helper()
@@ -197,7 +197,7 @@ func TestSweepTicks(t *testing.T) {
 func TestKnobsReachThePrograms(t *testing.T) {
 	spec, err := bpf.LoadWeir()
 	must(t, err)
-	cfg := Config{NodeEgressAllow: true, MarkShift: 8, TunnelPort: 4789, FlowCapacity: 512, FlowShare: 3}
+	cfg := Config{NodeEgressAllow: true, MarkShift: 8, TunnelPort: 4789, Sizes: Sizes{"flows": 512}, FlowShare: 3}
 	must(t, cfg.set(spec))
 	for name, want := range map[string]uint32{
 		bpf.WeirVarCfgNodeEgressAllow: 1, bpf.WeirVarCfgMarkShift: 8, bpf.WeirVarCfgTunnelPort: 4789,
@@ -223,7 +223,7 @@ func TestLoadErrorsSayWhatToDo(t *testing.T) {
 	}
 	dir := filepath.Join(sandbox.BPFFS(t), "weir")
 	load(t, small(dir))
-	_, err = Load(Config{BPFFSDir: dir, FlowCapacity: 2048})
+	_, err = Load(Config{BPFFSDir: dir, Sizes: Sizes{"flows": 2048}})
 	if err == nil || !strings.Contains(err.Error(), "flow") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("error %v for another table size, want one that names map and directory", err)
 	}

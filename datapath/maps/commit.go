@@ -14,7 +14,7 @@ var errClosed = errors.New("maps are closed")
 
 // Commit makes the node enforce s from one epoch on and returns that epoch (the present
 // one when nothing changed that needs another). On an error nothing changed; a
-// *FullError names the map that s does not fit.
+// *datapath.FullError names the map that s does not fit.
 func (k *Kernel) Commit(s *datapath.State) (uint64, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -22,7 +22,7 @@ func (k *Kernel) Commit(s *datapath.State) (uint64, error) {
 		return 0, errClosed
 	}
 	epoch, err := k.commit(s)
-	if full := new(FullError); errors.As(err, &full) && k.garbage() {
+	if full := new(datapath.FullError); errors.As(err, &full) && k.garbage() {
 		if err = k.settle(); err == nil {
 			epoch, err = k.commit(s)
 		}

@@ -1,6 +1,10 @@
 package maps
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/weirnet/weir/datapath"
+)
 
 // extents gives out runs of an array map, first fit.
 type extents struct {
@@ -26,7 +30,7 @@ func (x *extents) alloc(length uint32) (extent, error) {
 	if x.size-at >= length {
 		return x.insert(len(x.used), extent{at, length}), nil
 	}
-	return extent{}, &FullError{Map: x.name, Size: int(x.size), Need: int(x.sum() + length)}
+	return extent{}, &datapath.FullError{Map: x.name, Size: int(x.size), Need: int(x.sum() + length)}
 }
 
 func (x *extents) insert(i int, e extent) extent {

@@ -2,6 +2,7 @@ package maps
 
 import (
 	"errors"
+	"github.com/weirnet/weir/datapath"
 	"math/rand/v2"
 	"testing"
 )
@@ -58,7 +59,7 @@ func TestExtentsFirstFitAndFull(t *testing.T) {
 		t.Errorf("got %v after %v, %v: want the freed place", c, b, err)
 	}
 	_, err = x.alloc(4)
-	if full := new(FullError); !errors.As(err, &full) || full.Map != "rule_ids" || full.Size != 10 || full.Need != 11 {
+	if full := new(datapath.FullError); !errors.As(err, &full) || full.Map != "rule_ids" || full.Size != 10 || full.Need != 11 {
 		t.Errorf("error %v, want rule_ids full with 10, needing 11", err)
 	}
 	for _, e := range []extent{{9, 2}, {5, 1}, {2, 4}} {

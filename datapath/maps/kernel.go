@@ -172,5 +172,16 @@ func (k *Kernel) Close() error {
 // Epoch returns the one in force.
 func (k *Kernel) Epoch() uint64 { return k.control.load(controlEpoch) }
 
+// Limits are half of what the maps hold, so that what leaves and what comes fit together.
+// Single addresses of policies share a map with pods' and nodes'.
+func (k *Kernel) Limits() (l datapath.Limits) {
+	half := func(name string) int { return int(k.maps[name].MaxEntries()) / 2 }
+	l.CIDRs = min(half(bpf.WeirMapPrefixes), half(bpf.WeirMapAddresses)/2)
+	l.Addresses = half(bpf.WeirMapAddresses) - l.CIDRs
+	l.Facts, l.Rulesets, l.ExactGroups = half(bpf.WeirMapFacts), half(bpf.WeirMapRulesets), half(bpf.WeirMapExactGroups)
+	l.PortGroups, l.RuleIDs, l.Frontends = half(bpf.WeirMapPortGroups), half(bpf.WeirMapRuleIds), half(bpf.WeirMapFrontends)
+	return l
+}
+
 // Grace returns when no program that ran before the call runs any more.
 func (k *Kernel) Grace() error { return k.wait() }

@@ -165,7 +165,7 @@ func (p *peers) fits(d peerDelta) error {
 	}
 	if n := len(d.addresses) + len(d.prefixes); n > len(p.free) {
 		size := int(p.memory.count) - 1
-		return &FullError{Map: bpf.WeirMapPeers, Size: size, Need: size - len(p.free) + n}
+		return &datapath.FullError{Map: bpf.WeirMapPeers, Size: size, Need: size - len(p.free) + n}
 	}
 	return nil
 }

@@ -261,7 +261,7 @@ func TestFullMapIsNamedAndNothingChanges(t *testing.T) {
 			s.Endpoints[1] = datapath.Endpoint{Ifindex: 5, Egress: 1, Ingress: 1}
 			fill(s, 5)
 			_, err := k.Commit(s)
-			full := new(FullError)
+			full := new(datapath.FullError)
 			if !errors.As(err, &full) || full.Map != name {
 				t.Fatalf("error %v, want map %s full", err, name)
 			}

@@ -7,18 +7,9 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/datapath"
 )
-
-// FullError says that a State does not fit a map.
-type FullError struct {
-	Map  string
-	Size int // what it holds
-	Need int // what the State needs
-}
-
-func (e *FullError) Error() string {
-	return fmt.Sprintf("map %s is full: it holds %d, %d are needed", e.Map, e.Size, e.Need)
-}
 
 // batch is from how many entries on one system call writes them all.
 const batch = 32
@@ -84,7 +75,7 @@ func (t *tracker[K, B, V]) diff(desired iter.Seq2[K, V], has func(K) bool) (d de
 // fits reports whether n more entries have room.
 func (t *tracker[K, B, V]) fits(n int) error {
 	if need := len(t.applied) + n; need > t.size() {
-		return &FullError{Map: t.name, Size: t.size(), Need: need - len(t.stale)}
+		return &datapath.FullError{Map: t.name, Size: t.size(), Need: need - len(t.stale)}
 	}
 	return nil
 }
@@ -115,7 +106,7 @@ func (t *tracker[K, B, V]) put(keys []K, values []V, tick uint64) error {
 		}
 	}
 	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
-		return &FullError{Map: t.name, Size: t.size(), Need: len(t.applied) + len(keys) - done}
+		return &datapath.FullError{Map: t.name, Size: t.size(), Need: len(t.applied) + len(keys) - done}
 	}
 	if err != nil {
 		return fmt.Errorf("write map %s: %w", t.name, err)

@@ -46,7 +46,7 @@ func newRig(t *testing.T, seed int64) *rig {
 	r.world = randomcluster.New(r.rand)
 	idle := 20 * time.Second // of flows nobody needs any more: longer than any test waits
 	r.node = testnode.New(t, loader.Config{
-		NodeEgressAllow: r.world.Node.NodeEgressAllow, FlowCapacity: 1 << 18,
+		NodeEgressAllow: r.world.Node.NodeEgressAllow, Sizes: loader.Sizes{"flows": 1 << 18},
 		Timeouts: loader.Timeouts{SYN: idle, TCP: idle, Closing: idle, UDP: idle, UDPStream: idle, ICMP: idle, Other: idle},
 	})
 	for i := range r.world.Locals {

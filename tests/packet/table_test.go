@@ -14,7 +14,7 @@ import (
 // nothing from its neighbours.
 func TestFlowShare(t *testing.T) {
 	const share, capacity, borrowable = 4, 16, 16 - 3*4
-	s := newSceneWith(t, open, loader.Config{FlowShare: share, FlowCapacity: capacity})
+	s := newSceneWith(t, open, loader.Config{FlowShare: share, Sizes: loader.Sizes{"flows": capacity}})
 	opened := func(p testnode.Pod, n int) (ok int) {
 		for i := 0; i < n; i++ {
 			if s.FromPod(t, p, testnode.UDP(p.Addr4, uint16(2000+i), outside, 53)).Verdict == testnode.Next {

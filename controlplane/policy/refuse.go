@@ -1,0 +1,247 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/identity"
+)
+
+// fates are the policies of which not the version in the cluster is enforced.
+type fates map[types.NamespacedName]*fate
+
+type fate struct {
+	isolated bool // else the version in force stays
+	why      Problem
+}
+
+func (f *fate) problem() Problem {
+	p := f.why
+	if f.isolated {
+		p.Message += "; the policy isolates the pods it selects and allows nothing"
+	} else {
+		p.Message += "; its last good version stays in force"
+	}
+	return p
+}
+
+func (w *compiler) parse() {
+	enforced := *w.cluster
+	enforced.NetworkPolicies = maps.Clone(w.cluster.NetworkPolicies)
+	enforced.Refused = map[types.NamespacedName]bool{}
+	w.result.Enforced = &enforced
+	for _, name := range sortedNames(w.cluster.NetworkPolicies) {
+		p := w.version(name)
+		w.policies = append(w.policies, p)
+		w.byNS[name.Namespace] = append(w.byNS[name.Namespace], p)
+	}
+}
+
+// version is what is enforced of a policy.
+func (w *compiler) version(name types.NamespacedName) *parsed {
+	p, problems := parsePolicy(w.cluster.NetworkPolicies[name])
+	for _, problem := range problems {
+		if w.fates[name] == nil {
+			w.demote(p, problem)
+		}
+		w.result.Errors = append(w.result.Errors, (&fate{w.fates[name].isolated, problem}).problem())
+	}
+	f := w.fates[name]
+	if f != nil && len(problems) == 0 {
+		w.result.Errors = append(w.result.Errors, f.problem())
+	}
+	switch {
+	case f == nil:
+		return p
+	case f.isolated:
+		p.refused = true
+		p.rules = [2][]*parsedRule{}
+		w.result.Enforced.Refused[name] = true
+		return p
+	}
+	held := w.before.Policies[name]
+	w.result.Enforced.NetworkPolicies[name] = held
+	w.result.Held[name] = true
+	p, _ = parsePolicy(held) // it is in force: there were no problems
+	return p
+}
+
+// demote decides what is enforced of a policy instead of what is: at first its version
+// in force if that is another, then nothing that it allows.
+func (w *compiler) demote(p *parsed, why Problem) {
+	name := p.name
+	if f := w.fates[name]; f != nil {
+		f.isolated = true
+		return
+	}
+	held, wanted := w.before.Policies[name], w.cluster.NetworkPolicies[name]
+	w.fates[name] = &fate{isolated: held == nil || held.UID != wanted.UID || sameSpec(held, wanted), why: why}
+}
+
+func sameSpec(a, b *networkingv1.NetworkPolicy) bool {
+	return a == b || equality.Semantic.DeepEqual(a.Spec, b.Spec)
+}
+
+// refuse demotes what is too much for the kernel, and reports whether something was.
+func (w *compiler) refuse() bool {
+	victims := w.tooManyRanges()
+	if len(victims) == 0 {
+		victims = w.tooLarge()
+	}
+	for p, why := range victims {
+		w.demote(p, why)
+	}
+	return len(victims) > 0
+}
+
+// candidate is a policy that could go, and what that would give back.
+type candidate struct {
+	*parsed
+	gain int
+}
+
+// choose takes policies until the excess is gone: what changed last pays first, of those
+// the largest.
+func (w *compiler) choose(from []candidate, excess int) []*parsed {
+	from = slices.DeleteFunc(from, func(c candidate) bool { return c.gain <= 0 || c.refused })
+	changed := func(c candidate) int {
+		if w.changed(c.parsed) {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(from, func(a, b candidate) int {
+		return cmp.Or(changed(b)-changed(a), b.gain-a.gain, compareNames(a.name, b.name))
+	})
+	var out []*parsed
+	for _, c := range from {
+		if excess <= 0 {
+			break
+		}
+		out = append(out, c.parsed)
+		excess -= c.gain
+	}
+	return out
+}
+
+// changed reports whether what w would enforce of p is not what is in force.
+func (w *compiler) changed(p *parsed) bool {
+	if w.before.Policies == nil || w.result.Held[p.name] {
+		return false
+	}
+	was := w.before.Policies[p.name]
+	return was == nil || !sameSpec(was, w.cluster.NetworkPolicies[p.name])
+}
+
+// tooManyRanges finds what to refuse so that no pod has more port groups to scan than
+// programs do.
+func (w *compiler) tooManyRanges() map[*parsed]Problem {
+	victims := map[*parsed]Problem{}
+	seen := map[identity.Number]bool{}
+	for _, l := range w.locals {
+		n := w.podID[l.Pod]
+		if n == 0 || seen[n] {
+			continue
+		}
+		seen[n] = true
+		for _, d := range []datapath.Direction{datapath.Egress, datapath.Ingress} {
+			w.tooManyRangesFor(&w.inUse[n].Labels, d, victims)
+		}
+	}
+	return victims
+}
+
+func (w *compiler) tooManyRangesFor(l *identity.Labels, d datapath.Direction, victims map[*parsed]Problem) {
+	policies := w.isolating(l, d)
+	for {
+		all := scanned(grouped(policies, d, l.Ports))
+		if all <= scanMax {
+			return
+		}
+		var own []candidate
+		for _, p := range policies {
+			own = append(own, candidate{p, scanned(grouped([]*parsed{p}, d, l.Ports))})
+		}
+		worst := w.choose(own, 1)[0]
+		victims[worst] = Problem{Ref: worst.ref, Field: "spec." + d.String(),
+			Message: fmt.Sprintf("pods in %s get %d port ranges and named ports together, at most %d can be enforced: "+
+				"merge port ranges", l.Namespace, all, scanMax)}
+		policies = slices.DeleteFunc(policies, func(p *parsed) bool { return p == worst })
+	}
+}
+
+// tooLarge finds what to refuse so that the state fits the first map that it does not
+// fit. Addresses and frontends are left out as they are met (peers.go, frontends.go).
+func (w *compiler) tooLarge() map[*parsed]Problem {
+	need, limit := w.state.Size(), w.node.Limits
+	limit.Addresses, limit.Frontends = 0, 0
+	for i, most := range limit.Values() {
+		excess := *need.Values()[i] - *most
+		if *most == 0 || excess <= 0 {
+			continue
+		}
+		var all []candidate
+		for _, p := range w.policies {
+			alone := w.alone(p)
+			all = append(all, candidate{p, *alone.Values()[i]})
+		}
+		victims := map[*parsed]Problem{}
+		for _, p := range w.choose(all, excess) {
+			victims[p] = Problem{Ref: p.ref, Field: "spec", Message: fmt.Sprintf(
+				"the policies of this node's pods need %d %s together, at most %d can be enforced (--map-size %s=N)",
+				*need.Values()[i], limit.Maps()[i], *most, limit.Maps()[i])}
+		}
+		return victims
+	}
+	return nil
+}
+
+// alone is what a policy would need if it were the only one.
+func (w *compiler) alone(p *parsed) datapath.Limits {
+	own, _ := parsePolicy(w.result.Enforced.NetworkPolicies[p.name]) // rules remember their ids
+	x := newCompiler(w.cluster, w.node, w.locals, NewAllocator())
+	x.policies, x.byNS = []*parsed{own}, map[string][]*parsed{p.name.Namespace: {own}}
+	x.podID, x.inUse = w.podID, w.inUse
+	x.rulesets()
+	x.blocks()
+	x.facts()
+	need := x.state.Size()
+	need.CIDRs = len(x.result.Blocks)
+	need.Rulesets-- // the one that all have who are not isolated
+	return need
+}
+
+// cutOff takes the rulesets from the endpoints whose rulesets do not fit even if no
+// policy allows anything: all that they send and get is dropped.
+func (w *compiler) cutOff() {
+	most := w.node.Limits.Rulesets
+	if most == 0 || len(w.state.Rulesets) <= most {
+		return
+	}
+	used := map[uint32]datapath.Ruleset{}
+	for _, l := range w.locals {
+		ep := w.state.Endpoints[l.Number]
+		fresh := map[uint32]datapath.Ruleset{}
+		for _, id := range []uint32{ep.Egress, ep.Ingress} {
+			if _, ok := used[id]; !ok && id != 0 {
+				fresh[id] = w.state.Rulesets[id]
+			}
+		}
+		if len(used)+len(fresh) <= most {
+			maps.Copy(used, fresh)
+			continue
+		}
+		ep.Egress, ep.Ingress = 0, 0
+		w.state.Endpoints[l.Number] = ep
+		w.result.Errors = append(w.result.Errors, Problem{Ref: podRef(l.Pod), Message: fmt.Sprintf(
+			"%d rulesets are held already (--map-size rulesets=N): all its traffic is dropped", most)})
+	}
+	w.state.Rulesets = used
+}

@@ -1,0 +1,65 @@
+package datapath
+
+import (
+	"fmt"
+
+	"github.com/weirnet/weir/identity"
+)
+
+// Limits count what a State has, and say how much of it a Kernel takes whatever it holds
+// at the time: what a commit takes out of force stays a grace longer than what it brings.
+// As a limit, 0 is none.
+type Limits struct {
+	Addresses   int // of pods and nodes
+	CIDRs       int // of policies and ranges, single addresses of policies too
+	Facts       int
+	Rulesets    int
+	ExactGroups int // port groups found by their port
+	PortGroups  int // port groups that are scanned
+	RuleIDs     int // of port groups, with the end of each
+	Frontends   int
+}
+
+// Maps are the kernel maps that the Limits stem from, in their order.
+func (l *Limits) Maps() []string {
+	return []string{"addresses", "prefixes", "facts", "rulesets", "exact_groups", "port_groups", "rule_ids", "frontends"}
+}
+
+// Values are the counts in the order of Maps; they can be set through the pointers.
+func (l *Limits) Values() []*int {
+	return []*int{&l.Addresses, &l.CIDRs, &l.Facts, &l.Rulesets, &l.ExactGroups, &l.PortGroups, &l.RuleIDs, &l.Frontends}
+}
+
+// Size counts what s has.
+func (s *State) Size() Limits {
+	l := Limits{Facts: len(s.Facts), Rulesets: len(s.Rulesets), Frontends: len(s.Frontends)}
+	for x, p := range s.Peers {
+		if x.IsSingleIP() && (p.Endpoint != 0 || p.Identity.IsPod() || p.Identity == identity.Host || p.Identity == identity.RemoteNode) {
+			l.Addresses++
+		} else {
+			l.CIDRs++
+		}
+	}
+	for _, r := range s.Rulesets {
+		for _, g := range r.Groups {
+			l.RuleIDs += len(g.Rules) + 1
+			if g.Exact() {
+				l.ExactGroups++
+			} else {
+				l.PortGroups++
+			}
+		}
+	}
+	return l
+}
+
+// FullError says that a State does not fit a kernel map.
+type FullError struct {
+	Map  string
+	Size int // what it holds
+	Need int // what the State needs
+}
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("map %s is full: it holds %d, %d are needed", e.Map, e.Size, e.Need)
+}

@@ -1,0 +1,65 @@
+package loader
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weirnet/weir/bpf"
+)
+
+// Sizes are how many entries maps hold, by name; rings in bytes. What is not named has
+// its size of bpf/maps.h. The endpoints' maps have none to choose: numbers are 10 bits.
+type Sizes map[string]uint32
+
+// sizable are the maps that have a size to choose, and whether it is a ring's.
+var sizable = map[string]bool{
+	bpf.WeirMapFlows: false, bpf.WeirMapAddresses: false, bpf.WeirMapPrefixes: false, bpf.WeirMapFacts: false,
+	bpf.WeirMapRulesets: false, bpf.WeirMapExactGroups: false, bpf.WeirMapPortGroups: false, bpf.WeirMapRuleIds: false,
+	bpf.WeirMapFrontends: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false, bpf.WeirMapFragments: false,
+	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true,
+}
+
+const (
+	leastEntries = 16
+	mostEntries  = 1 << 24
+	mostBytes    = 1 << 30
+)
+
+// ParseSizes reads NAME=ENTRIES, e.g. facts=262144.
+func ParseSizes(texts []string) (Sizes, error) {
+	out := Sizes{}
+	for _, text := range texts {
+		name, number, _ := strings.Cut(text, "=")
+		ring, ok := sizable[name]
+		if !ok {
+			return nil, fmt.Errorf("%q: write NAME=ENTRIES, NAME one of %s", text, strings.Join(slices.Sorted(maps.Keys(sizable)), ", "))
+		}
+		n, err := strconv.ParseUint(number, 10, 32)
+		least, most := uint64(leastEntries), uint64(mostEntries)
+		if ring {
+			least, most = uint64(os.Getpagesize()), mostBytes
+		}
+		if err != nil || n < least || n > most {
+			return nil, fmt.Errorf("%q: must be a number from %d to %d", text, least, most)
+		}
+		if ring && n&(n-1) != 0 {
+			return nil, fmt.Errorf("%q: bytes of a ring must be a power of two", text)
+		}
+		out[name] = uint32(n)
+	}
+	return out, nil
+}
+
+func (s Sizes) set(spec *ebpf.CollectionSpec) {
+	for name, n := range s {
+		spec.Maps[name].MaxEntries = n
+	}
+	// An address or prefix has a peer; index 0 is none.
+	spec.Maps[bpf.WeirMapPeers].MaxEntries = 1 + spec.Maps[bpf.WeirMapAddresses].MaxEntries + spec.Maps[bpf.WeirMapPrefixes].MaxEntries
+}
