@@ -121,7 +121,9 @@ static __always_inline int parse_transport(struct packet *p, void *l4, void *end
 	case IPPROTO_UDP:
 		if ((void *)(udp + 1) > end || room < sizeof(*udp))
 			return DROP_TRUNCATED;
-		if (bpf_ntohs(udp->len) < sizeof(*udp) && p->segments <= 1)
+		/* A first fragment has less than its datagram's length; nothing else has. */
+		if (p->segments <= 1 &&
+		    (bpf_ntohs(udp->len) < sizeof(*udp) || (bpf_ntohs(udp->len) > room && !p->first_fragment)))
 			return DROP_BAD_HEADER;
 		p->tuple.sport = bpf_ntohs(udp->source);
 		p->tuple.dport = bpf_ntohs(udp->dest);
@@ -229,7 +231,7 @@ static __always_inline int parse_v6(struct packet *p, struct ipv6hdr *ip, void *
 		return DROP_EXTENSION_HEADER;
 	if (f->offset & bpf_htons(0xfff8)) {
 		p->kind = PACKET_FRAGMENT;
-		return DROP_NONE;
+		return f->next == IPPROTO_TCP && bpf_ntohs(f->offset) >> 3 == 1 ? DROP_FRAGMENT_SHORT : DROP_NONE;
 	}
 	p->first_fragment = 1;
 	return fragment_reason(p, parse_transport(p, f + 1, end, total - sizeof(*ip) - sizeof(*f)));
