@@ -16,8 +16,8 @@ type Fake struct {
 	// Count and Denied are what Counters and Denials answer.
 	Count  Counters
 	Denied []DenialCount
-	// Most is what Limits answers.
-	Most Limits
+	// Most is what Limits answers, Room what there turns out to be.
+	Most, Room Limits
 
 	mu      sync.Mutex
 	epoch   uint64
@@ -35,12 +35,25 @@ func (f *Fake) Commit(s *State) (uint64, error) {
 	if f.CommitErr != nil {
 		return f.epoch, f.CommitErr
 	}
+	if err := f.full(s); err != nil {
+		return f.epoch, err
+	}
 	f.commits++
 	if f.state == nil || needsEpoch(f.state, s) {
 		f.epoch++
 	}
 	f.state = s
 	return f.epoch, nil
+}
+
+func (f *Fake) full(s *State) error {
+	need := s.Size()
+	for i, room := range f.Room.Values() {
+		if n := *need.Values()[i]; *room > 0 && n > *room {
+			return &FullError{Map: need.Maps()[i], Size: *room, Need: n}
+		}
+	}
+	return nil
 }
 
 func needsEpoch(was, is *State) bool {

@@ -29,10 +29,10 @@ func (a *app) policyList() *cobra.Command {
 			case len(list) == 0:
 				return a.print("No policy is enforced: every pod may talk to every other.")
 			}
-			t := table{head: []string{"POLICY", "KIND", "TYPES", "SELECTS", "INGRESS RULES", "EGRESS RULES", "REVISION"}}
+			t := table{head: []string{"POLICY", "KIND", "TYPES", "SELECTS", "INGRESS RULES", "EGRESS RULES", "REVISION", "ENFORCED"}}
 			for _, p := range list {
 				t.add(p.Namespace+"/"+p.Name, p.Kind, orNone(p.Types), plural(p.Selects, "pod", "pods"),
-					fmt.Sprint(p.Ingress), fmt.Sprint(p.Egress), fmt.Sprint(p.Revision))
+					fmt.Sprint(p.Ingress), fmt.Sprint(p.Egress), fmt.Sprint(p.Revision), p.Enforced)
 			}
 			return a.table(t)
 		},

@@ -79,12 +79,17 @@ func (a *app) writeStatus(s api.Status) error {
 	if a.output == outputJSON {
 		return a.json(s)
 	}
-	lines := []string{fmt.Sprintf("%s  Weir %s, up %s", a.style.Strong(format.Safe(s.Node)), format.Safe(s.Version), uptime(s.Started))}
+	head := fmt.Sprintf("%s  Weir %s, up %s", a.style.Strong(format.Safe(s.Node)), format.Safe(s.Version), uptime(s.Started))
+	if s.Degraded {
+		head += ", " + a.style.Bad("degraded")
+	}
+	lines := []string{head}
 	for _, row := range [][2]string{
 		{"policy", a.policyText(s)},
 		{"endpoints", fmt.Sprint(s.Endpoints)},
 		{"flows", a.flowsText(s.Flows)},
 		{"drops", dropsText(s.Drops)},
+		{"maps", mapsText(s.Maps)},
 		{"hooks", format.Safe(cmp.Or(strings.Join(s.Hooks, ", "), "none"))},
 	} {
 		lines = append(lines, fmt.Sprintf("  %-10s %s", row[0], row[1]))
@@ -129,6 +134,17 @@ func dropsText(drops map[string]uint64) string {
 		if drops[r] > 0 {
 			out = append(out, fmt.Sprintf("%d %s", drops[r], format.Safe(r)))
 		}
+	}
+	return cmp.Or(strings.Join(out, ", "), "none")
+}
+
+// mapsText has the fullest maps first.
+func mapsText(maps []api.MapUse) string {
+	percent := func(m api.MapUse) int { return 100 * m.Used / max(m.Most, 1) }
+	full := slices.SortedStableFunc(slices.Values(maps), func(x, y api.MapUse) int { return percent(y) - percent(x) })
+	var out []string
+	for _, m := range full[:min(3, len(full))] {
+		out = append(out, fmt.Sprintf("%s %d%%", format.Safe(m.Name), percent(m)))
 	}
 	return cmp.Or(strings.Join(out, ", "), "none")
 }

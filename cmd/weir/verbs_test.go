@@ -37,11 +37,13 @@ func healthy() api.Status {
 		Flows:  api.FlowStatus{Active: 3, Emitted: 1200},
 		Errors: []api.ObjectError{}, Drops: map[string]uint64{"policy": 120, "spoofed source": 3, "vlan": 0},
 		Hooks: []string{"to_network eth0 (tcx)"}, Warnings: []string{},
+		Maps: []api.MapUse{{Name: "flows", Used: 3, Most: 131072}, {Name: "facts", Used: 6000, Most: 65536}},
 	}
 }
 
 func ill() api.Status {
 	s := healthy()
+	s.Degraded = true
 	s.Revision.Desired, s.Flows.Lost, s.Flows.Suppressed = 13, 7, 4000
 	s.Errors = []api.ObjectError{
 		{File: "web.yaml", Document: 2, Object: "NetworkPolicy shop/web", Field: "spec.ingress[0].from[1].ipBlock.cidr", Message: `"10.0.0.0/33" is no CIDR`},
@@ -66,8 +68,8 @@ var answers = map[string]any{
 		{Number: 2147483649, Kind: "block", Name: "10.0.0.0/8"},
 	},
 	api.PathPolicies: []api.Policy{
-		{Kind: "NetworkPolicy", Namespace: "shop", Name: "web", Types: []string{"Ingress"}, Selects: 1, Ingress: 2, Revision: 12},
-		{Kind: "NetworkPolicy", Namespace: "shop", Name: "deny", Types: []string{"Ingress", "Egress"}, Selects: 4, Revision: 3},
+		{Kind: "NetworkPolicy", Namespace: "shop", Name: "web", Types: []string{"Ingress"}, Selects: 1, Ingress: 2, Revision: 12, Enforced: api.AsWritten},
+		{Kind: "NetworkPolicy", Namespace: "shop", Name: "deny", Types: []string{"Ingress", "Egress"}, Selects: 4, Revision: 3, Enforced: api.LastGood},
 	},
 	api.PathExplain: denied(),
 }

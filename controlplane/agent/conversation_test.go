@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the expected texts of testdata/*.txt")
@@ -25,6 +28,8 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected texts of testdat
 //	gc CONTAINER...              these are valid
 //	gone CONTAINER               its interface vanishes, nobody says so
 //	commits fail|work
+//	most MAP N                   the kernel says it takes so many
+//	room MAP N                   the kernel takes so many, whatever it says
 //	restart                      of the agent, as after kill -9
 //	status, state, endpoints, policies
 func TestConversations(t *testing.T) {
@@ -106,6 +111,10 @@ func (k *talk) answer(input string) string {
 		k.network.remove(k.indexes[words[1]])
 	case "commits":
 		k.kernel.SetCommitErr(map[string]error{"fail": errors.New("map facts: no space left on device")}[words[1]])
+	case "most":
+		setLimit(k.t, &k.kernel.Most, words[1], words[2])
+	case "room":
+		setLimit(k.t, &k.kernel.Room, words[1], words[2])
 	case "restart":
 		k.stop()
 		k.start()
@@ -122,6 +131,15 @@ func (k *talk) answer(input string) string {
 		k.t.Fatalf("unknown command %q", line)
 	}
 	return ""
+}
+
+func setLimit(t *testing.T, l *datapath.Limits, name, number string) {
+	n, err := strconv.Atoi(number)
+	i := slices.Index(l.Maps(), name)
+	if err != nil || i < 0 {
+		t.Fatalf("no limit %s %s", name, number)
+	}
+	*l.Values()[i] = n
 }
 
 func outcome(err error) string {

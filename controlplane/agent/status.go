@@ -12,7 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
 )
@@ -114,10 +117,11 @@ func (a *Agent) status() (api.Status, error) {
 			Lost:       counters.EventsLost + counters.DenialsLost,
 			Suppressed: counters.DenialsSuppressed,
 		},
-		Drops: map[string]uint64{}, Hooks: hooks, Warnings: hookWarnings,
+		Drops: map[string]uint64{}, Hooks: hooks, Maps: []api.MapUse{}, Warnings: hookWarnings,
 	}
-	if table, ok := a.Kernel.(interface{ FlowCount() uint64 }); ok {
+	if table, ok := a.Kernel.(flowTable); ok {
 		s.Flows.Active = table.FlowCount()
+		s.Maps = append(s.Maps, api.MapUse{Name: "flows", Used: int(s.Flows.Active), Most: int(table.FlowCapacity())})
 	}
 	for _, reason := range slices.Sorted(maps.Keys(counters.Drops)) {
 		if reason != datapath.ReasonNone {
@@ -135,8 +139,31 @@ func (a *Agent) status() (api.Status, error) {
 	s.Revision.Applied = a.applied.revision
 	s.Endpoints = len(a.records.All())
 	s.Errors = a.last.allErrors()
+	s.Degraded = len(s.Errors) > 0
+	if a.applied.result != nil {
+		s.Maps = append(s.Maps, mapsInUse(a.applied.result.State.Size(), a.Kernel.Limits())...)
+	}
+	for _, m := range s.Maps {
+		if m.Nearly() {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("map %s is nearly full: %d of %d (--map-size %s=N makes it larger)", m.Name, m.Used, m.Most, m.Name))
+		}
+	}
 	s.Warnings = append(s.Warnings, a.last.warnings...)
 	return s, nil
+}
+
+// flowTable is a Kernel that has one.
+type flowTable interface {
+	FlowCount() uint64
+	FlowCapacity() uint64
+}
+
+func mapsInUse(used, most datapath.Limits) []api.MapUse {
+	var out []api.MapUse
+	for i, name := range used.Maps() {
+		out = append(out, api.MapUse{Name: name, Used: *used.Values()[i], Most: *most.Values()[i]})
+	}
+	return out
 }
 
 // Identities implements api.Node.
@@ -177,7 +204,18 @@ func (a *Agent) Policies() []api.Policy {
 		out = append(out, api.Policy{
 			Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Types: p.Types,
 			Selects: p.Selects, Ingress: p.Ingress, Egress: p.Egress, Revision: a.since[nameOf(p.Ref)].revision,
+			Enforced: enforcedOf(a.applied.result, nameOf(p.Ref)),
 		})
 	}
 	return out
+}
+
+func enforcedOf(r *policy.Result, name types.NamespacedName) string {
+	switch {
+	case r.Enforced.Refused[name]:
+		return api.Isolates
+	case r.Held[name]:
+		return api.LastGood
+	}
+	return api.AsWritten
 }

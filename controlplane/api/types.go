@@ -118,7 +118,15 @@ type Policy struct {
 	Ingress   int      `json:"ingressRules"`
 	Egress    int      `json:"egressRules"`
 	Revision  uint64   `json:"revision"` // first revision that holds this content
+	Enforced  string   `json:"enforced"` // AsWritten, LastGood or Isolates
 }
+
+// What is enforced of a policy; of all but AsWritten Status.Errors has the reason.
+const (
+	AsWritten = "as-written"
+	LastGood  = "last-good" // an earlier version
+	Isolates  = "isolates"  // it isolates the pods it selects and allows nothing
+)
 
 // Status is the agent's state.
 type Status struct {
@@ -127,13 +135,26 @@ type Status struct {
 	Started   time.Time         `json:"started"`
 	Revision  Revision          `json:"revision"`
 	Epoch     uint64            `json:"epoch"`
+	Degraded  bool              `json:"degraded"` // Errors has the causes
 	Endpoints int               `json:"endpoints"`
 	Flows     FlowStatus        `json:"flows"`
 	Errors    []ObjectError     `json:"errors"`   // empty, not null, when all is well
 	Drops     map[string]uint64 `json:"drops"`    // packets by reason since the maps were made
 	Hooks     []string          `json:"hooks"`    // what is attached, e.g. "to_network eth0 (tcx)"
+	Maps      []MapUse          `json:"maps"`     // how full the kernel's maps are
 	Warnings  []string          `json:"warnings"` // not errors: things the user should know
 }
+
+// MapUse is how much of a kernel map is in use. What a commit replaces stays a while
+// beside what it brings, so most is half of what the map holds; of the flow table all.
+type MapUse struct {
+	Name string `json:"name"`
+	Used int    `json:"used"`
+	Most int    `json:"most"`
+}
+
+// Nearly reports whether four fifths are used.
+func (m MapUse) Nearly() bool { return m.Most > 0 && m.Used >= m.Most-m.Most/5 }
 
 // Revision counts inputs: what the sources say (desired) and what is enforced (applied).
 type Revision struct {

@@ -22,7 +22,9 @@ func must(t testing.TB, err error) {
 }
 
 // small keeps the tests quick.
-func small(dir string) Config { return Config{BPFFSDir: dir, Sizes: Sizes{"flows": 1024}, FlowShare: 16} }
+func small(dir string) Config {
+	return Config{BPFFSDir: dir, Sizes: Sizes{"flows": 1024}, FlowShare: 16}
+}
 
 func load(t testing.TB, cfg Config) *Loaded {
 	t.Helper()

@@ -59,6 +59,9 @@ func (k *Kernel) FlowsOf(endpoint uint32) (uint64, error) {
 // FlowCount is how many entries the flow table has.
 func (k *Kernel) FlowCount() uint64 { return k.control.load(controlFlows) }
 
+// FlowCapacity is how many it may have.
+func (k *Kernel) FlowCapacity() uint64 { return uint64(k.maps[bpf.WeirMapFlows].MaxEntries()) }
+
 // Flow is an entry of the flow table; arrays are by side, 0 the smaller
 // (address, port), but for Rule, which is by direction.
 type Flow struct {
