@@ -12,6 +12,7 @@ enum limits {
 	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
 	SCAN_MAX = 256,      /* port groups of one ruleset that are scanned (ranges, named, any) */
 	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
+	ERROR_BUDGET = 100,  /* ICMP errors a second that each end of a flow may be sent about it */
 };
 
 /* Identity numbers below IDENTITY_FIRST are reserved (the numbers Hubble's clients know); those with IDENTITY_BLOCK
@@ -75,6 +76,7 @@ enum drop_reason {
 	DROP_SHIELD,           /* the shield's deny list */
 	DROP_QUARANTINE,       /* the endpoint is quarantined */
 	DROP_DESTINATION,      /* to a pod with an address not its own, or from one to loopback */
+	DROP_ICMP_RATE,        /* ICMP errors about one flow past their budget */
 	DROP_REASON_MAX,
 };
 
@@ -175,6 +177,7 @@ struct flow {
 	__u32 tcp_flags;   /* union of flags seen: side 0 in bits 0..7, side 1 in 8..15 */
 	__u64 created;     /* ktime, ns */
 	__u64 ended;       /* clock (ms) when closed */
+	__u32 errors[2];   /* by side that is sent ICMP errors: second (clock) << 8 | how many in it */
 	struct flow_side side[2];
 };
 
@@ -363,7 +366,7 @@ struct event {
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
-_Static_assert(sizeof(struct flow) == 144, "flow");
+_Static_assert(sizeof(struct flow) == 152, "flow");
 _Static_assert(sizeof(struct endpoint) == 112, "endpoint");
 _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
 _Static_assert(sizeof(struct port_group) == 20, "port_group");

@@ -215,6 +215,18 @@ __noinline int decide_stale(struct walk *w, struct flow *f)
 	return DROP_NONE;
 }
 
+/* Whether a packet that a stale entry does not let through is judged as new after all: the
+ * entry is a gone pod's, or its ports are equal and do not tell who asks whom. */
+static __always_inline int is_anew(struct walk *w, int reason)
+{
+	struct packet *p = &w->packet;
+
+	if (reason == GONE)
+		return 1;
+	return reason && reason < DROP_REASON_MAX && p->kind == PACKET_FLOW && p->tuple.protocol != IPPROTO_TCP &&
+	       p->tuple.sport && p->tuple.sport == p->tuple.dport;
+}
+
 /* Plain ACK or data of a flow whose entry was lost. */
 static __always_inline int is_midstream(struct packet *p)
 {

@@ -42,13 +42,18 @@ static __always_inline int is_closing(__u32 state)
 	return state & FLOW_RST || (state & (FLOW_FIN_0 | FLOW_FIN_1)) == (FLOW_FIN_0 | FLOW_FIN_1);
 }
 
+static __always_inline int is_opener(struct packet *p)
+{
+	return p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* Whether the packet is one its direction of the flow may send. */
 static __always_inline int is_in_turn(struct packet *p, __u32 state, int side)
 {
 	int initiator = (state & FLOW_INITIATOR) == side;
 
-	if (p->tuple.protocol == IPPROTO_TCP)
-		return (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN || (initiator && !is_closing(state));
+	if (is_opener(p))
+		return initiator && !is_closing(state);
 	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6_)
 		return is_icmp_request(p) == initiator;
 	return 1;
@@ -62,7 +67,7 @@ static __always_inline enum hit flow_hit(struct flow *f, struct packet *p, int s
 
 	if (READ_ONCE(f->ifindex[side & 1]) != iface || state & (FLOW_CLOSED | FLOW_CLAIMED))
 		return HIT_OTHER;
-	if (!is_in_turn(p, state, side) || !stamp)
+	if (!is_in_turn(p, state, side) || !stamp || (stamp & STAMP_DROP && is_opener(p)))
 		return HIT_OTHER;
 	if (stamp >> STAMP_SHIFT != epoch || stamp & STAMP_DROP)
 		return HIT_STALE;

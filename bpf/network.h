@@ -58,7 +58,7 @@ static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk 
 	way = outside_check(w);
 	if (!way && w->hit == HIT_STALE) {
 		way = decide_stale(w, walk_entry(w));
-		if (way == GONE)
+		if (is_anew(w, way))
 			return TC_NEXT;
 		if (!way) {
 			walk_settle(w, IFACE_OUTSIDE, way);

@@ -8,10 +8,10 @@
 #define SWEEP_SLICE     4096
 #define CLOCK_MONOTONIC 1
 
-static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state, __u64 stamp)
+/* A revoked flow ages as if it were not: as long as it is here, its peer's packets are known
+ * for answers, and make no flow of their own. */
+static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state)
 {
-	if (stamp & STAMP_DROP)
-		return cfg_timeout_udp;
 	switch (key->protocol) {
 	case IPPROTO_TCP:
 		return is_closing(state)      ? cfg_timeout_closing
@@ -69,8 +69,8 @@ static long sweep_slot(__u32 i, struct slice *slice)
 		return 0;
 	}
 	last = flow_last(f);
-	if (now - last >= flow_timeout(&slot->key, state, stamp))
-		flow_close(f, &slot->key, state, stamp & STAMP_DROP ? END_REVOKED : end_of(state));
+	if (now - last >= flow_timeout(&slot->key, state))
+		flow_close(f, &slot->key, state, end_of(state, stamp));
 	return 0;
 }
 

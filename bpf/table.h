@@ -111,6 +111,7 @@ static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owne
 	f->tcp_flags = 0;
 	f->created = bpf_ktime_get_ns();
 	f->ended = 0;
+	f->errors[0] = f->errors[1] = 0;
 	f->side[0].packets = f->side[0].bytes = f->side[1].packets = f->side[1].bytes = 0;
 	f->side[0].last = f->side[1].last = node.clock;
 	flow_fill(f, w, reversed);
@@ -156,9 +157,12 @@ __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 	return flow_start(w, f, owner, how);
 }
 
-static __always_inline __u32 end_of(__u32 state)
+static __always_inline __u32 end_of(__u32 state, __u64 stamp)
 {
-	return state & FLOW_RST ? END_RST : is_closing(state) ? END_FIN : END_TIMEOUT;
+	return stamp & STAMP_DROP  ? END_REVOKED
+	       : state & FLOW_RST  ? END_RST
+	       : is_closing(state) ? END_FIN
+				   : END_TIMEOUT;
 }
 
 /* Marks the entry over and reports it, once. */
@@ -166,31 +170,33 @@ __noinline int flow_close(struct flow *f, struct flow_key *key, __u32 state, __u
 {
 	if (!f || !key)
 		return 0;
+	WRITE_ONCE(f->ended, node.clock); /* first: the sweep deletes what it sees closed and long ended */
 	if (CMPXCHG(f->state, state, (state & 0xffff) | FLOW_CLOSED | end << FLOW_END_SHIFT) != state)
 		return 0;
-	WRITE_ONCE(f->ended, node.clock);
 	count(COUNT_FLOW_ENDED);
 	flow_emit(f, key, EVENT_ENDED, 0, DIRECTION_NONE);
 	return 1;
 }
 
 /* Whether a packet that the entry does not answer for may begin a new flow in its place. */
-static __always_inline int is_vacant(struct flow *f, __u32 state, __u64 epoch)
+static __always_inline int is_vacant(__u32 state, __u64 stamp, __u64 epoch)
 {
-	return state & FLOW_CLOSED || is_closing(state) || READ_ONCE(f->stamp) >> STAMP_SHIFT != epoch;
+	return state & FLOW_CLOSED || is_closing(state) || stamp & STAMP_DROP || stamp >> STAMP_SHIFT != epoch;
 }
 
 __noinline int flow_take_over(struct walk *w, struct flow *f, __u32 owner, __u32 how)
 {
 	__u32 state, was;
+	__u64 stamp;
 
 	if (!w || !f)
 		return NO_ENTRY;
 	state = READ_ONCE(f->state);
-	if (state & FLOW_CLAIMED || !READ_ONCE(f->stamp) || !is_vacant(f, state, w->epoch))
+	stamp = READ_ONCE(f->stamp);
+	if (state & FLOW_CLAIMED || !stamp || !is_vacant(state, stamp, w->epoch))
 		return NO_ENTRY;
 	if (!(state & FLOW_CLOSED)) {
-		if (!flow_close(f, &w->key, state, end_of(state)))
+		if (!flow_close(f, &w->key, state, end_of(state, stamp)))
 			return NO_ENTRY;
 		state = READ_ONCE(f->state);
 	}

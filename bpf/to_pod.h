@@ -68,7 +68,7 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 	}
 	if (w->hit == HIT_STALE) {
 		reason = decide_stale(w, walk_entry(w));
-		if (reason != GONE)
+		if (!is_anew(w, reason))
 			return reason;
 		if (p->kind == PACKET_FRAGMENT)
 			return walk_drop(w, DROP_FRAGMENT_UNKNOWN);

@@ -36,6 +36,7 @@ var dropReasons = map[string]flowpb.DropReason{
 	"shield":           flowpb.DropReason_POLICY_DENY,
 	"quarantine":       flowpb.DropReason_POLICY_DENY,
 	"destination":      flowpb.DropReason_UNKNOWN_L3_TARGET_ADDRESS,
+	"icmp rate":        flowpb.DropReason_DROP_RATE_LIMITED,
 }
 
 // dropReason is UNKNOWN for a reason that Hubble has nothing close to.

@@ -37,25 +37,28 @@ func FlowKey(source, destination netip.AddrPort, protocol uint8) (key bpf.WeirFl
 
 // Tables are the node's maps that tests read one entry of. For one goroutine.
 type Tables struct {
-	flows, denials *ebpf.Map
-	perCPU         []bpf.WeirDenialCount
+	flows, denials, control *ebpf.Map
+	perCPU                  []bpf.WeirDenialCount
 }
 
 // Tables opens them.
 func (n *Node) Tables() (*Tables, error) {
-	flows, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapFlows), nil)
-	if err != nil {
-		return nil, fmt.Errorf("open flows: %w", err)
+	t := &Tables{}
+	for name, m := range map[string]**ebpf.Map{
+		bpf.WeirMapFlows: &t.flows, bpf.WeirMapDenialCounts: &t.denials, maps.MapControl: &t.control,
+	} {
+		var err error
+		if *m, err = ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, name), nil); err != nil {
+			return nil, errors.Join(fmt.Errorf("open map %s: %w", name, err), t.Close())
+		}
 	}
-	denials, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapDenialCounts), nil)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open denial counts: %w", err), flows.Close())
-	}
-	return &Tables{flows: flows, denials: denials}, nil
+	return t, nil
 }
 
 // Close lets go of them.
-func (t *Tables) Close() error { return errors.Join(t.flows.Close(), t.denials.Close()) }
+func (t *Tables) Close() error {
+	return errors.Join(t.flows.Close(), t.denials.Close(), t.control.Close())
+}
 
 // Flow reads the entry of key; ok is false where there is none.
 func (t *Tables) Flow(key *bpf.WeirFlowKey, flow *bpf.WeirFlow) (ok bool, err error) {
