@@ -24,6 +24,9 @@ static __always_inline int arp_check(struct __sk_buff *skb, struct endpoint *ep)
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)))
 		return DROP_TRUNCATED;
+	if (arp.hardware != bpf_htons(1) || arp.protocol != bpf_htons(ETH_P_IP) || arp.lengths[0] != 6 ||
+	    arp.lengths[1] != 4)
+		return DROP_NEIGHBOUR; /* its addresses are elsewhere */
 	if (!ep || *(__u32 *)arp.sip != *(__u32 *)(ep->addr4 + 12))
 		return DROP_NEIGHBOUR;
 	if (arp.op == bpf_htons(ARP_REPLY))
@@ -33,15 +36,19 @@ static __always_inline int arp_check(struct __sk_buff *skb, struct endpoint *ep)
 		       : DROP_NEIGHBOUR;
 }
 
-/* Neighbour solicitation for the gateway, advertisement of the pod's own address. */
+/* Neighbour solicitation for the gateway, advertisement of the pod's own address: whole, from
+ * this link (RFC 4861, 7.1), and in no fragment (RFC 6980). */
 static __always_inline int ndp_check(struct __sk_buff *skb, struct walk *w, struct endpoint *ep)
 {
+	__u32 at = w->packet.l4 + 8;
 	__u64 target[2];
 	int own, gateway;
+	__u8 hops = 0;
 
-	if (bpf_skb_load_bytes(skb, w->packet.l4 + 8, target, sizeof(target)))
+	if (at + sizeof(target) > ETH_HLEN + w->packet.length || bpf_skb_load_bytes(skb, at, target, sizeof(target)))
 		return DROP_TRUNCATED;
-	if (!ep)
+	bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, hop_limit), &hops, 1);
+	if (!ep || hops != 255 || w->packet.icmp_code || w->packet.first_fragment)
 		return DROP_NEIGHBOUR;
 	own = same_address((__u8 *)target, ep->addr6);
 	gateway = target[0] == *(volatile __u64 *)cfg_gateway6 && target[1] == *(volatile __u64 *)(cfg_gateway6 + 8);

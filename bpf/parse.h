@@ -85,6 +85,11 @@ static __always_inline void echo_ports(struct tuple *t, int request, __u16 id)
 	t->dport = request ? 0 : id;
 }
 
+static __always_inline int is_echo(__u8 type, __u8 family)
+{
+	return family == 6 ? type == 128 || type == 129 : type == 8 || type == 0;
+}
+
 static __always_inline int parse_icmp(struct packet *p, __u8 *icmp, void *end, __u32 room)
 {
 	int v6 = p->tuple.family == 6;
@@ -93,7 +98,7 @@ static __always_inline int parse_icmp(struct packet *p, __u8 *icmp, void *end, _
 		return DROP_TRUNCATED;
 	p->icmp_type = icmp[0];
 	p->icmp_code = icmp[1];
-	if (v6 ? (icmp[0] == 128 || icmp[0] == 129) : (icmp[0] == 8 || icmp[0] == 0)) {
+	if (is_echo(icmp[0], p->tuple.family)) {
 		echo_ports(&p->tuple, is_icmp_request(p), bpf_ntohs(*(__u16 *)(icmp + 4)));
 		return DROP_NONE;
 	}
