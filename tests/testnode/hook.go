@@ -13,7 +13,9 @@ import (
 // Hook is a hook that is handed frames in a row: nothing is allocated, so that a call costs
 // what the kernel takes. For one goroutine, on a thread of the node's (Thread, Do).
 type Hook struct {
-	Mark uint16 // our bits of the mark, as the last call left them
+	Mark     uint16 // our bits of the mark, as the last call left them
+	Segments int    // the frame stands for that many, as segmentation offload makes them; 0 = one
+	Out      []byte // where the frame is put as the program left it; nil = nowhere
 
 	program *ebpf.Program
 	attr    testRun
@@ -47,11 +49,17 @@ func (h *Hook) Close() error { return h.program.Close() }
 // node itself) with our mark. The frame is not changed.
 func (h *Hook) Run(frame []byte, ifindex, ingress int, mark uint16) (verdict int, err error) {
 	h.in = skb{Mark: uint32(mark) << MarkShift, Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)}
+	if h.Segments > 1 {
+		h.in.GSOSegs, h.in.GSOSize = uint32(h.Segments), uint32(len(frame)/h.Segments)
+	}
 	h.attr = testRun{
 		progFD: uint32(h.program.FD()), dataSizeIn: uint32(len(frame)),
 		dataIn: uint64(uintptr(unsafe.Pointer(&frame[0]))), repeat: 1,
 		ctxIn: uint64(uintptr(unsafe.Pointer(&h.in))), ctxSizeIn: uint32(unsafe.Sizeof(h.in)),
 		ctxOut: uint64(uintptr(unsafe.Pointer(&h.out))), ctxSizeOut: uint32(unsafe.Sizeof(h.out)),
+	}
+	if h.Out != nil {
+		h.attr.dataOut, h.attr.dataSizeOut = uint64(uintptr(unsafe.Pointer(&h.Out[0]))), uint32(len(h.Out))
 	}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, bpfProgTestRun, uintptr(unsafe.Pointer(&h.attr)), unsafe.Sizeof(h.attr))
 	runtime.KeepAlive(frame)
