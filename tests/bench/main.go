@@ -27,6 +27,7 @@ func main() {
 	repeat := flag.Int("repeat", 300000, "packets per burst (keep a burst under a second)")
 	gate := flag.Float64("gate", 0, "fail if an established packet costs more than this many 1H (0: no gate)")
 	flag.Parse()
+	*rounds = min(*rounds, mostRounds)
 	if err := bench(*rounds, *repeat, *gate); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

@@ -19,7 +19,13 @@ import (
 	"github.com/weirnet/weir/tests/testnode"
 )
 
-const establishedRow = "established"
+const (
+	establishedRow = "established"
+	firstRow       = "first packet"
+
+	firstRepeat = 3000
+	mostRounds  = 64000 / firstRepeat
+)
 
 // node is a namespace with three pods, the real programs and maps, and the yardsticks.
 type node struct {
@@ -66,7 +72,7 @@ func (n *node) close() {
 
 func (n *node) load() (err error) {
 	root := filepath.Join(n.dir, "weir")
-	if n.loaded, err = loader.Load(loader.Config{BPFFSDir: root}); err != nil {
+	if n.loaded, err = loader.Load(loader.Config{BPFFSDir: root, Sizes: loader.Sizes{bpf.WeirMapFlows: 1 << 19}}); err != nil {
 		return err
 	}
 	if n.kernel, err = maps.Open(root); err != nil {
@@ -105,7 +111,58 @@ func (n *node) fillPolicy() error {
 	return nil
 }
 
-// state is three pods: 1 may reach 2 on TCP 80, nobody may reach 3.
+// receivers are pods that pod 1 sends to, by what is allowed to them on the port asked.
+var receivers = []struct {
+	name string
+	port uint16
+	rule func(s *datapath.State) datapath.Ruleset
+}{
+	{"", 80, func(s *datapath.State) datapath.Ruleset { return rules(s, 10, 1, onePort) }},
+	{"", 80, func(*datapath.State) datapath.Ruleset { return datapath.Ruleset{Default: 300} }}, // denies
+	{"10 rules for a port", 80, func(s *datapath.State) datapath.Ruleset { return rules(s, 100, 10, onePort) }},
+	{"1000 rules for a port", 80, func(s *datapath.State) datapath.Ruleset { return rules(s, 200, 1000, onePort) }},
+	{"10 rules, a port each", 10, func(s *datapath.State) datapath.Ruleset { return rules(s, 2000, 10, ownPort) }},
+	{"1000 rules, a port each", 1000, func(s *datapath.State) datapath.Ruleset { return rules(s, 3000, 1000, ownPort) }},
+	{"10 rules, a range each", 10, func(s *datapath.State) datapath.Ruleset { return rules(s, 5000, 10, ownRange) }},
+	{"256 rules, a range each", 256, func(s *datapath.State) datapath.Ruleset { return rules(s, 6000, 256, ownRange) }},
+}
+
+const (
+	onePort  = iota // one group, a member a rule
+	ownPort         // an exact group a rule
+	ownRange        // a scanned group a rule
+)
+
+const sender identity.Number = 1001
+
+// rules makes n of which the last is the one that allows the sender; sets begin at set.
+func rules(s *datapath.State, set uint32, n, kind int) (r datapath.Ruleset) {
+	r.Default = 300
+	ids := make([]uint32, n)
+	for i := range n {
+		ids[i] = uint32(301 + i)
+		group := datapath.PortGroup{Protocol: datapath.TCP, Low: uint16(i + 1), High: uint16(i + 1), Set: set + uint32(i), Labels: true, Rules: ids[i : i+1]}
+		other := identity.Number(2000 + i)
+		switch {
+		case kind == onePort:
+			s.Facts[datapath.Fact{Set: set, Identity: other}] = uint32(i)
+			continue
+		case kind == ownRange:
+			group.High++
+		}
+		s.Facts[datapath.Fact{Set: group.Set, Identity: other}] = 0
+		r.Groups = append(r.Groups, group)
+	}
+	if kind == onePort {
+		r.Groups = []datapath.PortGroup{{Protocol: datapath.TCP, Low: 80, High: 80, Set: set, Labels: true, Rules: ids}}
+		s.Facts[datapath.Fact{Set: set, Identity: sender}] = uint32(n - 1)
+		return r
+	}
+	s.Facts[datapath.Fact{Set: set + uint32(n-1), Identity: sender}] = 0
+	return r
+}
+
+// state is pod 1, which may send to all, and the receivers.
 func (n *node) state() (*datapath.State, error) {
 	s := &datapath.State{
 		Endpoints: map[uint32]datapath.Endpoint{},
@@ -113,47 +170,62 @@ func (n *node) state() (*datapath.State, error) {
 			netip.MustParsePrefix("0.0.0.0/0"): {Identity: identity.World},
 			netip.MustParsePrefix("::/0"):      {Identity: identity.World},
 		},
-		Facts: map[datapath.Fact]uint32{{Set: 10, Identity: 1001}: 0},
-		Rulesets: map[uint32]datapath.Ruleset{
-			1: {Default: datapath.RuleNotIsolated, Allow: true},
-			2: {Default: 300},
-			3: {Default: 300, Groups: []datapath.PortGroup{{Protocol: datapath.TCP, Low: 80, High: 80, Set: 10, Labels: true, Rules: []uint32{301}}}},
-		},
+		Facts:    map[datapath.Fact]uint32{},
+		Rulesets: map[uint32]datapath.Ruleset{1: {Default: datapath.RuleNotIsolated, Allow: true}},
 	}
-	for i, ingress := range []uint32{1, 3, 2} {
-		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("pod%d", i+1)}, PeerName: fmt.Sprintf("p%d", i+1)}
-		if err := netlink.LinkAdd(link); err != nil {
+	if err := n.pod(s, 1, 1); err != nil {
+		return nil, err
+	}
+	for i, r := range receivers {
+		ruleset := uint32(2 + i)
+		s.Rulesets[ruleset] = r.rule(s)
+		if err := n.pod(s, i+2, ruleset); err != nil {
 			return nil, err
-		}
-		l, err := netlink.LinkByName(link.Name)
-		if err != nil {
-			return nil, err
-		}
-		if i == 0 {
-			n.veth = l.Attrs().Index
-		}
-		four := netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", i+1))
-		six := netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+1))
-		number := uint32(i + 1)
-		s.Endpoints[number] = datapath.Endpoint{Ifindex: uint32(l.Attrs().Index), MAC: [6]byte{2, 0, 0, 0, 0, byte(number)}, Addr4: four, Addr6: six, Egress: 1, Ingress: ingress}
-		for _, a := range []netip.Addr{four, six} {
-			s.Peers[netip.PrefixFrom(a, a.BitLen())] = datapath.Peer{Identity: identity.Number(1001 + i), Endpoint: number}
 		}
 	}
 	return s, nil
 }
 
+func (n *node) pod(s *datapath.State, number int, ingress uint32) error {
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("pod", number)}, PeerName: fmt.Sprint("p", number)}
+	if err := netlink.LinkAdd(link); err != nil {
+		return err
+	}
+	l, err := netlink.LinkByName(link.Name)
+	if err != nil {
+		return err
+	}
+	if number == 1 {
+		n.veth = l.Attrs().Index
+	}
+	four, six := netip.MustParseAddr(address(number)), netip.MustParseAddr(fmt.Sprintf("fd00::%d", number))
+	s.Endpoints[uint32(number)] = datapath.Endpoint{Ifindex: uint32(l.Attrs().Index), MAC: [6]byte{2, 0, 0, 0, 0, byte(number)},
+		Addr4: four, Addr6: six, Egress: 1, Ingress: ingress}
+	for _, a := range []netip.Addr{four, six} {
+		s.Peers[netip.PrefixFrom(a, a.BitLen())] = datapath.Peer{Identity: sender + identity.Number(number-1), Endpoint: uint32(number)}
+	}
+	return nil
+}
+
+func address(number int) string { return fmt.Sprintf("10.0.0.%d", number) }
+
 // rows: the empty program, 1H, and what is measured.
 func (n *node) rows(repeat int) []row {
 	allowed := testnode.TCP("10.0.0.1", 1000, "10.0.0.2", 80, "A")
-	return []row{
+	rows := []row{
 		{"empty", repeat, n.through(n.bench.Empty, allowed, 0)},
 		{"one hash lookup (1H)", repeat, n.through(n.bench.Onehash, allowed, 0)},
 		{establishedRow, repeat, n.established("10.0.0.1", "10.0.0.2")},
 		{"established IPv6", repeat, n.established("fd00::1", "fd00::2")},
 		{"denied, again and again", repeat / 4, n.through(n.stub, testnode.TCP("10.0.0.1", 1000, "10.0.0.3", 80, "S"), 0)},
-		{"first packet", 10000, n.first()},
+		{firstRow, firstRepeat, n.first("10.0.0.2", 80)},
 	}
+	for i, r := range receivers {
+		if r.name != "" {
+			rows = append(rows, row{firstRow + ", " + r.name, firstRepeat, n.first(address(i+2), r.port)})
+		}
+	}
+	return rows
 }
 
 func (n *node) established(src, dst string) func(int) (time.Duration, error) {
@@ -171,9 +243,18 @@ func (n *node) established(src, dst string) func(int) (time.Duration, error) {
 	}
 }
 
-// first opens a flow with every packet; a round takes ports the last one did not.
-func (n *node) first() func(int) (time.Duration, error) {
-	return n.through(n.stub, testnode.TCP("10.0.0.1", 1000, "10.0.0.2", 80, "S"), 2)
+// first opens a flow with every packet, from ports that the last round did not take: there
+// are enough for mostRounds.
+func (n *node) first(to string, port uint16) func(int) (time.Duration, error) {
+	open := n.through(n.stub, testnode.TCP("10.0.0.1", 1000, to, port, "S"), 2)
+	next := uint32(0)
+	return func(repeat int) (time.Duration, error) {
+		if err := n.bench.BenchNext.Set(next); err != nil {
+			return 0, err
+		}
+		next += uint32(repeat)
+		return open(repeat)
+	}
 }
 
 // through feeds the frame to the program by the feeder's mode.
