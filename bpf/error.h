@@ -1,18 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* ICMP errors pass when they answer a packet of a live flow, come from where that packet
- * went, and go to who sent it. They make nothing and refresh
- * nothing, and there are only so many a second. */
+ * went, and go to who sent it. They make nothing and refresh nothing, and only so many a
+ * second get through. */
 #pragma once
-#include "walk.h"
+#include "decide.h"
 
-struct inner {
-	struct tuple tuple;
-} __attribute__((aligned(8)));
-
-/* The quoted packet lies within the error, with 8 bytes of what its ports are in. */
-static __always_inline int inner_read(struct __sk_buff *skb, struct packet *p, struct inner *in)
+/* The tuple of the packet that the error speaks of, as that packet had it. */
+__noinline int inner_read(struct __sk_buff *skb, struct walk *w, struct tuple *in)
 {
-	__u32 at = p->l4 + 8, ports = 0, end = ETH_HLEN + p->length;
+	__u32 at, end, ports = 0;
 	struct {
 		__u8 type, code;
 		__be16 checksum, id;
@@ -20,38 +16,40 @@ static __always_inline int inner_read(struct __sk_buff *skb, struct packet *p, s
 	struct iphdr v4;
 	struct ipv6hdr v6;
 
-	in->tuple.family = p->tuple.family;
-	in->tuple.pad = 0;
-	if (p->tuple.family == 4) {
+	if (!w || !in)
+		return 0;
+	at = w->packet.l4 + 8;
+	end = ETH_HLEN + w->packet.length;
+	in->family = w->packet.tuple.family;
+	in->pad = 0;
+	if (in->family == 4) {
 		if (bpf_skb_load_bytes(skb, at, &v4, sizeof(v4)) || *(__u8 *)&v4 != 0x45 ||
 		    v4.frag_off & bpf_htons(0x1fff))
 			return 0;
-		in->tuple.protocol = v4.protocol;
-		map_v4(in->tuple.saddr, v4.saddr);
-		map_v4(in->tuple.daddr, v4.daddr);
+		in->protocol = v4.protocol;
+		map_v4(in->saddr, v4.saddr);
+		map_v4(in->daddr, v4.daddr);
 		at += sizeof(v4);
 	} else {
 		if (bpf_skb_load_bytes(skb, at, &v6, sizeof(v6)) || v6.version != 6)
 			return 0;
-		in->tuple.protocol = v6.nexthdr;
-		__builtin_memcpy(in->tuple.saddr, &v6.saddr, 16);
-		__builtin_memcpy(in->tuple.daddr, &v6.daddr, 16);
+		in->protocol = v6.nexthdr;
+		__builtin_memcpy(in->saddr, &v6.saddr, 16);
+		__builtin_memcpy(in->daddr, &v6.daddr, 16);
 		at += sizeof(v6);
 	}
-	in->tuple.sport = in->tuple.dport = 0;
+	in->sport = in->dport = 0;
 	if (at > end)
 		return 0;
-	if (in->tuple.protocol == IPPROTO_ICMP || in->tuple.protocol == IPPROTO_ICMPV6_) {
-		if (at + 8 > end || bpf_skb_load_bytes(skb, at, &echo, sizeof(echo)) ||
-		    !is_echo(echo.type, in->tuple.family))
+	if (in->protocol == IPPROTO_ICMP || in->protocol == IPPROTO_ICMPV6_) {
+		if (at + 8 > end || bpf_skb_load_bytes(skb, at, &echo, sizeof(echo)) || !is_echo(echo.type, in->family))
 			return 0;
-		echo_ports(&in->tuple, echo.type == (in->tuple.family == 4 ? 8 : 128), bpf_ntohs(echo.id));
-	} else if (in->tuple.protocol == IPPROTO_TCP || in->tuple.protocol == IPPROTO_UDP ||
-		   in->tuple.protocol == 132) {
+		echo_ports(in, echo.type == (in->family == 4 ? 8 : 128), bpf_ntohs(echo.id));
+	} else if (in->protocol == IPPROTO_TCP || in->protocol == IPPROTO_UDP || in->protocol == 132) {
 		if (at + 8 > end || bpf_skb_load_bytes(skb, at, &ports, 4))
 			return 0;
-		in->tuple.sport = bpf_ntohs((__u16)ports);
-		in->tuple.dport = bpf_ntohs(ports >> 16);
+		in->sport = bpf_ntohs((__u16)ports);
+		in->dport = bpf_ntohs(ports >> 16);
 	}
 	return 1;
 }
@@ -67,26 +65,70 @@ static __always_inline int error_budget(struct flow *f, int side)
 }
 
 /* iface: where the error came from. At a pod's own hook the error has to speak of a packet
- * that was sent to that pod; at the receiver's, of one the receiver sent. */
+ * that was sent to that pod; at the receiver's, of one the receiver sent. OUTDATED leaves
+ * the walk as that packet's. */
 __noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from_pod)
 {
 	struct flow_key key;
-	struct inner in;
+	struct tuple in;
 	struct flow *f;
+	__u64 stamp;
 	int side;
 
 	if (!w)
 		return DROP_ICMP_UNRELATED;
-	if (!inner_read(skb, &w->packet, &in) || !same_address(in.tuple.saddr, w->packet.tuple.daddr))
+	if (!inner_read(skb, w, &in) || !same_address(in.saddr, w->packet.tuple.daddr))
 		return walk_drop(w, DROP_ICMP_UNRELATED);
-	if (from_pod && !same_address(in.tuple.daddr, w->packet.tuple.saddr))
+	if (from_pod && !same_address(in.daddr, w->packet.tuple.saddr))
 		return walk_drop(w, DROP_ICMP_UNRELATED);
-	side = flow_key_of(&in.tuple, &key);
+	side = flow_key_of(&in, &key);
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f || READ_ONCE(f->stamp) >> STAMP_SHIFT != w->epoch || READ_ONCE(f->stamp) & STAMP_DROP ||
-	    READ_ONCE(f->state) & FLOW_CLOSED)
+	if (!f || READ_ONCE(f->ifindex[(from_pod ? side ^ 1 : side) & 1]) != iface)
 		return walk_drop(w, DROP_ICMP_UNRELATED);
-	if (READ_ONCE(f->ifindex[(from_pod ? side ^ 1 : side) & 1]) != iface)
+	stamp = READ_ONCE(f->stamp);
+	if (READ_ONCE(f->state) & (FLOW_CLOSED | FLOW_CLAIMED) || !stamp || stamp & STAMP_DROP)
 		return walk_drop(w, DROP_ICMP_UNRELATED);
+	if (stamp >> STAMP_SHIFT != w->epoch) {
+		w->packet.tuple = in;
+		w->key = key;
+		w->side = side;
+		return OUTDATED;
+	}
 	return error_budget(f, side) ? DROP_NONE : walk_drop(w, DROP_ICMP_RATE);
+}
+
+/* Gives the packet its own addresses back. */
+__noinline int error_restore(struct __sk_buff *skb, struct walk *w)
+{
+	struct tuple *t;
+	__be32 v4[2];
+
+	if (!w)
+		return 0;
+	t = &w->packet.tuple;
+	t->sport = t->dport = 0;
+	if (t->family == 6) {
+		t->protocol = IPPROTO_ICMPV6_;
+		return bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr), t->saddr, 32);
+	}
+	t->protocol = IPPROTO_ICMP;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), v4, sizeof(v4)))
+		return 0;
+	map_v4(t->saddr, v4[0]);
+	map_v4(t->daddr, v4[1]);
+	return 0;
+}
+
+/* A commit may have come between a packet and the error about it: then its flow is judged
+ * first. Of the walk's ends neither is left. */
+static __always_inline int error_walk(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from_pod)
+{
+	int reason = error_related(skb, w, iface, from_pod);
+
+	if (reason != OUTDATED)
+		return reason;
+	decide_stale(w, bpf_map_lookup_elem(&flows, &w->key));
+	error_restore(skb, w);
+	reason = error_related(skb, w, iface, from_pod);
+	return reason == OUTDATED ? walk_drop(w, DROP_ICMP_UNRELATED) : reason;
 }

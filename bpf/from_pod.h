@@ -86,7 +86,10 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 	if (!peer_of_endpoint(w->end[0].endpoint, p->tuple.family, w->epoch, &w->end[0]))
 		return walk_drop(w, DROP_NO_ENDPOINT);
 	if (p->kind == PACKET_ICMP_ERROR) {
-		reason = error_related(skb, w, w->ifindex, 1);
+		__u32 number = w->end[0].endpoint;
+
+		reason = error_walk(skb, w, w->ifindex, 1);
+		peer_of_endpoint(number, p->tuple.family, w->epoch, &w->end[0]);
 		return reason ? reason : RELATED;
 	}
 	if (p->kind == PACKET_FRAGMENT) {

@@ -12,6 +12,7 @@
 #define RELATED   (DROP_REASON_MAX + 2) /* an ICMP error that was found in order: decided */
 #define PLAIN     (DROP_REASON_MAX + 3) /* the node's own business with its pod: no mark */
 #define GONE      (DROP_REASON_MAX + 4) /* the entry's pod is not there any more: judge as new */
+#define OUTDATED  (DROP_REASON_MAX + 5) /* the flow an ICMP error speaks of was judged in another epoch */
 
 static const struct flow flow_zero;
 

@@ -58,7 +58,8 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 	if (p->kind == PACKET_ICMP_ERROR) {
 		if (iface == IFACE_HOST)
 			return PLAIN;
-		reason = error_related(skb, w, w->ifindex, 0);
+		reason = error_walk(skb, w, w->ifindex, 0);
+		ends_find(w, iface, from);
 		return reason ? reason : PLAIN;
 	}
 	if (p->kind == PACKET_FRAGMENT) {

@@ -198,3 +198,12 @@ func flags(f testnode.Frame, flags string) testnode.Frame {
 	f.Flags = flags
 	return f
 }
+
+func (w *watch) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			w.t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
