@@ -15,7 +15,7 @@ import (
 
 var (
 	seed   = flag.Int64("seed", 1, "first seed")
-	frames = flag.Int("frames", 400000, "frames in all")
+	frames = flag.Int("frames", 1000000, "frames in all")
 )
 
 // perNode frames meet one node's flow table; then there is another, with the next seed.
@@ -47,6 +47,12 @@ func TestNothingPassesMisread(t *testing.T) {
 	}
 }
 
+// asPod reports whether a frame's source is a pod's: the node does not speak as a pod, and
+// what it would begin so makes entries that are not the pod's.
+func (j *judge) asPod(c sample) bool {
+	return isPod(placeOf(j.read(c).source))
+}
+
 // isStub reports whether a frame ends before its IP header does: kernels as of 6.18 do not
 // take such frames for a test run.
 func isStub(frame []byte) bool {
@@ -59,6 +65,9 @@ func (j *judge) fuzz(g *generator, n int) (*tally, error) {
 	err := j.Do(func() error {
 		for range n {
 			c, clean := g.next()
+			if c.way.sender == host && j.asPod(c) {
+				continue
+			}
 			cl, r, d, err := j.try(c)
 			if errors.Is(err, unix.EINVAL) && isStub(c.frame) {
 				sum.stubs++
@@ -70,7 +79,7 @@ func (j *judge) fuzz(g *generator, n int) (*tally, error) {
 			if d != nil {
 				return j.shrink(d)
 			}
-			sum.note(c, clean, cl, r, j.mustPass(c.way, r))
+			sum.note(clean, cl, r, j.mustPass(c.way, r))
 		}
 		return nil
 	})
