@@ -5,6 +5,7 @@
 #   build      bin/weir, bin/weir-agent, bin/weir-cni
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-oracle
+#   test-conformance  cyclonus' cases on a node of namespaces
 #   fuzz       test-random, ten times as long (SEED=n: other clusters)
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
 #                 (KERNELS="6.1 6.12": on those; QUICK=1: less of them)
@@ -55,6 +56,10 @@ test-node: build
 test-oracle:
 	$(ORACLE) | $(SUMMARY)
 
+# Its cases, on pods of a real node.
+test-conformance: build
+	(cd tests/conformance && $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
+
 # The programs against the reference on random clusters, and commits under a flood.
 test-random: generate
 	$(GO_TEST) ./tests/differential ./tests/atomic | $(SUMMARY)
@@ -93,4 +98,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-random test-node test-oracle fuzz test-kernels lint lint-c lint-go fmt verify bench clean
+.PHONY: all deps generate build demo test test-unit test-packet test-random test-node test-oracle test-conformance fuzz test-kernels lint lint-c lint-go fmt verify bench clean

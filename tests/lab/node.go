@@ -36,6 +36,8 @@ type Options struct {
 	Pool4     string // pods' addresses
 	Pool6     string
 	RangeLast int // last host number of the pool that is given out, 0 = no limit (address reuse)
+
+	RangeFirst int // first host number that is given out, 0 = the pool's first
 }
 
 // Node is a node and all that belongs to it. Methods are for one goroutine, but those of

@@ -128,16 +128,22 @@ func (n *Node) network() (*libcni.NetworkConfigList, error) {
 
 func (n *Node) pool(subnet string) map[string]any {
 	pool := map[string]any{"subnet": subnet}
-	if n.opts.RangeLast == 0 {
-		return pool
+	if n.opts.RangeFirst > 0 {
+		pool["rangeStart"] = hostAddress(subnet, n.opts.RangeFirst)
 	}
-	first, _, _ := strings.Cut(subnet, "/")
-	if strings.Contains(subnet, ":") {
-		pool["rangeEnd"] = fmt.Sprintf("%s%x", first, n.opts.RangeLast)
-	} else {
-		pool["rangeEnd"] = fmt.Sprintf("%s.%d", first[:strings.LastIndex(first, ".")], n.opts.RangeLast)
+	if n.opts.RangeLast > 0 {
+		pool["rangeEnd"] = hostAddress(subnet, n.opts.RangeLast)
 	}
 	return pool
+}
+
+// hostAddress is a subnet's address with a host number.
+func hostAddress(subnet string, number int) string {
+	first, _, _ := strings.Cut(subnet, "/")
+	if strings.Contains(subnet, ":") {
+		return fmt.Sprintf("%s%x", first, number)
+	}
+	return fmt.Sprintf("%s.%d", first[:strings.LastIndex(first, ".")], number)
 }
 
 // CNICode is the code of a plugin's error, 0 if err holds none.

@@ -194,10 +194,11 @@ func accept(ctx context.Context, l net.Listener) {
 		if err != nil {
 			return
 		}
-		context.AfterFunc(ctx, func() { conn.Close() })
+		forget := context.AfterFunc(ctx, func() { conn.Close() })
 		go func() {
 			_, _ = io.Copy(conn, conn)
 			conn.Close()
+			forget()
 		}()
 	}
 }
