@@ -9,10 +9,12 @@
 
 /* Sizes that both sides use. */
 enum limits {
-	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
-	SCAN_MAX = 256,      /* port groups of one ruleset that are scanned (ranges, named, any) */
-	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
-	ERROR_BUDGET = 100,  /* ICMP errors a second that each end of a flow may be sent about it */
+	ENDPOINT_MAX = 1024,      /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
+	SCAN_MAX = 256,           /* port groups of one ruleset that are scanned (ranges, named, any) */
+	DENIED_BUDGET = 100,      /* denied packets a second that an endpoint has recorded one by one */
+	ERROR_BUDGET = 100,       /* ICMP errors a second that each end of a flow may be sent about it */
+	FRAGMENTS = 32,           /* fragmented datagrams that an endpoint can have under way */
+	FRAGMENTS_OUTSIDE = 4096, /* and the outside; both powers of two */
 };
 
 /* Identity numbers below IDENTITY_FIRST are reserved (the numbers Hubble's clients know); those with IDENTITY_BLOCK
@@ -68,14 +70,14 @@ enum drop_reason {
 	DROP_ICMP_TYPE,        /* ICMP that is neither echo nor an error, or a reply of no request */
 	DROP_ICMP_UNRELATED,   /* ICMP error about a flow that is not there or not the sender's */
 	DROP_NEIGHBOUR,        /* ARP or NDP other than for the pod's own gateway */
-	DROP_MULTICAST,        /* multicast or broadcast control traffic (IGMP, MLD, RA, DHCP) */
+	DROP_MULTICAST,        /* to a group or everybody, and control traffic (IGMP, MLD, RA, DHCP) */
 	DROP_FAMILY,           /* a family the endpoint has no address of */
 	DROP_TUNNEL,           /* tunnel traffic from a pod to a node */
 	DROP_FLOW_TABLE_FULL,  /* no room for a new flow */
 	DROP_FLOW_SHARE,       /* the endpoint is past its share and there is no free room to borrow */
 	DROP_SHIELD,           /* the shield's deny list */
 	DROP_QUARANTINE,       /* the endpoint is quarantined */
-	DROP_DESTINATION,      /* to a pod with an address not its own, or from one to loopback */
+	DROP_DESTINATION,      /* to a pod with an address not its own; to loopback; from a pod to the link */
 	DROP_ICMP_RATE,        /* ICMP errors about one flow past their budget */
 	DROP_REASON_MAX,
 };
@@ -316,16 +318,8 @@ struct denial_count {
 	__u64 bytes;
 };
 
-struct fragment_key {
-	__u8 saddr[16];
-	__u8 daddr[16];
-	__u32 ifindex;
-	__u32 id;
-	__u8 protocol;
-	__u8 family;
-	__u16 pad;
-};
-
+/* A first fragment that was let through. check is a mix of what names the datagram:
+ * 0 while the place is written, and where nothing is. */
 struct fragment {
 	__u64 expires; /* clock, ms */
 	__u64 check;

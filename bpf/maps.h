@@ -151,10 +151,12 @@ struct {
 	__type(key, struct denial_count_key);
 	__type(value, struct denial_count);
 } denial_counts SEC(".maps");
+/* First fragments, by place: a sender's newest takes the place of one of its own. The
+ * outside has the first FRAGMENTS_OUTSIDE places, each endpoint FRAGMENTS of the rest. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, struct fragment_key);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FRAGMENTS_OUTSIDE + ENDPOINT_MAX * FRAGMENTS);
+	__type(key, __u32);
 	__type(value, struct fragment);
 } fragments SEC(".maps");
 struct {

@@ -39,7 +39,7 @@ var errorTypes = [2][]uint8{{3, 11, 12}, {1, 2, 3, 4}}
 
 // Review 22: an error about a packet of a live flow passes, from its receiver and from
 // routers on its way, to who sent it, about either direction. It makes no flow.
-func TestErrorsAboutLiveFlows(t *testing.T) {
+func TestICMPErrors(t *testing.T) {
 	w := newScene(t, open).watch(t)
 	port := uint16(1000)
 	for i, road := range w.roads() {
@@ -106,7 +106,7 @@ func (w *watch) podAt(addr string) *testnode.Pod {
 
 // B10: an error with an inner packet that its sender was never sent, or of a flow that is
 // not there or not allowed any more, goes nowhere.
-func TestForgedErrors(t *testing.T) {
+func TestForgedICMPErrors(t *testing.T) {
 	w := newScene(t, open).watch(t)
 	for v6, addr := range [2]func(testnode.Pod) string{
 		func(p testnode.Pod) string { return p.Addr4 }, func(p testnode.Pod) string { return p.Addr6 },

@@ -111,45 +111,6 @@ func set16(b []byte, at int, v uint16) []byte {
 	return b
 }
 
-// Fragments in order follow their first; a denied first leaves nothing to follow (B1 to B3).
-func TestFragments(t *testing.T) {
-	s := newScene(t, fromAUDP)
-	first := testnode.UDP(s.a.Addr4, 1000, s.b.Addr4, 53)
-	first.MoreFrags, first.ID, first.Payload = true, 5, make([]byte, 64)
-	later := first
-	later.FragOff, later.MoreFrags = 9, false
-	s.from(t, "first", s.a, first, redirected)
-	s.from(t, "later", s.a, later, redirected)
-	denied := first
-	denied.Dport, denied.ID = 54, 6
-	later.ID = 6
-	s.from(t, "denied first", s.a, denied, dropped(bpf.WeirDropReasonDROP_POLICY))
-	s.from(t, "its later", s.a, later, dropped(bpf.WeirDropReasonDROP_FRAGMENT_UNKNOWN))
-	again := denied
-	again.ID, later.ID = 5, 5
-	s.from(t, "denied first with an allowed one's id", s.a, again, dropped(bpf.WeirDropReasonDROP_POLICY))
-	s.from(t, "takes the later ones along", s.a, later, dropped(bpf.WeirDropReasonDROP_FRAGMENT_UNKNOWN))
-}
-
-// ICMP errors answer a live flow, from where its packet went, to who sent it (B10).
-func TestICMPErrors(t *testing.T) {
-	s := newScene(t, fromAUDP)
-	s.Set(s.b, closed, fromAUDP)
-	s.Commit(t)
-	inner := testnode.UDP(s.a.Addr4, 1000, s.b.Addr4, 53)
-	unreachable := func(src, dst string, in testnode.Frame) testnode.Frame {
-		return testnode.Frame{Src: src, Dst: dst, Protocol: layers.IPProtocolICMPv4, ICMPType: 3, ICMPCode: 3, Payload: in.Bytes(t)[14:]}
-	}
-	s.from(t, "before the flow", s.b, unreachable(s.b.Addr4, s.a.Addr4, inner), dropped(bpf.WeirDropReasonDROP_ICMP_UNRELATED))
-	s.from(t, "flow", s.a, inner, redirected)
-	s.from(t, "from its receiver", s.b, unreachable(s.b.Addr4, s.a.Addr4, inner), next)
-	s.from(t, "from a third pod", s.c, unreachable(s.c.Addr4, s.a.Addr4, inner), dropped(bpf.WeirDropReasonDROP_ICMP_UNRELATED))
-	other := inner
-	other.Sport = 1001
-	s.from(t, "about another flow", s.b, unreachable(s.b.Addr4, s.a.Addr4, other), dropped(bpf.WeirDropReasonDROP_ICMP_UNRELATED))
-	s.from(t, "about somebody else's packet", s.b, unreachable(s.b.Addr4, s.c.Addr4, inner), dropped(bpf.WeirDropReasonDROP_ICMP_UNRELATED))
-}
-
 // Review 11 (M4): the families never cover each other.
 func TestFamiliesAreApart(t *testing.T) {
 	s := newScene(t, open)
