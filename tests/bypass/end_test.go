@@ -2,6 +2,7 @@ package bypass
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -13,6 +14,9 @@ import (
 
 	"github.com/weirnet/weir/tests/lab"
 )
+
+// patience is how long something is waited for that has to come.
+var patience = 10 * time.Second
 
 // end is a pod, or the outside, that has a packet socket on its interface: it sends any
 // frame, and sees all that arrive.
@@ -55,6 +59,10 @@ func packetSocket(device string) (*os.File, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("ignore what is sent: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("receive buffer: %w", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Index}); err != nil {
 		unix.Close(fd)
@@ -104,16 +112,21 @@ func (e *end) received() [][]byte {
 	return out
 }
 
-// await reports whether the frame arrives.
-func (e *end) await(frame []byte) bool {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+// find waits for a frame that is as told, nil if none comes.
+func (e *end) find(is func([]byte) bool) []byte {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		for _, f := range e.received() {
-			if bytes.Equal(packetOf(f), packetOf(frame)) {
-				return true
+			if is(f) {
+				return f
 			}
 		}
 	}
-	return false
+	return nil
+}
+
+// await reports whether the frame arrives, as it was sent.
+func (e *end) await(frame []byte) bool {
+	return e.find(func(f []byte) bool { return bytes.Equal(packetOf(f), packetOf(frame)) }) != nil
 }
 
 // isChatter is multicast of the link and neighbour discovery, which the node's side has, too.
@@ -128,14 +141,17 @@ func isChatter(f []byte) bool {
 	return v6 && (f[38] == 0xff || f[20] == 58 && f[54] >= 133 && f[54] <= 137)
 }
 
-// packetOf is the packet in a frame as it is at both ends: without what a hop changes.
+// packetOf is the packet in a frame as it is at both ends: without what a hop changes, and
+// without padding.
 func packetOf(f []byte) []byte {
-	p := bytes.Clone(f[14:])
+	p, n := bytes.Clone(f[14:]), len(f)-14
 	switch {
 	case len(p) >= 20 && p[0]>>4 == 4:
 		p[8], p[10], p[11] = 0, 0, 0
+		n = int(binary.BigEndian.Uint16(p[2:]))
 	case len(p) >= 40 && p[0]>>4 == 6:
 		p[7] = 0
+		n = 40 + int(binary.BigEndian.Uint16(p[4:]))
 	}
-	return p
+	return p[:min(n, len(p))]
 }

@@ -89,7 +89,7 @@ var icmp = []bypass{{
 			}
 		}
 		a.drop("ARP for another", m, neighbour, arp(1, m.Addr4, b.Addr4), arp(1, m.Addr4, m.Addr4), arp(8, m.Addr4, b.Addr4))
-		a.drop("half an ARP packet", m, neighbour, arp(1, m.Addr4, b.Addr4)[:30])
+		a.drop("half an ARP packet", m, truncated, arp(1, m.Addr4, b.Addr4)[:30])
 		dhcp := append([]byte{1, 1, 6, 0}, make([]byte, 236)...)
 		a.drop("DHCP discovery", m, spoofed, v4("0.0.0.0", "255.255.255.255", protoUDP, datagram(68, 67, dhcp)))
 		a.drop("DHCP in the gateway's name", m, spoofed, v4("169.254.1.1", b.Addr4, protoUDP, datagram(67, 68, dhcp)))

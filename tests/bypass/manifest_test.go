@@ -11,6 +11,7 @@ import (
 // The drop reasons, in the words of the flow log.
 const (
 	policy          = datapath.Reason(bpf.WeirDropReasonDROP_POLICY)
+	unmanaged       = datapath.Reason(bpf.WeirDropReasonDROP_UNMANAGED_PEER)
 	noEndpoint      = datapath.Reason(bpf.WeirDropReasonDROP_NO_ENDPOINT)
 	spoofed         = datapath.Reason(bpf.WeirDropReasonDROP_SPOOFED_SOURCE)
 	badSource       = datapath.Reason(bpf.WeirDropReasonDROP_BAD_SOURCE)
@@ -30,6 +31,7 @@ const (
 	neighbour       = datapath.Reason(bpf.WeirDropReasonDROP_NEIGHBOUR)
 	multicast       = datapath.Reason(bpf.WeirDropReasonDROP_MULTICAST)
 	tunnel          = datapath.Reason(bpf.WeirDropReasonDROP_TUNNEL)
+	flowShare       = datapath.Reason(bpf.WeirDropReasonDROP_FLOW_SHARE)
 	destination     = datapath.Reason(bpf.WeirDropReasonDROP_DESTINATION)
 )
 

@@ -40,21 +40,22 @@ type scene struct {
 	records []lab.Flow // of denials, since the last quiet
 }
 
-func newScene(t *testing.T) *scene {
+// newScene builds it; agent are further flags of the agent.
+func newScene(t *testing.T, agent ...string) *scene {
 	t.Helper()
-	s := newNode(t)
+	s := newNode(t, lab.Options{Agent: agent})
 	s.write(t, "pods.yaml", pods)
 	s.write(t, "policy.yaml", policies)
 	s.start(t)
-	for name, e := range map[string]**end{"mallory": &s.mallory, "eve": &s.eve, "alice": &s.alice, "bob": &s.bob} {
-		*e = s.add(t, "ns", name)
-	}
+	s.mallory, s.eve = s.add(t, "ns", "mallory"), s.add(t, "ns", "eve")
+	s.alice, s.bob = s.add(t, "ns", "alice"), s.add(t, "ns", "bob")
+	s.silence(t)
 	s.outside = openEnd(t, s.Outside, "up0", false, s.macOf(t, "up0"))
 	return s
 }
 
 // newNode builds a node without an agent and without pods.
-func newNode(t *testing.T) *scene {
+func newNode(t *testing.T, o lab.Options) *scene {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test needs root: it makes network namespaces and loads BPF programs")
@@ -67,7 +68,8 @@ func newNode(t *testing.T) *scene {
 		t.Fatalf("run `make build` first: %v", err)
 	}
 	run := fmt.Sprintf("weirt-%x", time.Now().UnixNano()&0xffffff)
-	n, err := lab.Up(lab.Options{Prefix: run + "-", Run: "/run/" + run, Bin: bin})
+	o.Prefix, o.Run, o.Bin = run+"-", "/run/"+run, bin
+	n, err := lab.Up(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,6 +135,16 @@ func (s *scene) add(t *testing.T, namespace, name string) *end {
 	return openEnd(t, &p.Host, "eth0", true, net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee})
 }
 
+// silence makes the outside say nothing of addresses that nobody has.
+func (s *scene) silence(t *testing.T) {
+	t.Helper()
+	for _, to := range []string{"203.0.113.0/24", "2001:db8:1::/64"} {
+		if out, err := s.Outside.Run(s.ctx, "ip", "route", "add", "blackhole", to); err != nil {
+			t.Fatalf("blackhole %s: %v: %s", to, err, out)
+		}
+	}
+}
+
 // macOf is the address of a device of the node.
 func (s *scene) macOf(t *testing.T, device string) (mac net.HardwareAddr) {
 	t.Helper()
@@ -175,6 +187,9 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// shell runs a script in the node's namespace.
+func (s *scene) shell(script string) (string, error) { return s.Node.Run(s.ctx, "sh", "-c", script) }
 
 // eventually waits for what comes by itself.
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -327,6 +342,28 @@ func (a *attempt) arrivals() string {
 		}
 	}
 	return b.String()
+}
+
+// arrives sends frames and holds that each makes something arrive that is as told, with
+// nothing dropped; it returns the last.
+func (a *attempt) arrives(what string, from, to *end, is func([]byte) bool, frames ...[]byte) []byte {
+	a.Helper()
+	before := a.drops(a.T)
+	var last []byte
+	for _, f := range frames {
+		a.quiet(a)
+		a.send(what, from, [][]byte{f})
+		if last = to.find(is); last == nil {
+			a.Fatalf("%s: nothing that %x makes arrives at %s; dropped: %v%s", what, f, to.Name, a.since(a.T, before), a.arrivals())
+		}
+	}
+	for r, n := range a.since(a.T, before) {
+		if !isQuiet(r) {
+			a.Errorf("%s: arrived, and %d dropped for %q", what, n, r)
+		}
+	}
+	a.note("passed", len(frames))
+	return last
 }
 
 func (a *attempt) nothingArrives(what string) {

@@ -35,7 +35,8 @@ type Options struct {
 	Bin       string // where the binaries are
 	Pool4     string // pods' addresses
 	Pool6     string
-	RangeLast int // last host number of the pool that is given out, 0 = no limit (address reuse)
+	RangeLast int      // last host number of the pool that is given out, 0 = no limit (address reuse)
+	Agent     []string // further flags of weir-agent
 
 	RangeFirst int // first host number that is given out, 0 = the pool's first
 }
@@ -138,8 +139,9 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(n.Binary("weir-agent"), "--standalone", n.Manifests(), "--state-dir", n.StateDir(),
-		"--bpffs-dir", n.BPFFSDir(), "--node-name", "node", "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6)
+	flags := []string{"--standalone", n.Manifests(), "--state-dir", n.StateDir(),
+		"--bpffs-dir", n.BPFFSDir(), "--node-name", "node", "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6}
+	cmd := exec.Command(n.Binary("weir-agent"), append(flags, n.opts.Agent...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Start(cmd); err != nil {
 		return fmt.Errorf("start weir-agent: %w", err)
