@@ -17,6 +17,11 @@ static __always_inline int is_frontend(struct walk *w, int own_node)
 	return bpf_map_lookup_elem(&frontends, &key) != 0;
 }
 
+static __always_inline int is_link_local(__u8 *a)
+{
+	return a[0] == 0xfe && (a[1] & 0xc0) == 0x80;
+}
+
 /* Whom a pod's new packet is for. */
 __noinline int destination_find(struct walk *w)
 {
@@ -38,8 +43,14 @@ __noinline int destination_find(struct walk *w)
 	/* With route_localnet, which kube-proxy sets, a pod could reach the node's own loopback. */
 	if (w->packet.tuple.family == 4 && (w->packet.tuple.daddr[12] == 127 || w->packet.tuple.daddr[12] == 0))
 		return walk_drop(w, DROP_DESTINATION);
-	if (w->packet.tuple.family == 6 && is_odd_address(w->packet.tuple.daddr, 6) && w->packet.tuple.daddr[0] != 0xff)
+	/* Nobody but the node hears what a pod says to everybody, and its policy would not see it. */
+	if (w->packet.tuple.family == 4 ? w->packet.tuple.daddr[12] >= 224 : w->packet.tuple.daddr[0] == 0xff)
+		return walk_drop(w, DROP_MULTICAST);
+	if (w->packet.tuple.family == 6 && is_odd_address(w->packet.tuple.daddr, 6))
 		return walk_drop(w, DROP_BAD_HEADER);
+	/* The node by the one name that it has for pods alone: no policy excepts it from a block. */
+	if (w->packet.tuple.family == 6 && !cfg_node_egress_allow && is_link_local(w->packet.tuple.daddr))
+		return walk_drop(w, DROP_DESTINATION);
 	if (cfg_tunnel_port && w->packet.tuple.protocol == IPPROTO_UDP && w->packet.tuple.dport == cfg_tunnel_port &&
 	    (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE))
 		return walk_drop(w, DROP_TUNNEL);

@@ -33,7 +33,8 @@ static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w
 	return TC_NEXT;
 }
 
-/* From outside nobody speaks for this node's pods, for the node, or for loopback. */
+/* From outside nobody speaks for this node's pods, for the node, or for loopback, nor to it:
+ * with route_localnet, which kube-proxy sets, the stack would let him. */
 static __always_inline int outside_check(struct walk *w)
 {
 	struct end *from = &w->end[0];
@@ -44,6 +45,8 @@ static __always_inline int outside_check(struct walk *w)
 		return walk_drop(w, DROP_FOREIGN_SOURCE);
 	if (w->packet.tuple.family == 4 && w->packet.tuple.saddr[12] == 127)
 		return walk_drop(w, DROP_BAD_SOURCE);
+	if (w->packet.tuple.family == 4 && w->packet.tuple.daddr[12] == 127)
+		return walk_drop(w, DROP_DESTINATION);
 	return DROP_NONE;
 }
 

@@ -52,6 +52,7 @@ func TestForgedTupleOfALiveFlow(t *testing.T) {
 	s.from(t, "c forges a", s.c, f, dropped(bpf.WeirDropReasonDROP_SPOOFED_SOURCE))
 	s.to(t, "outside forges a", s.b, f, s.uplink, 0, dropped(bpf.WeirDropReasonDROP_FOREIGN_SOURCE))
 	s.network(t, "outside forges a at the uplink", "from_network", f, s.uplink, 0, dropped(bpf.WeirDropReasonDROP_FOREIGN_SOURCE))
+	s.network(t, "outside to the node's loopback (B35)", "from_network", tcp(outside, 1, "127.0.0.1", 80, "S"), s.uplink, 0, dropped(bpf.WeirDropReasonDROP_DESTINATION))
 	s.from(t, "a goes on", s.a, f, redirected)
 }
 

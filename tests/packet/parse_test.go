@@ -67,6 +67,10 @@ func TestParserFailsClosed(t *testing.T) {
 		{"v4-mapped destination (B28)", tcp6(a6, "::ffff:10.0.0.2").Bytes(t), bpf.WeirDropReasonDROP_BAD_HEADER},
 		{"to the node's loopback (B35)", tcp(a4, 1, "127.0.0.1", 80, "S").Bytes(t), bpf.WeirDropReasonDROP_DESTINATION},
 		{"to 0.0.0.0", tcp(a4, 1, "0.0.0.0", 80, "S").Bytes(t), bpf.WeirDropReasonDROP_DESTINATION},
+		{"to everybody (B11)", testnode.UDP(a4, 1, "255.255.255.255", 67).Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
+		{"to a group", testnode.UDP(a4, 1, "224.0.0.251", 5353).Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
+		{"to a group, IPv6", tcp6(a6, "ff02::fb").Bytes(t), bpf.WeirDropReasonDROP_MULTICAST},
+		{"to the node by its name on the link (B32)", tcp6(a6, "fe80::ecee:eeff:feee:eeee").Bytes(t), bpf.WeirDropReasonDROP_DESTINATION},
 		{"loopback source (B12)", tcp("127.0.0.1", 1, b4, 80, "S").Bytes(t), bpf.WeirDropReasonDROP_SPOOFED_SOURCE},
 		{"node's source", tcp(nodeAddr, 1, b4, 80, "S").Bytes(t), bpf.WeirDropReasonDROP_SPOOFED_SOURCE},
 	} {
