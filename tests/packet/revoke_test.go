@@ -82,6 +82,16 @@ var talks = []struct {
 // portless stands for protocols, from this one on: one a flow, which nothing else tells apart.
 const portless layers.IPProtocol = 62
 
+// talking is a flow on a road.
+type talking struct {
+	road
+	what        string
+	first       testnode.Frame
+	forth, back testnode.Frame // what follows
+	sent        [2]uint64
+	backFirst   bool
+}
+
 // Promise 3, on every road, in both families: what a side's policy forbids now stops both
 // ways, whichever packet comes first, for the reason and the rule that it deserves; it is
 // recorded once, with the counters up to there; and it goes on when it is allowed again.
@@ -89,23 +99,27 @@ func TestRevocationOnEveryRoad(t *testing.T) {
 	w := newScene(t, open).watch(t)
 	port, protocol := uint16(1000), portless
 	for _, road := range w.roads() {
-		for _, talk := range talks {
-			for _, direction := range []datapath.Direction{datapath.Egress, datapath.Ingress} {
-				if direction == datapath.Egress && !road.egress || direction == datapath.Ingress && !road.ingress {
-					continue
-				}
+		for _, direction := range []datapath.Direction{datapath.Egress, datapath.Ingress} {
+			if direction == datapath.Egress && !road.egress || direction == datapath.Ingress && !road.ingress {
+				continue
+			}
+			var all []*talking
+			for _, talk := range talks {
 				for variant := range 4 {
 					v6, backFirst := variant&1, variant&2 != 0
 					port++
-					what := fmt.Sprintf("%s, %s, %v forbids, v6 %d, answer first %v", road.name, talk.name, direction, v6, backFirst)
-					f := begin(road, talk.protocol, port, v6)
+					g := &talking{road: road, first: begin(road, talk.protocol, port, v6), backFirst: backFirst}
 					if talk.protocol == portless {
-						f.Protocol = protocol
+						g.first.Protocol = protocol
 						protocol++
 					}
-					w.revoke(what, road, f, talk.packets, [2]string{talk.forth, talk.backward}, direction, backFirst)
+					g.what = fmt.Sprintf("%s, %s, %v forbids, v6 %d, answer first %v", road.name, talk.name, direction, v6, backFirst)
+					g.forth, g.back = flags(g.first, talk.forth), answer(g.first, talk.backward)
+					g.sent = w.exchange(g.what, road, g.first, talk.packets)
+					all = append(all, g)
 				}
 			}
+			w.revoke(all, direction)
 		}
 	}
 }
@@ -119,42 +133,59 @@ func begin(r road, protocol layers.IPProtocol, port uint16, v6 int) testnode.Fra
 	return f
 }
 
-func (w *watch) revoke(what string, r road, f testnode.Frame, packets string, fl [2]string, direction datapath.Direction, backFirst bool) {
-	w.t.Helper()
-	sent := w.exchange(what, r, f, packets)
-	follow := func(what string, allowed, backFirst bool) {
-		w.t.Helper()
-		steps := []func(){
-			func() { r.there(what+", there", flags(f, fl[0]), allowed) },
-			func() { r.back(what+", back", answer(f, fl[1]), allowed) },
-		}
-		if backFirst {
-			steps[0], steps[1] = steps[1], steps[0]
-		}
-		for _, step := range steps {
-			step()
-		}
+// follow sends what follows, each way.
+func (g *talking) follow(when string, allowed, backFirst bool) {
+	steps := []func(){
+		func() { g.road.there(g.what+", "+when+", there", g.forth, allowed) },
+		func() { g.road.back(g.what+", "+when+", back", g.back, allowed) },
 	}
+	if backFirst {
+		steps[0], steps[1] = steps[1], steps[0]
+	}
+	steps[0]()
+	steps[1]()
+}
+
+func (w *watch) revoke(all []*talking, direction datapath.Direction) {
+	w.t.Helper()
 	before := w.counters()
 	w.forbid(direction)
-	follow(what+", forbidden", false, backFirst)
-	follow(what+", still forbidden", false, !backFirst)
-	w.Set(w.c, open, []uint32{open, closed}[w.Kernel.Epoch()%2]) // a change that does not concern it
-	w.Commit(w.t)
-	follow(what+", forbidden after another change", false, backFirst)
-	if f := w.flow(f); f == nil || !isRevoked(f) {
-		w.t.Errorf("%s: the entry is not revoked: %+v", what, f)
+	for _, g := range all {
+		g.follow("forbidden", false, g.backFirst)
+		g.follow("still forbidden", false, !g.backFirst)
 	}
-	e := w.events(datapath.EventRevoked, f, 1)
-	if len(e) != 1 || !e[0].Dropped || e[0].Reason != datapath.ReasonPolicy || e[0].Direction != direction || e[0].Rule[direction] != ruleDeny || e[0].Packets != sent || e[0].End != endRevoked {
-		w.t.Errorf("%s: recorded %+v, want once, for rule %d, %v, after %v packets", what, e, ruleDeny, direction, sent)
+	w.Set(w.c, open, []uint32{open, closed}[w.Kernel.Epoch()%2]) // a change that does not concern them
+	w.Commit(w.t)
+	for _, g := range all {
+		g.follow("forbidden after another change", false, g.backFirst)
+		w.recorded(g, direction)
 	}
 	w.Set(w.a, open, open)
 	w.Set(w.b, open, open)
 	w.Commit(w.t)
-	follow(what+", allowed again", true, backFirst)
-	if after := w.counters(); after.FlowsRevoked != before.FlowsRevoked+1 || after.Untracked != before.Untracked {
-		w.t.Errorf("%s: %d revoked, %d untracked, want 1 and 0", what, after.FlowsRevoked-before.FlowsRevoked, after.Untracked-before.Untracked)
+	for _, g := range all {
+		g.follow("allowed again", true, g.backFirst)
+	}
+	var opened uint64
+	for _, g := range all {
+		if g.forth.Flags == "S" && !g.backFirst {
+			opened++ // a SYN on a revoked entry is a new flow's
+		}
+	}
+	after, n := w.counters(), uint64(len(all))
+	if after.FlowsRevoked != before.FlowsRevoked+n || after.Untracked != before.Untracked || after.FlowsNew != before.FlowsNew+opened {
+		w.t.Errorf("%d revoked, %d untracked, %d new, want %d, 0 and %d", after.FlowsRevoked-before.FlowsRevoked, after.Untracked-before.Untracked, after.FlowsNew-before.FlowsNew, n, opened)
+	}
+}
+
+func (w *watch) recorded(g *talking, direction datapath.Direction) {
+	w.t.Helper()
+	if f := w.flow(g.first); f == nil || !isRevoked(f) {
+		w.t.Errorf("%s: the entry is not revoked: %+v", g.what, f)
+	}
+	e := w.events(datapath.EventRevoked, g.first, 1)
+	if len(e) != 1 || !e[0].Dropped || e[0].Reason != datapath.ReasonPolicy || e[0].Direction != direction || e[0].Rule[direction] != ruleDeny || e[0].Packets != g.sent || e[0].End != endRevoked {
+		w.t.Errorf("%s: recorded %+v, want once, for rule %d, %v, after %v packets", g.what, e, ruleDeny, direction, g.sent)
 	}
 }
 

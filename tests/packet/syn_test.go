@@ -1,11 +1,12 @@
 package packet
 
 import (
-	"strings"
+	"fmt"
 	"testing"
 	"time"
 
-	"github.com/weirnet/weir/bpf"
+	"github.com/gopacket/gopacket/layers"
+
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/datapath/loader"
 	"github.com/weirnet/weir/tests/testnode"
@@ -52,94 +53,111 @@ var situations = []situation{
 	{name: "revoked and allowed again", packets: ">S <SA >A", revoked: true, again: true, end: endRevoked, byA: fresh, byB: fresh},
 }
 
+// reopened is one SYN on one old tuple.
+type reopened struct {
+	situation
+	byB   bool
+	want  opening
+	first testnode.Frame // the connection's own SYN
+}
+
+func (r reopened) String() string {
+	return fmt.Sprintf("%s, opened by %s, %v", r.name, map[bool]string{false: "a", true: "b"}[r.byB], r.first.Src)
+}
+
 // B16, review 7: a SYN on an old tuple is judged as what it is, an opener: in its own
 // direction, and never by what was allowed before.
 func TestSYNOnAnOldTuple(t *testing.T) {
-	for _, s := range situations {
-		t.Run(strings.ReplaceAll(s.name, " ", "-"), func(t *testing.T) {
-			w := newSceneWith(t, fromAAny, loader.Config{Timeouts: loader.Timeouts{Linger: time.Hour}}).watch(t)
-			for i, c := range []struct {
-				byB  bool
-				free bool // b may reach a
-				want opening
-			}{{false, true, s.byA}, {false, false, s.byA}, {true, true, s.byB}, {true, false, denied}} {
-				for _, v6 := range []bool{false, true} {
-					w.reopen(s, uint16(1000+i), v6, c.byB, c.free, c.want)
+	w := newSceneWith(t, fromAAny, loader.Config{Timeouts: loader.Timeouts{Linger: time.Hour}}).watch(t)
+	port := uint16(1000)
+	for _, free := range []bool{true, false} { // b may reach a
+		for _, history := range [][2]bool{{false, false}, {true, false}, {true, true}} {
+			var all []*reopened
+			for _, s := range situations {
+				if s.revoked != history[0] || s.again != history[1] {
+					continue
+				}
+				for i := range 4 {
+					port++
+					r := &reopened{situation: s, byB: i&1 != 0, want: s.byA}
+					if r.byB {
+						r.want = map[bool]opening{true: s.byB, false: denied}[free]
+					}
+					r.first = w.play(life{protocol: layers.IPProtocolTCP, packets: s.packets}, port, i&2 != 0)
+					all = append(all, r)
 				}
 			}
-		})
-	}
-}
-
-func (w *watch) reopen(s situation, port uint16, v6, byB, free bool, want opening) {
-	w.t.Helper()
-	first := w.prepare(s, port, v6, free)
-	opener, by, syn := w.a, "a", first
-	if byB {
-		opener, by, syn = w.b, "b", answer(first, "S")
-	}
-	what := strings.Join([]string{s.name, "opened by", by}, " ")
-	was, before := w.flow(first), w.counters()
-	w.from(w.t, what, opener, syn, []outcome{redirected, redirected, next, dropped(bpf.WeirDropReasonDROP_POLICY)}[want])
-	after := w.counters()
-	if got := after.FlowsNew-before.FlowsNew == 1; got != (want == fresh) {
-		w.t.Errorf("%s: a new flow %v, want %v", what, got, want == fresh)
-	}
-	if got := after.Untracked-before.Untracked == 1; got != (want == untracked) {
-		w.t.Errorf("%s: untracked %v, want %v", what, got, want == untracked)
-	}
-	if want != fresh {
-		if is := w.flow(first); is.State != was.State || is.Created != was.Created || is.Owner != was.Owner {
-			w.t.Errorf("%s: the entry changed from %+v to %+v", what, was, is)
+			w.pass(all, free, history[0], history[1])
+			for _, r := range all {
+				w.reopen(r)
+			}
+			w.Set(w.b, open, fromAAny)
+			w.Commit(t)
 		}
-		return
 	}
-	if e := w.ended(first); e.End != s.end {
-		w.t.Errorf("%s: the old flow ended by %d, want %d", what, e.End, s.end)
-	}
-	w.goesOn(what, first, opener, syn)
 }
 
-// prepare brings the connection where the situation has it and returns its SYN.
-func (w *watch) prepare(s situation, port uint16, v6, free bool) testnode.Frame {
+// pass brings the connections where their situations have them.
+func (w *watch) pass(all []*reopened, free, revoked, again bool) {
 	w.t.Helper()
-	w.Set(w.b, open, fromAAny)
+	egress := map[bool]uint32{true: open, false: closed}[free]
+	w.Set(w.b, egress, map[bool]uint32{true: closed, false: fromAAny}[revoked])
 	w.Commit(w.t)
-	first := w.play(life{protocol: 6, packets: s.packets}, port, v6)
-	egress := uint32(open)
-	if !free {
-		egress = closed
+	for _, r := range all {
+		if revoked {
+			w.from(w.t, r.String()+": a's next packet", w.a, flags(r.first, "A"), policyDrop)
+		} else if r.byA == same { // the entry is stamped in the present epoch
+			w.from(w.t, r.String()+": a's next packet", w.a, r.first, redirected)
+		}
 	}
-	w.Set(w.b, egress, map[bool]uint32{true: closed, false: fromAAny}[s.revoked])
-	w.Commit(w.t)
-	if s.revoked {
-		w.from(w.t, s.name+": a's next packet", w.a, flags(first, "A"), dropped(bpf.WeirDropReasonDROP_POLICY))
-	} else if s.byA == same { // the entry is stamped in the present epoch
-		w.from(w.t, s.name+": a's next packet", w.a, first, redirected)
-	}
-	if s.again {
+	if again {
 		w.Set(w.b, egress, fromAAny)
 		w.Commit(w.t)
 	}
-	if s.age != 0 {
-		w.lapse(s.age, first)
+	for _, r := range all {
+		w.age(r.age, r.first)
 	}
-	return first
+	w.tables.Sweep(w.t)
+}
+
+func (w *watch) reopen(r *reopened) {
+	w.t.Helper()
+	opener, syn := w.a, r.first
+	if r.byB {
+		opener, syn = w.b, answer(r.first, "S")
+	}
+	was, before := w.flow(r.first), w.counters()
+	w.from(w.t, r.String(), opener, syn, []outcome{redirected, redirected, next, policyDrop}[r.want])
+	after := w.counters()
+	if got := after.FlowsNew-before.FlowsNew == 1; got != (r.want == fresh) {
+		w.t.Errorf("%s: a new flow %v, want %v", r, got, r.want == fresh)
+	}
+	if got := after.Untracked-before.Untracked == 1; got != (r.want == untracked) {
+		w.t.Errorf("%s: untracked %v, want %v", r, got, r.want == untracked)
+	}
+	if r.want != fresh {
+		if is := w.flow(r.first); is.State != was.State || is.Created != was.Created || is.Owner != was.Owner {
+			w.t.Errorf("%s: the entry changed from %+v to %+v", r, was, is)
+		}
+		return
+	}
+	if e := w.ended(r.first); e.End != r.end {
+		w.t.Errorf("%s: the old flow ended by %d, want %d", r, e.End, r.end)
+	}
+	w.goesOn(r.String(), opener, syn)
 }
 
 // goesOn holds that the flow is the opener's now, and its peer answers.
-func (w *watch) goesOn(what string, first testnode.Frame, opener testnode.Pod, syn testnode.Frame) {
+func (w *watch) goesOn(what string, opener testnode.Pod, syn testnode.Frame) {
 	w.t.Helper()
 	peer := w.a
 	if opener == w.a {
 		peer = w.b
 	}
-	if !w.began(syn) || w.flow(first).Owner != opener.Number {
-		w.t.Errorf("%s: the flow is not the opener's: %+v", what, w.flow(first))
+	if !w.began(syn) || w.flow(syn).Owner != opener.Number {
+		w.t.Errorf("%s: the flow is not the opener's: %+v", what, w.flow(syn))
 	}
 	w.from(w.t, what+": answered", peer, answer(syn, "SA"), redirected)
 	w.from(w.t, what+": and open", opener, flags(syn, "A"), redirected)
-	if n := len(w.events(datapath.EventNew, syn, 1)); n < 1 {
-		w.t.Errorf("%s: no record of the new flow", what)
-	}
+	w.events(datapath.EventNew, syn, 1)
 }
