@@ -10,6 +10,7 @@
 /* Sizes that both sides use. */
 enum limits {
 	ENDPOINT_MAX = 1024,      /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
+	SCAN_CHUNK = 16,          /* scanned groups that are passed over together */
 	SCAN_MAX = 256,           /* port groups of one ruleset that are scanned (ranges, named, any) */
 	DENIED_BUDGET = 100,      /* denied packets a second that an endpoint has recorded one by one */
 	ERROR_BUDGET = 100,       /* ICMP errors a second that each end of a flow may be sent about it */
@@ -260,6 +261,8 @@ struct port_group {
 	__u16 high;
 	__u8 protocol; /* 0 = any, and then ports are any */
 	__u8 flags;
+	__u16 hull_low; /* of the first in a chunk: the ports that its groups have lie in here */
+	__u16 hull_high;
 	__u16 pad;
 };
 
@@ -363,5 +366,5 @@ _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 _Static_assert(sizeof(struct flow) == 152, "flow");
 _Static_assert(sizeof(struct endpoint) == 112, "endpoint");
 _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
-_Static_assert(sizeof(struct port_group) == 20, "port_group");
+_Static_assert(sizeof(struct port_group) == 24, "port_group");
 _Static_assert(sizeof(struct event) == 144, "event");

@@ -11,12 +11,12 @@ struct query {
 	__u64 word; /* the peer */
 	__u32 ruleset;
 	__u32 rule; /* answer: the rule that decided */
-	__u32 scan; /* where its scanned groups begin */
+	__u32 scan; /* where its scanned groups begin and end */
+	__u32 end;
 	__u16 port; /* destination port, 0 where the protocol has none */
 	__u8 protocol;
 	__u8 allow;    /* answer */
 	__u32 missing; /* answer: the ruleset is not there: drop, whatever else */
-	__u32 pad;
 };
 
 static __always_inline __u32 rule_at(__u32 index)
@@ -56,17 +56,35 @@ static __always_inline __u32 group_match(struct port_group *g, __u64 word, __u8 
 	return ordinal == NO_FACT ? 0 : rule_at(g->rules + ordinal);
 }
 
-static long scan_group(__u32 i, struct query *s)
+/* One scanned group; 1 = it answers. */
+__noinline int scan_group(struct query *s, __u32 index)
 {
-	__u32 index = s->scan + i;
 	struct port_group *g = bpf_map_lookup_elem(&port_groups, &index);
 
-	if (!g)
+	if (!s || !g)
 		return 1;
 	if (g->protocol && (g->protocol != s->protocol || s->port < g->low || s->port > g->high))
 		return 0;
 	s->rule = group_match(g, s->word, s->protocol, s->port);
 	return s->rule != 0;
+}
+
+static long scan_chunk(__u32 i, struct query *s)
+{
+	__u32 index = s->scan + i * SCAN_CHUNK;
+	struct port_group *g;
+
+	if (index >= s->end)
+		return 1;
+	g = bpf_map_lookup_elem(&port_groups, &index);
+	if (!g)
+		return 1;
+	if (s->port < g->hull_low || s->port > g->hull_high)
+		return 0;
+	for (i = 0; i < SCAN_CHUNK && index < s->end; i++, index++)
+		if (scan_group(s, index))
+			return 1;
+	return 0;
 }
 
 /* What a ruleset says of a peer. */
@@ -94,7 +112,8 @@ __noinline int judge(struct query *q)
 		struct query s = *q;
 
 		s.scan = r->scan;
-		bpf_loop(r->scan_count > SCAN_MAX ? SCAN_MAX : r->scan_count, scan_group, &s, 0);
+		s.end = r->scan + r->scan_count;
+		bpf_loop(SCAN_MAX / SCAN_CHUNK, scan_chunk, &s, 0);
 		q->rule = s.rule;
 	}
 	q->allow = q->rule ? 1 : r->allow;

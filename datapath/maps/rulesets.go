@@ -122,6 +122,7 @@ func (s *rulesets) write(id uint32, p *placement, tick uint64) error {
 		}
 	}
 	var err error
+	hulls(scanned)
 	if p.scan, err = s.groupSpace.alloc(uint32(len(scanned))); err != nil {
 		return err
 	}
@@ -142,6 +143,17 @@ func (s *rulesets) write(id uint32, p *placement, tick uint64) error {
 		header.Exact = 1
 	}
 	return s.keys.put([]uint32{id}, []bpf.WeirRuleset{header}, tick)
+}
+
+// hulls says in the first group of each chunk which ports the chunk's groups have.
+func hulls(scanned []bpf.WeirPortGroup) {
+	for chunk := range slices.Chunk(scanned, int(bpf.WeirLimitsSCAN_CHUNK)) {
+		low, high := chunk[0].Low, chunk[0].High
+		for _, g := range chunk {
+			low, high = min(low, g.Low), max(high, g.High)
+		}
+		chunk[0].HullLow, chunk[0].HullHigh = low, high
+	}
 }
 
 func (s *rulesets) writeRules(rules []uint32) (extent, error) {
@@ -254,6 +266,10 @@ func (s *rulesets) read(header bpf.WeirRuleset, exact []bpf.WeirExactKey) (p *pl
 			return p, false, fmt.Errorf("read map %s: %w", bpf.WeirMapPortGroups, err)
 		}
 		groups = append(groups, g)
+	}
+	scanned := slices.Clone(groups[len(exact):])
+	if hulls(scanned); !slices.Equal(scanned, groups[len(exact):]) {
+		return p, false, nil
 	}
 	for i, g := range groups {
 		rules, at, ok := s.readRules(g.Rules)

@@ -132,6 +132,12 @@ func TestDamageIsRepaired(t *testing.T) {
 		"scanned group points nowhere": func(t *testing.T, k *Kernel) {
 			must(t, k.rulesets.groups.Put(uint32(0), bpf.WeirPortGroup{Rules: 1 << 30}))
 		},
+		"hull too narrow": func(t *testing.T, k *Kernel) {
+			var g bpf.WeirPortGroup
+			must(t, k.rulesets.groups.Lookup(uint32(0), &g))
+			g.HullHigh = 5
+			must(t, k.rulesets.groups.Put(uint32(0), g))
+		},
 		"rule id changed": func(t *testing.T, k *Kernel) { k.rulesets.rules.at(0).store(0, 999) },
 		"fact gone":       func(t *testing.T, k *Kernel) { must(t, k.facts.m.Delete(bpf.WeirFactKey{Set: 1, Identity: 256})) },
 		"fact too many":   func(t *testing.T, k *Kernel) { must(t, k.facts.m.Put(bpf.WeirFactKey{Set: 1, Identity: 9}, uint32(0))) },
