@@ -1,6 +1,8 @@
 package loader
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -56,6 +58,27 @@ func TestEveryMapHasASize(t *testing.T) {
 	for name := range spec.Maps {
 		if _, ok := sizable[name]; !ok && !fixed[name] && !strings.HasPrefix(name, ".") {
 			t.Errorf("map %s has no knob", name)
+		}
+	}
+}
+
+// docs/limits.md has every size that can be chosen, as it is.
+func TestLimitsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := bpf.LoadWeir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ring := range sizable {
+		size := fmt.Sprint(spec.Maps[name].MaxEntries)
+		if ring {
+			size = fmt.Sprint(spec.Maps[name].MaxEntries>>20, " MiB")
+		}
+		if row := fmt.Sprintf("| `%s` | %s |", name, size); !strings.Contains(string(text), row) {
+			t.Errorf("docs/limits.md has no %q", row)
 		}
 	}
 }
