@@ -14,14 +14,15 @@ import (
 )
 
 // Sizes are how many entries maps hold, by name; rings in bytes. What is not named has
-// its size of bpf/maps.h. The endpoints' maps have none to choose: numbers are 10 bits.
+// its size of bpf/maps.h. The maps of endpoints and of their
+// fragments have none to choose: endpoint numbers are 10 bits.
 type Sizes map[string]uint32
 
 // sizable are the maps that have a size to choose, and whether it is a ring's.
 var sizable = map[string]bool{
 	bpf.WeirMapFlows: false, bpf.WeirMapAddresses: false, bpf.WeirMapPrefixes: false, bpf.WeirMapFacts: false,
 	bpf.WeirMapRulesets: false, bpf.WeirMapExactGroups: false, bpf.WeirMapPortGroups: false, bpf.WeirMapRuleIds: false,
-	bpf.WeirMapFrontends: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false, bpf.WeirMapFragments: false,
+	bpf.WeirMapFrontends: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false,
 	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true,
 }
 

@@ -50,7 +50,7 @@ func TestEveryMapHasASize(t *testing.T) {
 		t.Fatal(err)
 	}
 	fixed := map[string]bool{
-		bpf.WeirMapEndpointIndex: true, bpf.WeirMapEndpoints: true, bpf.WeirMapEndpointStates: true, // endpoint numbers
+		bpf.WeirMapEndpointIndex: true, bpf.WeirMapEndpoints: true, bpf.WeirMapEndpointStates: true, bpf.WeirMapFragments: true, // by endpoint number
 		bpf.WeirMapFlowSlots: true, bpf.WeirMapFlowFree: true, // as flows
 		bpf.WeirMapPeers:    true, // as addresses and prefixes
 		bpf.WeirMapCounters: true, bpf.WeirMapSweepTimer: true,
