@@ -87,21 +87,3 @@ func TestPrintable(t *testing.T) {
 		t.Errorf("not printable: %q", s)
 	}
 }
-
-// Whatever the text, parse comes back, and what it says is printable.
-func FuzzParse(f *testing.F) {
-	for _, r := range rules {
-		f.Add([]byte(heads[r.kind] + r.text))
-	}
-	f.Add([]byte("{a: 1}\n...\n%x\n--- |\n x\n---\n- \n"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		for _, name := range []string{"f.yaml", "f.json"} {
-			_, errs := parse(name, text)
-			for _, e := range errs {
-				if s := printable(e).String(); strings.ContainsAny(s, "\n\x1b") {
-					t.Errorf("not one printable line: %q", s)
-				}
-			}
-		}
-	})
-}

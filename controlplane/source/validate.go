@@ -70,7 +70,19 @@ func checkProtocol(path *field.Path, p *corev1.Protocol) field.ErrorList {
 	if *p == "" {
 		*p = corev1.ProtocolTCP
 	}
-	return oneOf(path, *p, corev1.ProtocolSCTP, corev1.ProtocolTCP, corev1.ProtocolUDP)
+	return oneOfProtocols(path, *p)
+}
+
+// checkOptionalProtocol defaults to TCP where the field is not there; an empty one is wrong.
+func checkOptionalProtocol(path *field.Path, p **corev1.Protocol) field.ErrorList {
+	if *p == nil {
+		*p = new(corev1.ProtocolTCP)
+	}
+	return oneOfProtocols(path, **p)
+}
+
+func oneOfProtocols(path *field.Path, p corev1.Protocol) field.ErrorList {
+	return oneOf(path, p, corev1.ProtocolSCTP, corev1.ProtocolTCP, corev1.ProtocolUDP)
 }
 
 func checkPortNumber[T ~int32](path *field.Path, port T) field.ErrorList {

@@ -3,7 +3,6 @@ package source
 import (
 	"net/netip"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -50,10 +49,7 @@ func checkPolicyPorts(path *field.Path, ports []networkingv1.NetworkPolicyPort) 
 	var errs field.ErrorList
 	for i := range ports {
 		p, path := &ports[i], path.Index(i)
-		if p.Protocol == nil {
-			p.Protocol = new(corev1.Protocol)
-		}
-		errs = append(errs, checkProtocol(path.Child("protocol"), p.Protocol)...)
+		errs = append(errs, checkOptionalProtocol(path.Child("protocol"), &p.Protocol)...)
 		if p.Port != nil {
 			errs = append(errs, checkPort(path.Child("port"), *p.Port)...)
 		}

@@ -3,7 +3,6 @@ package source
 import (
 	"net/netip"
 
-	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -87,9 +86,6 @@ func checkSlicePorts(path *field.Path, ports []discoveryv1.EndpointPort) field.E
 		if p.Name == nil {
 			p.Name = new(string)
 		}
-		if p.Protocol == nil {
-			p.Protocol = new(corev1.Protocol)
-		}
 		if *p.Name != "" {
 			errs = append(errs, messages(path.Child("name"), *p.Name, validation.IsDNS1123Label(*p.Name))...)
 		}
@@ -97,7 +93,7 @@ func checkSlicePorts(path *field.Path, ports []discoveryv1.EndpointPort) field.E
 			errs = append(errs, field.Duplicate(path.Child("name"), *p.Name))
 		}
 		names[*p.Name] = true
-		errs = append(errs, checkProtocol(path.Child("protocol"), p.Protocol)...)
+		errs = append(errs, checkOptionalProtocol(path.Child("protocol"), &p.Protocol)...)
 		if p.Port != nil {
 			errs = append(errs, checkPortNumber(path.Child("port"), *p.Port)...)
 		}

@@ -53,6 +53,7 @@ var rules = []rule{
 	{"policy", ports("{port: a-name-of-16-chr}"), `spec.ingress[0].ports[0].port: Invalid value: "a-name-of-16-chr": must be no more than 15`},
 	{"policy", ports("{port: http_x}"), `spec.ingress[0].ports[0].port: Invalid value: "http_x"`},
 	{"policy", ports("{port: 80, protocol: tcp}"), `spec.ingress[0].ports[0].protocol: Unsupported value: "tcp": supported values: "SCTP", "TCP", "UDP"`},
+	{"policy", ports("{port: 80, protocol: ''}"), `spec.ingress[0].ports[0].protocol: Unsupported value: ""`},
 	{"policy", ports("{port: 80, protocol: ICMP}"), `spec.ingress[0].ports[0].protocol: Unsupported value: "ICMP"`},
 	{"policy", ports("{port: 80, endPort: 79}"), "spec.ingress[0].ports[0].endPort: Invalid value: 79: must be greater than or equal"},
 	{"policy", ports("{port: 80, endPort: 65536}"), "spec.ingress[0].ports[0].endPort: Invalid value: 65536"},
