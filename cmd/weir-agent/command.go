@@ -28,6 +28,7 @@ type options struct {
 	nodeEgress   string
 	masquerade   bool
 	addWait      time.Duration
+	recheck      time.Duration
 	mapSizes     []string
 	flowLog      int
 	markShift    uint32
@@ -86,6 +87,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
 	f.BoolVar(&o.masquerade, "masquerade", false, "translate pods' addresses on the way out (not in standalone)")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
+	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s)")
 	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
 	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
@@ -108,6 +110,9 @@ func (o *options) check() error {
 	}
 	if o.addWait <= 0 {
 		return usage("--add-wait %s must be more than nothing", o.addWait)
+	}
+	if o.recheck < 0 {
+		return usage("--recheck %s must not be below 0", o.recheck)
 	}
 	for _, text := range o.clusterCIDRs {
 		p, err := netip.ParsePrefix(text)

@@ -52,9 +52,9 @@ func run(ctx context.Context, o *options) error {
 	}
 	a, err := agent.New(agent.Config{
 		StateDir: state, Source: objects, Kernel: kernel, Network: node.Network{}, Log: o.log,
-		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp},
+		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: o.standalone,
-		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait,
+		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
 	})
 	if err != nil {
 		return err
@@ -96,6 +96,10 @@ func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log)
 	return api.Serve(ctx, socket, api.NewHandler(a, a, flows), o.log)
 }
 
+func (o *options) programs() loader.Config {
+	return loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes}
+}
+
 // load loads the programs. The bpffs directory is locked first where it exists: two
 // agents with two state directories must not share maps.
 func load(o *options) (unlock func(), err error) {
@@ -103,9 +107,7 @@ func load(o *options) (unlock func(), err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	loaded, err := loader.Load(loader.Config{
-		BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes,
-	})
+	loaded, err := loader.Load(o.programs())
 	if err != nil {
 		_ = lock.Close() // of nil, too: the error says more
 		return nil, err

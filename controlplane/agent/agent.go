@@ -67,6 +67,7 @@ type Config struct {
 	NodeEgressAllow bool
 	Uplinks         []string      // none: devices of default routes
 	AddWait         time.Duration // how long an ADD waits for its pod; 0 = api.AddWaitMax
+	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 }
 
 // Agent is a node's agent. Its methods may be called from any goroutine.
@@ -155,7 +156,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start(func(ctx context.Context) error { return a.Network.Watch(ctx, a.networkChanged) })
 	start(func(ctx context.Context) error { return a.Source.Run(ctx, a.sourceChanged) })
 	start(a.commitLoop)
-	start(a.recheckHooks)
+	start(a.recheck)
 	tasks.Wait()
 	close(failed)
 	var errs []error

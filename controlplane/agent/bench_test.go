@@ -176,6 +176,8 @@ func (h *fakeHooks) AttachDevice(ifindex int, name string, uplink bool) error {
 	return nil
 }
 
+func (h *fakeHooks) Restore() (bool, error) { return false, nil }
+
 func (h *fakeHooks) Detach(name string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,12 +26,16 @@ type Hooks interface {
 	// Detach detaches everything of a device that is gone; a live one keeps its programs.
 	Detach(name string) error
 	Attached() ([]loader.Attachment, error)
+	// Restore loads the programs again if they are not where links find them, and
+	// reports whether it did.
+	Restore() (bool, error)
 }
 
 // BPF is the Hooks that package loader pins.
 type BPF struct {
 	Dir       string         // on a bpffs
 	UplinkXDP loader.XDPMode // of the shield on uplinks
+	Programs  loader.Config  // what they were loaded with
 }
 
 var _ Hooks = BPF{}
@@ -55,8 +60,24 @@ func (b BPF) Detach(name string) error { return loader.DetachGone(b.Dir, name) }
 // Attached implements Hooks.
 func (b BPF) Attached() ([]loader.Attachment, error) { return loader.Attached(b.Dir) }
 
-// recheck is how often hooks that somebody took away are attached again.
-const recheck = 30 * time.Second
+// Restore implements Hooks.
+func (b BPF) Restore() (bool, error) {
+	if ok, err := loader.Intact(b.Dir); ok || err != nil {
+		return false, err
+	}
+	loaded, err := loader.Load(b.Programs)
+	if err != nil {
+		return false, err
+	}
+	return true, loaded.Close()
+}
+
+// How often what somebody took away is looked for and put back: links and programs, which
+// leave a pod open or cut off, more often than what is in the maps.
+const (
+	recheckHooks = 5 * time.Second
+	recheckMaps  = 30 * time.Second
+)
 
 // hooked is what is attached to the node's devices, and what could not be.
 type hooked struct {
@@ -74,19 +95,53 @@ func (h *hooked) report() (hooks, warnings []string) {
 	return append([]string{}, h.hooks...), append([]string{}, h.warnings...)
 }
 
-func (a *Agent) recheckHooks(ctx context.Context) error {
-	tick := time.NewTicker(recheck)
-	defer tick.Stop()
+// recheck notices what others did to the pinned state, and mends it.
+func (a *Agent) recheck(ctx context.Context) error {
+	hooks, maps := time.NewTicker(cmp.Or(a.Recheck, recheckHooks)), time.NewTicker(cmp.Or(a.Recheck, recheckMaps))
+	defer hooks.Stop()
+	defer maps.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-hooks.C:
+			a.recheckHooks()
+		case <-maps.C:
+			a.recheckMaps()
 		}
-		if err := a.attachPods(); err != nil {
-			a.Log.Error("recheck hooks", "error", err)
-		}
-		a.attachDevices(nil)
+	}
+}
+
+func (a *Agent) recheckHooks() {
+	switch restored, err := a.Hooks.Restore(); {
+	case err != nil:
+		a.Log.Error("recheck programs", "error", err)
+	case restored:
+		a.Log.Error("somebody removed programs: they are loaded again")
+	}
+	if err := a.attachPods(); err != nil {
+		a.Log.Error("recheck hooks", "error", err)
+	}
+	a.attachDevices(nil)
+}
+
+// rechecker is a Kernel whose memory others can write.
+type rechecker interface {
+	Recheck() (damaged []string, err error)
+}
+
+func (a *Agent) recheckMaps() {
+	kernel, ok := a.Kernel.(rechecker)
+	if !ok {
+		return
+	}
+	damaged, err := kernel.Recheck()
+	if err != nil {
+		a.Log.Error("recheck maps", "error", err)
+	}
+	if len(damaged) > 0 {
+		a.Log.Error("somebody changed what is enforced: it is put right", "changed", damaged)
+		a.change(func(*input) {})
 	}
 }
 

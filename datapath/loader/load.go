@@ -222,6 +222,36 @@ func armSweep(p *ebpf.Program) error {
 	return nil
 }
 
+// Intact reports whether the places that the stubs below dir jump to all hold a program.
+func Intact(dir string) (bool, error) {
+	word, err := ebpf.LoadPinnedMap(maps.Path(dir, pinnedSections[".data.abi"]), nil)
+	if err != nil {
+		return false, fmt.Errorf("open the abi word: %w", err)
+	}
+	defer word.Close()
+	abi, unmap, err := abiWord(word)
+	if err != nil {
+		return false, err
+	}
+	defer unmap()
+	for _, h := range hooks {
+		array, err := ebpf.LoadPinnedMap(maps.Path(dir, h.array), nil)
+		if err != nil {
+			return false, fmt.Errorf("open map %s: %w", h.array, err)
+		}
+		var id uint32
+		err = array.Lookup(2*uint32(h.hook)+uint32(atomic.LoadUint64(abi)&1), &id)
+		array.Close()
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("read map %s: %w", h.array, err)
+		}
+	}
+	return true, nil
+}
+
 // abiWord maps the word that chooses the programs.
 func abiWord(m *ebpf.Map) (*uint64, func(), error) {
 	b, err := unix.Mmap(m.FD(), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)

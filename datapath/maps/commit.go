@@ -57,8 +57,8 @@ func (k *Kernel) commit(s *datapath.State) (uint64, error) {
 		k.control.store(controlEpoch, c.epoch+1)
 	}
 	c.markStale()
-	k.anew = false
-	return k.Epoch(), nil
+	k.anew, k.last, k.committed = false, s, k.Epoch()
+	return k.committed, nil
 }
 
 // commit is one difference on its way into the kernel.

@@ -35,6 +35,7 @@ type Kernel struct {
 	FlowShare uint32
 
 	mu      sync.Mutex
+	dir     string // bpffs
 	maps    map[string]*ebpf.Map
 	opened  []*memory
 	control element
@@ -49,6 +50,9 @@ type Kernel struct {
 	graced      uint64 // a grace began after this tick
 	gracedEpoch uint64 // and after this epoch came
 	anew        bool   // what differs now was damaged: flows are judged anew
+
+	last      *datapath.State // committed by this Kernel
+	committed uint64          // the epoch as this Kernel left it
 
 	retired    denialTotals // counts of rules and endpoints out of force
 	outOfForce int          // rulesets and endpoints that went since those were looked for
@@ -67,7 +71,7 @@ var _ datapath.Kernel = (*Kernel)(nil)
 func Open(bpffsDir string) (*Kernel, error) { return open(bpffsDir, Grace) }
 
 func open(bpffsDir string, wait func() error) (*Kernel, error) {
-	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, anew: true, tick: 1, retired: denialTotals{}, wait: wait}
+	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, dir: bpffsDir, anew: true, tick: 1, retired: denialTotals{}, wait: wait}
 	if err := k.open(bpffsDir); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
