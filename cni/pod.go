@@ -20,9 +20,12 @@ type pod struct{ Namespace, Name, UID string }
 
 func (p pod) String() string { return p.Namespace + "/" + p.Name }
 
+// maxName is how long a name may be that Kubernetes gives.
+const maxName = 253
+
 var (
 	dns1123Label     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	dns1123Subdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+	dns1123Subdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 	uid              = regexp.MustCompile(`^[A-Za-z0-9._-]{0,128}$`)
 )
 
@@ -44,7 +47,7 @@ func parsePod(args string) (pod, error) {
 		if v.value == "" && v.valid != uid {
 			return pod{}, fail(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: %s is missing: the pod is known by K8S_POD_NAMESPACE and K8S_POD_NAME", v.name)
 		}
-		if !v.valid.MatchString(v.value) {
+		if len(v.value) > maxName || !v.valid.MatchString(v.value) {
 			return pod{}, fail(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: %s %q is not valid", v.name, v.value)
 		}
 	}
