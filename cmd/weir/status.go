@@ -170,9 +170,9 @@ func (a *app) troubles(s api.Status) []string {
 func next(s api.Status) string {
 	switch {
 	case len(s.Errors) > 0 && s.Errors[0].File != "":
-		return "Mend the file and save it: it is read again at once. Until then its last good content is enforced."
+		return "Mend the file and save it: it is read again at once."
 	case len(s.Errors) > 0:
-		return "Mend what the errors name; until then the last good version is enforced."
+		return "Mend what the errors name: each says what is enforced until then."
 	case s.Revision.Applied < s.Revision.Desired:
 		return "The newest revision is on its way: 'weir status --wait' returns when it is enforced."
 	case s.Endpoints == 0:

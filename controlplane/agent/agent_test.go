@@ -296,6 +296,19 @@ spec:
 	}
 }
 
+// Where the ends share no family, the verdict is policy's, and a note says so.
+func TestExplainWithoutACommonFamily(t *testing.T) {
+	b := newBench(t)
+	b.start()
+	b.apply("shop.yaml", fmt.Sprintf(podYAML, "web", "web"))
+	for from, want := range map[string]string{"shop/web": "shop/web has no IPv4 address: nothing can be sent", "192.0.2.9": ""} {
+		e, err := b.agent.Explain(from, "192.0.2.10", "80/tcp", 0)
+		if err != nil || !strings.HasPrefix(e.Note, want) || (want == "") != (e.Note == "") {
+			t.Errorf("from %s: note %q, %v, want %q", from, e.Note, err, want)
+		}
+	}
+}
+
 func explained(e api.Explanation, err error) string {
 	if err != nil {
 		return "error: " + err.Error()

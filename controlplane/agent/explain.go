@@ -41,6 +41,11 @@ func (a *Agent) Explain(from, to, port string, family int) (api.Explanation, err
 		Verdict: verdictOf(answer), Family: tuples[0].Family,
 		Egress: explainSide(answer.Egress), Ingress: explainSide(answer.Ingress),
 	}
+	for _, end := range []string{from, to} {
+		if !t.has(end, tuples[0].Family) {
+			e.Note = fmt.Sprintf("%s has no IPv%d address: nothing can be sent; this is what policy says of its labels", end, tuples[0].Family)
+		}
+	}
 	if len(tuples) == 2 {
 		if other := policy.Verdict(t.cluster, t.node, tuples[1]); other.Forwarded != answer.Forwarded {
 			e.Note = fmt.Sprintf("IPv%d differs: %s", tuples[1].Family, verdictOf(other))
