@@ -6,7 +6,8 @@
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-oracle
 #   test-conformance  cyclonus' cases on a node of namespaces
-#   fuzz       test-random, ten times as long (SEED=n: other clusters)
+#   fuzz       test-random and made-up packets, ten times as long (SEED=n: others),
+#              then every fuzz target for FUZZTIME
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
 #                 (KERNELS="6.1 6.12": on those; QUICK=1: less of them)
 #   lint       format, vet, staticcheck, import arrows
@@ -49,7 +50,7 @@ test: build
 test-unit: generate
 	$(GO_TEST) $(UNIT) | $(SUMMARY)
 test-packet: generate
-	$(GO_TEST) ./tests/packet | $(SUMMARY)
+	$(GO_TEST) ./tests/packet ./tests/packetfuzz | $(SUMMARY)
 test-node: build
 	$(GO_TEST) -timeout 20m ./tests/node | $(SUMMARY)
 # Other people's policy engines as judges: a module of its own keeps ours short.
@@ -64,8 +65,11 @@ test-conformance: build
 test-random: generate
 	$(GO_TEST) ./tests/differential ./tests/atomic | $(SUMMARY)
 SEED = 1
+FUZZTIME = 30s
 fuzz: generate
 	{ $(GO_TEST) -timeout 60m ./tests/differential -seed $(SEED) -nodes 140; status=$$?; \
+	  $(GO_TEST) -timeout 30m ./tests/packetfuzz -seed $(SEED) -frames 10000000 || status=1; \
+	  tools/fuzz $(FUZZTIME) || status=1; \
 	  $(GO_TEST) -timeout 120m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
 
 # Other kernels, in guests without a network (tests/kernels): what a kernel lacks may not be skipped.
