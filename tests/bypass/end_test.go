@@ -15,6 +15,9 @@ import (
 	"github.com/weirnet/weir/tests/lab"
 )
 
+// errNoDevice is a packet socket's whose interface went.
+var errNoDevice = unix.ENXIO
+
 // patience is how long something is waited for that has to come.
 var patience = 10 * time.Second
 

@@ -135,7 +135,7 @@ var flows = []bypass{{
 // exhaustFlows has a pod open flows until no more are let through, on a node of little room.
 func exhaustFlows(a *attempt) {
 	const capacity, share, pods, more = 1024, 128, 4, 500 // share: bpf/config.h
-	x := &attempt{T: a.T, scene: newScene(a.T, "--flow-capacity", "1024")}
+	x := &attempt{T: a.T, scene: newScene(a.T, "--map-size", "flows=1024")}
 	m, b, al := x.mallory, x.bob, x.alice
 	live := tcp(al.Addr4, 1700, b.Addr4, 80, "S")
 	x.pass("alice's flow", al, b, live)

@@ -13,6 +13,7 @@ const (
 	policy          = datapath.Reason(bpf.WeirDropReasonDROP_POLICY)
 	unmanaged       = datapath.Reason(bpf.WeirDropReasonDROP_UNMANAGED_PEER)
 	noEndpoint      = datapath.Reason(bpf.WeirDropReasonDROP_NO_ENDPOINT)
+	noRuleset       = datapath.Reason(bpf.WeirDropReasonDROP_NO_RULESET)
 	spoofed         = datapath.Reason(bpf.WeirDropReasonDROP_SPOOFED_SOURCE)
 	badSource       = datapath.Reason(bpf.WeirDropReasonDROP_BAD_SOURCE)
 	foreignSource   = datapath.Reason(bpf.WeirDropReasonDROP_FOREIGN_SOURCE)

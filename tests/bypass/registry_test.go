@@ -20,7 +20,7 @@ type bypass struct {
 
 // ways are all of them, by family, in the order of their ids.
 func ways() []bypass {
-	all := slices.Concat(fragments, headers, icmp, spoofing, flows, lifecycle, meaning, node, surfaces)
+	all := slices.Concat(fragments, headers, icmp, spoofing, flows, labels, lifecycle, meaning, node, surfaces)
 	slices.SortFunc(all, func(a, b bypass) int {
 		if a.id < b.id {
 			return -1

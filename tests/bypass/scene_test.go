@@ -33,6 +33,7 @@ type scene struct {
 
 	mallory, eve, alice, bob, outside *end
 
+	repair   <-chan repair // of hooks that were taken away on another node
 	counters *ebpf.Map
 	sent     []time.Time // frames that were dropped and recorded, lately
 
@@ -126,13 +127,19 @@ func (s *scene) record(line []byte) error {
 // are ours, and what it is sent has no answer.
 func (s *scene) add(t *testing.T, namespace, name string) *end {
 	t.Helper()
-	p, err := s.AddPod(s.ctx, namespace, name)
+	return s.addAs(t, namespace, name, "")
+}
+
+func (s *scene) addAs(t *testing.T, namespace, name, suffix string) *end {
+	t.Helper()
+	p, err := s.AddSandbox(s.ctx, namespace, name, suffix)
 	must(t, err)
+	t.Cleanup(func() { _ = s.DelPod(s.ctx, p) })
 	out, err := p.Run(s.ctx, "sh", "-c", "ip addr flush dev eth0 && echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6")
 	if err != nil {
 		t.Fatalf("take away the stack of %s: %v: %s", p.Name, err, out)
 	}
-	return openEnd(t, &p.Host, "eth0", true, net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee})
+	return openEnd(t, &p.Host, "eth0", true, hostMAC)
 }
 
 // silence makes the outside say nothing of addresses that nobody has.

@@ -25,8 +25,15 @@ type Pod struct {
 // pod's manifest need not be there yet. On an error the namespace is gone; a CNI error
 // (*types.Error) is wrapped.
 func (n *Node) AddPod(ctx context.Context, namespace, name string) (*Pod, error) {
-	p := &Pod{Namespace: namespace, PodName: name, container: n.opts.Prefix + namespace + "-" + name}
-	p.Host = Host{Name: namespace + "/" + name, Netns: n.opts.Prefix + namespace + "-" + name}
+	return n.AddSandbox(ctx, namespace, name, "")
+}
+
+// AddSandbox is AddPod with a suffix to the names of the sandbox and its namespace: a pod may
+// have a new sandbox while the DEL of its last is still on its way.
+func (n *Node) AddSandbox(ctx context.Context, namespace, name, suffix string) (*Pod, error) {
+	sandbox := n.opts.Prefix + namespace + "-" + name + suffix
+	p := &Pod{Namespace: namespace, PodName: name, container: sandbox}
+	p.Host = Host{Name: namespace + "/" + name, Netns: sandbox}
 	if err := p.addNetns(); err != nil {
 		return nil, err
 	}
