@@ -22,13 +22,6 @@ type judge struct {
 	untracked uint64                       // passes without an entry, as the kernel counts them
 }
 
-type fragmentKey struct {
-	sender       place
-	protocol     uint8
-	source, dest netip.Addr
-	id           uint32
-}
-
 type seenFlow struct {
 	created        uint64
 	packets, bytes [2]uint64
@@ -342,86 +335,4 @@ func (j *judge) place(iface uint32) place {
 		}
 	}
 	return nowhere
-}
-
-func ownAddress(p place, r *reading) netip.Addr {
-	if r.source.Is4() {
-		return addresses[p][0]
-	}
-	return addresses[p][1]
-}
-
-// permits is the policy on a packet that begins a flow: both says whether its receiver's half
-// counts as well as its sender's. A pod is where its interface is; NAT may have changed the
-// address.
-func (j *judge) permits(from, to place, t tuple, both bool) bool {
-	p := port{t.protocol, t.port}
-	if t.protocol == icmp4 || t.protocol == icmp6 {
-		p.number = 0
-	}
-	if isPod(from) && from == to {
-		return true
-	}
-	if isPod(from) && !says(egress, from, to, p) {
-		return false
-	}
-	if !both || !isPod(to) || from == host {
-		return true
-	}
-	if !isPod(from) {
-		from = placeOf(t.source)
-	}
-	return says(ingress, from, to, p)
-}
-
-// mustPass: a whole packet that begins what policy allows, from who it says it is from.
-func (j *judge) mustPass(w *way, r *reading) bool {
-	if r.fault != "" || r.refused != "" || r.kind != flowPacket || w.hook == "from_network" {
-		return false
-	}
-	if (r.protocol == icmp4 || r.protocol == icmp6) && !r.isRequest() {
-		return false
-	}
-	from := placeOf(r.source)
-	switch {
-	case w.hook != "to_pod" || isPod(w.sender):
-		if from != w.sender {
-			return false
-		}
-	case w.sender == outside && from != outside:
-		return false
-	}
-	if w.hook == "to_pod" && placeOf(r.dest) != w.at {
-		return false
-	}
-	if w.hook == "to_network" && placeOf(r.dest) == w.sender {
-		return false // what is for the pod itself does not leave
-	}
-	if w.hook == "from_pod" && placeOf(r.dest) == service && slices.Contains(services, port{r.protocol, r.port}) {
-		return true
-	}
-	return j.permits(w.sender, placeOf(r.dest), r.tuple, w.hook != "to_network")
-}
-
-// borrow gives a later fragment the ports of its first, as far as that passed.
-func (j *judge) borrow(w *way, r *reading) {
-	if r.kind == laterFragment {
-		r.tuple = j.fragments[keyOfFragment(w, r)]
-	}
-}
-
-// noteFragment remembers a first fragment that passed in its flow, and forgets one that did
-// not. From the network what is not in a flow is not judged yet, and changes nothing.
-func (j *judge) noteFragment(w *way, r *reading, cl class) {
-	switch {
-	case !r.first || r.kind != flowPacket:
-	case cl == flowed:
-		j.fragments[keyOfFragment(w, r)] = r.tuple
-	case r.fault == "" && r.refused == "" && w.hook != "from_network":
-		delete(j.fragments, keyOfFragment(w, r))
-	}
-}
-
-func keyOfFragment(w *way, r *reading) fragmentKey {
-	return fragmentKey{w.sender, r.protocol, r.tuple.source, r.tuple.dest, r.id}
 }
