@@ -29,9 +29,10 @@ const (
 // env is a node with its agent, for one test.
 type env struct {
 	*lab.Node
-	t    *testing.T
-	ctx  context.Context
-	pods map[string]*lab.Pod // by namespace/name
+	t     *testing.T
+	ctx   context.Context
+	pods  map[string]*lab.Pod // by namespace/name
+	ports int                 // of talks
 }
 
 // newEnv builds a node, puts the manifests in files into its directory (name, text, ...),
