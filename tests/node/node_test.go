@@ -60,7 +60,7 @@ func newEnvWith(t *testing.T, o lab.Options, files ...string) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	e := &env{Node: n, t: t, ctx: ctx, pods: map[string]*lab.Pod{}}
 	t.Cleanup(func() { e.close(cancel) })
 	for i := 0; i < len(files); i += 2 {

@@ -143,10 +143,12 @@ func (e *env) talks(from, to *lab.Host, family int) []*talk {
 		half,
 		e.tcpTalk("both speak", from, to, family, true, true),
 		e.tcpTalk("the server pushes", from, to, family, false, true),
-		e.tcpTalk("idle", from, to, family, false, false),
+		e.tcpTalk("idle, the client speaks", from, to, family, false, false).hush(1),
+		e.tcpTalk("idle, the server speaks", from, to, family, false, false).hush(0),
 		e.udpTalk("both speak", from, to, family, true, true),
 		e.udpTalk("the server pushes", from, to, family, false, true),
-		e.udpTalk("idle", from, to, family, false, false),
+		e.udpTalk("idle, the client speaks", from, to, family, false, false).hush(1),
+		e.udpTalk("idle, the server speaks", from, to, family, false, false).hush(0),
 		e.icmpTalk(from, to, family),
 	}
 }

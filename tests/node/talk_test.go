@@ -33,7 +33,7 @@ type talk struct {
 // way is one direction of a talk: the client's words, or the server's.
 type way struct {
 	speaks  bool // by itself, all the time
-	mute    bool // it has said that it is done
+	mute    bool // it says no more
 	say     func(word []byte) error
 	said    atomic.Int64 // when the newest word was, and how many
 	words   atomic.Int64
@@ -144,9 +144,15 @@ func (e *env) tcpTalk(name string, from, to *lab.Host, family int, clientSpeaks,
 	return e.start(t)
 }
 
+// hush makes an end, which does not speak by itself, say nothing when it is its turn.
+func (t *talk) hush(end int) *talk {
+	t.ways[end].mute = true
+	return t
+}
+
 // hangUp ends the client's half of a connection.
 func (t *talk) hangUp() error {
-	t.ways[0].mute = true
+	t.hush(0)
 	return t.conns[0].(*net.TCPConn).CloseWrite()
 }
 
