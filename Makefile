@@ -10,6 +10,7 @@
 #              then every fuzz target for FUZZTIME
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
 #                 (KERNELS="6.1 6.12": on those; QUICK=1: less of them)
+#   bypasses   tries the known ways around a policy, and writes docs/bypasses.md
 #   lint       format, vet, staticcheck, import arrows
 #   verify     what each kernel program costs the verifier
 #   bench      what a packet costs, as ratios
@@ -23,8 +24,8 @@ GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
 ORACLE    = (cd tests/oracle && $(GO_TEST) ./...)
-SLOW      = ./tests/packet ./tests/node ./tests/differential ./tests/atomic# one after the other: they have time limits
-UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|differential|atomic)$$')
+SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic# one after the other: they have time limits
+UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic)$$')
 C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
 
 all: build
@@ -53,6 +54,10 @@ test-packet: generate
 	$(GO_TEST) ./tests/packet ./tests/packetfuzz | $(SUMMARY)
 test-node: build
 	$(GO_TEST) -timeout 20m ./tests/node | $(SUMMARY)
+# docs/bypasses.md by what comes of its attempts; `make test` holds them to it.
+bypasses: build
+	go test -count=1 ./tests/bypass -update
+
 # Other people's policy engines as judges: a module of its own keeps ours short.
 test-oracle:
 	$(ORACLE) | $(SUMMARY)
@@ -102,4 +107,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-random test-node test-oracle test-conformance fuzz test-kernels lint lint-c lint-go fmt verify bench clean
+.PHONY: all deps generate build demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance fuzz test-kernels lint lint-c lint-go fmt verify bench clean

@@ -17,8 +17,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/bypasses.md")
@@ -92,7 +94,7 @@ func TestEveryWayIsHere(t *testing.T) {
 		t.Errorf("%d ways, want 47", len(all))
 	}
 	tests := testsOf(t)
-	for _, b := range append(all, experiments...) {
+	for _, b := range slices.Concat(all, experiments, flaws) {
 		if b.name == "" || b.title == "" {
 			t.Errorf("%s has no name or no title", b.id)
 		}
@@ -103,6 +105,41 @@ func TestEveryWayIsHere(t *testing.T) {
 			if !tests[name] {
 				t.Errorf("%s refers to %s, which does not exist", b.id, name)
 			}
+		}
+	}
+}
+
+// TestASuccessIsSeen: an attack that gets through, or that fails for another reason than it
+// should, fails the test.
+func TestASuccessIsSeen(t *testing.T) {
+	s := newScene(t)
+	m, al, b := s.mallory, s.alice, s.bob
+	open, closed := tcp(m.Addr4, 1, b.Addr4, openTCP, "S"), tcp(m.Addr4, 1, b.Addr4, closedTCP, "S")
+	patience = 500 * time.Millisecond
+	defer func() { patience = 10 * time.Second }()
+	for _, c := range []struct {
+		name string
+		try  func(*attempt)
+		want string // of what is said, "" = nothing
+	}{
+		{"a drop", func(a *attempt) { a.drop("x", m, policy, closed, closed) }, ""},
+		{"a pass", func(a *attempt) { a.pass("x", m, b, open) }, ""},
+		{"what was to be dropped arrives", func(a *attempt) { a.drop("x", m, policy, open) }, "ns/bob received"},
+		{"one of two arrives", func(a *attempt) { a.drop("x", m, policy, closed, open) }, "ns/bob received"},
+		{"it goes outside", func(a *attempt) { a.drop("x", m, policy, udp(m.Addr4, 1, beyond4, 1)) }, "outside received"},
+		{"another reason", func(a *attempt) { a.drop("x", m, spoofed, closed) }, `want 1 for "spoofed source"`},
+		{"another sender", func(a *attempt) {
+			a.pace(1)
+			a.send("x", m, [][]byte{closed})
+			a.recorded("x", al, policy, 1)
+		}, "0 records"},
+		{"what was to pass is dropped", func(a *attempt) { a.pass("x", m, b, closed) }, "does not arrive"},
+		{"it arrives elsewhere", func(a *attempt) { a.pass("x", m, al, open) }, "does not arrive"},
+	} {
+		a := &attempt{T: t, scene: s, caught: &[]string{}}
+		c.try(a)
+		if said := strings.Join(*a.caught, "\n"); c.want == "" && said != "" || !strings.Contains(said, c.want) {
+			t.Errorf("%s: said %q, want %q", c.name, said, c.want)
 		}
 	}
 }

@@ -13,6 +13,7 @@ var fragments = []bypass{{
 			last := piece4(v4(m.Addr4, b.Addr4, protocol, like), uint16(100+id), 64, false)
 			middle := piece4(v4(m.Addr4, b.Addr4, protocol, like), uint16(100+id), 64, true)
 			a.drop("a fragment whose first never was", m, fragmentUnknown, last, middle)
+			a.drop("the same from outside", a.outside, fragmentUnknown, piece4(v4(beyond4, b.Addr4, protocol, like), uint16(100+id), 64, false))
 		}
 		a.pass("the same payload whole", m, b, v4(m.Addr4, b.Addr4, protoTCP, segment(openTCP, openTCP, "S")))
 	},

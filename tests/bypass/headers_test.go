@@ -26,6 +26,7 @@ var headers = []bypass{{
 			a.drop("options", m, ipOptions, v4Options(m.Addr4, b.Addr4, protoTCP, options, syn))
 		}
 		a.drop("options in a fragment", m, ipOptions, piece4(v4Options(m.Addr4, b.Addr4, protoTCP, looks, syn), 1, 64, false))
+		a.drop("options, from outside", a.outside, ipOptions, v4Options(beyond4, b.Addr4, protoTCP, []byte{1, 1, 1, 1}, syn), v4Options(beyond4, b.Addr4, protoTCP, make([]byte, 40), syn))
 		a.drop("a header longer than the packet", m, ipOptions, with(v4(m.Addr4, b.Addr4, protoTCP, syn), 14, 0x4f))
 		a.pass("no options", m, b, v4(m.Addr4, b.Addr4, protoTCP, segment(1, openTCP, "S")))
 	},
@@ -42,6 +43,8 @@ var headers = []bypass{{
 			a.drop("one header behind the fragment header", m, extensionHeader,
 				v6(m.Addr6, b.Addr6, extFragment, piece6(kind, uint32(kind), 0, false, extension(protoTCP, syn))))
 		}
+		a.drop("from outside", a.outside, extensionHeader, v6(beyond6, b.Addr6, extDestination, extension(protoTCP, syn)),
+			v6(beyond6, b.Addr6, extFragment, piece6(extDestination, 7, 0, false, extension(protoTCP, syn))))
 		for _, n := range []int{2, 8, 9} {
 			next, rest := chain(extDestination, n, protoTCP, syn)
 			a.drop("a chain", m, extensionHeader, v6(m.Addr6, b.Addr6, next, rest))

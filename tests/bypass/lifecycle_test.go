@@ -64,7 +64,7 @@ var lifecycle = []bypass{{
 		for range 3 {
 			x.newPod("new", func() (*lab.Pod, error) { return x.AddPod(x.ctx, "ns", "new") })
 		}
-		a.shown("dropped: no endpoint, no ruleset or policy, every frame that a pod sends from its first moment on")
+		a.shown("dropped: no endpoint, no ruleset, spoofed source or policy, every frame that a pod sends from its first moment on")
 	},
 	tests: []string{"tests/node TestNewPodIsNeverOpen", "tests/node TestNewPodCanSendAtOnce", "cni TestAttachComesFirst"},
 }, {
@@ -134,7 +134,7 @@ var lifecycle = []bypass{{
 			x.newPod("new, while the agent starts", func() (*lab.Pod, error) { return x.addUntil() })
 			must(a.T, <-started)
 		}
-		a.shown("dropped: no endpoint, no ruleset or policy, every frame of a pod that is added while the agent starts")
+		a.shown("dropped: no endpoint, no ruleset, spoofed source or policy, every frame of a pod that is added while the agent starts")
 	},
 	tests: []string{"controlplane/agent TestFirstCommitHasEverything", "datapath/maps TestStagedButNeverCommitted", "tests/node TestEditWhileAgentIsDead"},
 }}

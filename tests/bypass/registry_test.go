@@ -1,6 +1,7 @@
 package bypass
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 )
@@ -35,6 +36,17 @@ type attempt struct {
 	*testing.T
 	*scene
 	outcomes []outcome
+	caught   *[]string // takes what would fail the test (TestASuccessIsSeen)
+}
+
+// Errorf says that the attack, or its control, did not end as it has to.
+func (a *attempt) Errorf(format string, args ...any) {
+	a.Helper()
+	if a.caught != nil {
+		*a.caught = append(*a.caught, fmt.Sprintf(format, args...))
+		return
+	}
+	a.T.Errorf(format, args...)
 }
 
 // outcome is what became of a number of packets, or of something else, in words.

@@ -277,6 +277,11 @@ func (s *scene) pace(n int) {
 		}
 		time.Sleep(1100*time.Millisecond - now.Sub(s.sent[0]) + time.Millisecond)
 	}
+	s.spend(n)
+}
+
+// spend notes n denied packets of now.
+func (s *scene) spend(n int) {
 	for range n {
 		s.sent = append(s.sent, time.Now())
 	}
@@ -314,8 +319,7 @@ func (a *attempt) drop(what string, from *end, reason datapath.Reason, frames ..
 	}
 	a.nothingArrives(what)
 	if !isQuiet(reason) {
-		eventually(a.T, fmt.Sprintf("%s: %d records of %q that name %s, have %d", what, want, reason, from.Name, a.denied(from, reason)),
-			func() bool { return a.denied(from, reason) >= len(frames) })
+		a.recorded(what, from, reason, len(frames))
 	}
 	a.note(fmt.Sprintf("dropped: %s", reason), len(frames))
 }
@@ -324,7 +328,18 @@ func (a *attempt) send(what string, from *end, frames [][]byte) {
 	a.Helper()
 	for _, f := range frames {
 		if err := from.send(f); err != nil {
-			a.Fatalf("%s: send %x: %v", what, f, err)
+			a.T.Fatalf("%s: send %x: %v", what, f, err)
+		}
+	}
+}
+
+// recorded waits for the records of what was dropped.
+func (a *attempt) recorded(what string, from *end, reason datapath.Reason, want int) {
+	a.Helper()
+	for end := time.Now().Add(patience); a.denied(from, reason) < want; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			a.Errorf("%s: %d records of %q that name %s, want %d", what, a.denied(from, reason), reason, from.Name, want)
+			return
 		}
 	}
 }
@@ -333,7 +348,7 @@ func (a *attempt) send(what string, from *end, frames [][]byte) {
 // the caller.
 func (a *attempt) settled(what string, before map[datapath.Reason]uint64, ok func(map[datapath.Reason]uint64) bool) {
 	a.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(a.since(a.T, before)); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(a.since(a.T, before)); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			a.Errorf("%s: only %v dropped%s", what, a.since(a.T, before), a.arrivals())
 			return

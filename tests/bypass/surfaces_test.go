@@ -43,10 +43,7 @@ var surfaces = []bypass{{
 		a.note("dropped: "+policy.String(), 2*each)
 		// Who floods has no more room in the log; others have theirs.
 		a.drop("a pod beside them", b, policy, udp(b.Addr4, 1, al.Addr4, 53), udp(b.Addr6, 1, al.Addr6, 53))
-		a.sent = append(a.sent, time.Now())
-		for range quota {
-			a.sent = append(a.sent, time.Now())
-		}
+		a.spend(quota)
 		s, err := a.client.Status(a.ctx, 0)
 		must(a.T, err)
 		if s.Flows.Lost != 0 || s.Flows.Suppressed == 0 {
@@ -85,6 +82,9 @@ var surfaces = []bypass{{
 		must(a.T, r.err)
 		if r.arrived == 0 {
 			a.Error("taking the hooks away opened nothing: the damage is none")
+		}
+		if !r.told {
+			a.Error("the agent's log says nothing of it")
 		}
 		if r.open > 45*time.Second {
 			a.Errorf("hooks that were taken away came back after %v, want 30 s", r.open)
@@ -194,6 +194,7 @@ var surfaces = []bypass{{
 type repair struct {
 	arrived int           // forbidden frames that arrived meanwhile
 	open    time.Duration // until the last of them
+	told    bool          // by the agent's log
 	err     error
 }
 
@@ -222,6 +223,7 @@ func (s *scene) watchRepair(ctx context.Context, began time.Time) (r repair) {
 			r.open = last.Sub(began)
 		}
 	}
+	r.told = strings.Contains(s.LogTail(), "had lost its programs")
 	return r
 }
 

@@ -22,10 +22,11 @@ const preface = `# Ways around a policy, tried
 Written by %[1]smake bypasses%[1]s from the tests' results; %[1]smake test%[1]s fails where it differs from them.
 
 Frames go out by a packet socket inside a pod (or at the far end of the uplink), through the
-real plugin, agent and programs; "dropped: reason" are those that the kernel counted as
-dropped for just that reason, all of them recorded in the flow log where that reason is recorded, and
-none of which reached a sniffer in the other pods or outside. "Passed" are the controls: the same frame
-without what makes it an attack, found whole at its receiver. Tests in [brackets] are elsewhere in the tree.
+real plugin, agent and programs. "Dropped: reason (n)" are frames that the kernel counted as dropped for
+that reason and no other, that the flow log tells of one by one (but for "neighbour" and
+"multicast", which are only counted), and of which a packet socket in every other pod and
+outside saw none. "Passed (n)" are the controls: frames without what makes the attack, found
+whole at their receiver. Tests in [brackets] are elsewhere in the tree.
 
 `
 
@@ -41,6 +42,10 @@ func render(ways, done []tried) string {
 	b.WriteString("| id | experiment | what comes of it now |\n|---|---|---|\n")
 	for _, e := range done {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", e.id, e.title, e.results())
+	}
+	b.WriteString("\n## Flaws of the first draft\n\nWhat its review found, and where each correction is tested.\n\n| id | flaw | shown by |\n|---|---|---|\n")
+	for _, f := range flaws {
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", f.id, f.title, tried{bypass: f}.results())
 	}
 	return b.String()
 }
