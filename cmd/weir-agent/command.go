@@ -18,6 +18,7 @@ import (
 // options are the flags as they were given.
 type options struct {
 	standalone   string
+	kubeconfig   string
 	stateDir     string
 	bpffsDir     string
 	nodeName     string
@@ -50,7 +51,7 @@ func usage(format string, args ...any) error { return &usageError{fmt.Errorf(for
 func command() *cobra.Command {
 	o := &options{}
 	c := &cobra.Command{
-		Use:           "weir-agent --standalone DIR",
+		Use:           "weir-agent [--kubeconfig FILE | --standalone DIR]",
 		Short:         "Enforce network policy on this node's pods and account for their flows",
 		Version:       version(),
 		SilenceErrors: true,
@@ -62,6 +63,9 @@ func command() *cobra.Command {
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("standalone") && o.standalone == "" {
+				return usage("--standalone must name a directory")
+			}
 			if err := o.check(); err != nil {
 				return err
 			}
@@ -76,10 +80,11 @@ func command() *cobra.Command {
 func (o *options) flags(c *cobra.Command) {
 	hostname, _ := os.Hostname()
 	f := c.Flags()
-	f.StringVar(&o.standalone, "standalone", "", "directory of Kubernetes YAML that is the cluster")
+	f.StringVar(&o.standalone, "standalone", "", "directory of Kubernetes YAML that is the cluster, instead of an API server")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "how to reach the API server (default: as a pod does)")
 	f.StringVar(&o.stateDir, "state-dir", "/run/weir", "socket, endpoints and last good objects are here")
 	f.StringVar(&o.bpffsDir, "bpffs-dir", "/sys/fs/bpf/weir", "where programs, maps and links are pinned; on a bpffs")
-	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name")
+	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name, as in its Node object")
 	f.StringVar(&o.cgroupRoot, "cgroup-root", "", "where cgroup2 is mounted (for socket hooks; none are attached yet)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
@@ -96,11 +101,14 @@ func (o *options) flags(c *cobra.Command) {
 }
 
 func (o *options) check() error {
-	if o.standalone == "" {
-		return usage("--standalone DIR must be given")
+	if o.standalone != "" && o.kubeconfig != "" {
+		return usage("--standalone and --kubeconfig exclude each other")
+	}
+	if o.nodeName == "" {
+		return usage("--node-name must be given")
 	}
 	if o.masquerade {
-		return usage("--masquerade is not available in standalone")
+		return usage("--masquerade is not available")
 	}
 	if o.nodeEgress != "policy" && o.nodeEgress != "allow" {
 		return usage("--node-egress %q is neither policy nor allow", o.nodeEgress)

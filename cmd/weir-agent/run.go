@@ -14,6 +14,7 @@ import (
 	"github.com/weirnet/weir/controlplane/agent"
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/flowlog"
+	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
@@ -33,7 +34,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	defer state.Close()
-	objects, err := source.NewDirectory(o.standalone, o.stateDir, o.log)
+	from, err := objects(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -51,9 +52,9 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	a, err := agent.New(agent.Config{
-		StateDir: state, Source: objects, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
-		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: o.standalone,
+		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
 	})
 	if err != nil {
@@ -61,6 +62,27 @@ func run(ctx context.Context, o *options) error {
 	}
 	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: version(), Size: o.flowLog, Denials: kernel.Denials})
 	return serve(ctx, o, a, flows)
+}
+
+// cluster is where objects come from.
+type cluster struct {
+	Source agent.Source
+	name   string
+	report agent.Report
+}
+
+func objects(ctx context.Context, o *options) (cluster, error) {
+	if o.standalone != "" {
+		d, err := source.NewDirectory(o.standalone, o.stateDir, o.log)
+		return cluster{Source: d, name: o.standalone}, err
+	}
+	client, err := kube.Connect(o.kubeconfig, "weir-agent/"+version())
+	if err != nil {
+		return cluster{}, err
+	}
+	o.log.Info("objects come from an API server", "server", client.Host)
+	config := kube.Config{Client: client, NodeName: o.nodeName, Log: o.log}
+	return cluster{kube.New(config), "API server " + client.Host, kube.NewRecorder(ctx, config).Report}, nil
 }
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before

@@ -40,6 +40,13 @@ type Source interface {
 	Sync(ctx context.Context) (revision uint64, err error)
 }
 
+// A source may have Warnings about itself, for people: what it reads from is away, say.
+type warner interface{ Warnings() []string }
+
+// Report is told after every attempt what came of an update. It is called by one
+// goroutine and does not wait.
+type Report func(*source.Update, *policy.Result)
+
 // Network is the node's network namespace.
 type Network interface {
 	// Watch calls changed with the state at first and after every change, until ctx is
@@ -67,6 +74,7 @@ type Config struct {
 	NodeEgressAllow bool
 	Uplinks         []string      // none: devices of default routes
 	AddWait         time.Duration // how long an ADD waits for its pod; 0 = api.AddWaitMax
+	Report          Report        // nil: nobody is told
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 }
 

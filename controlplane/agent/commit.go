@@ -13,6 +13,7 @@ import (
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/datapath"
 )
 
@@ -33,6 +34,7 @@ type attempt struct {
 	sourceErrors []api.ObjectError // logged by the source
 	errors       []api.ObjectError // found here
 
+	update    *source.Update
 	cluster   *policy.Cluster // what was compiled
 	node      policy.Node
 	locals    []policy.Local
@@ -84,6 +86,9 @@ func (a *Agent) commit() (bool, error) {
 		t.errors = append(t.errors, api.ObjectError{Message: t.err.Error()})
 	}
 	a.publish(t)
+	if a.Report != nil {
+		a.Report(t.update, t.result)
+	}
 	if t.err != nil {
 		return true, t.err
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -21,14 +22,17 @@ func (a *Agent) compile(limits datapath.Limits) *attempt {
 	if in.update == nil || in.network == nil {
 		return nil
 	}
-	t := &attempt{change: in.change, revision: in.update.Revision, warnings: slices.Clone(a.notes)}
+	t := &attempt{change: in.change, revision: in.update.Revision, update: in.update, warnings: slices.Clone(a.notes)}
 	a.addEndpoints(t, in.update.Cluster)
 	t.node = policy.Node{
 		Name:            a.NodeName,
 		Addresses:       in.network.Addresses,
-		ClusterCIDRs:    a.ClusterCIDRs,
+		ClusterCIDRs:    clusterCIDRs(a.ClusterCIDRs, in.update.Nodes),
 		NodeEgressAllow: a.NodeEgressAllow,
 		Limits:          limits,
+	}
+	if in.update.Nodes != nil {
+		t.node.RemoteNodes = in.update.Nodes.OtherAddresses
 	}
 	t.result = policy.Recompile(a.before(), t.cluster, t.node, t.locals, a.ids)
 	t.cluster = t.result.Enforced
@@ -40,6 +44,20 @@ func (a *Agent) compile(limits datapath.Limits) *attempt {
 		t.warnings = append(t.warnings, objectError(in.update, p).String())
 	}
 	return t
+}
+
+// clusterCIDRs are those that are given, and nodes' ranges that lie in none of them.
+func clusterCIDRs(given []netip.Prefix, nodes *source.Nodes) []netip.Prefix {
+	if nodes == nil {
+		return given
+	}
+	out := slices.Clone(given)
+	for _, p := range nodes.PodCIDRs {
+		if !slices.ContainsFunc(given, func(g netip.Prefix) bool { return g.Bits() <= p.Bits() && g.Contains(p.Addr()) }) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // addEndpoints takes the records. A pod that has an interface here and no object any

@@ -148,6 +148,9 @@ func (a *Agent) status() (api.Status, error) {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("map %s is nearly full: %d of %d (--map-size %s=N makes it larger)", m.Name, m.Used, m.Most, m.Name))
 		}
 	}
+	if w, ok := a.Source.(warner); ok {
+		s.Warnings = append(s.Warnings, w.Warnings()...)
+	}
 	s.Warnings = append(s.Warnings, a.last.warnings...)
 	return s, nil
 }

@@ -9,6 +9,8 @@
 package source
 
 import (
+	"net/netip"
+
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -24,8 +26,25 @@ type Update struct {
 	// Errors in the order of files and documents. Each is one line of text without
 	// control characters.
 	Errors []api.ObjectError
+	// Nodes is never changed; nil: the source knows of none.
+	Nodes *Nodes
 
 	places map[key]enforced
+}
+
+// Nodes are the cluster's.
+type Nodes struct {
+	Own            *Node          // this node, nil: it is not there
+	Others         []Node         // sorted by name
+	OtherAddresses []netip.Addr   // of Others
+	PodCIDRs       []netip.Prefix // of all nodes: the fewest prefixes that cover them, sorted
+}
+
+// Node is a node of the cluster.
+type Node struct {
+	Name      string
+	Addresses []netip.Addr
+	PodCIDRs  []netip.Prefix // none: it was given no addresses for pods yet
 }
 
 // Place of an object in the directory: its file and the document in it. ok is false for

@@ -62,7 +62,8 @@ func (w *warner) peers(p *networkingv1.NetworkPolicy, field string, peers []netw
 		s := selector(peer.NamespaceSelector)
 		found := false
 		for name := range w.pods {
-			found = found || s.Matches(labels.Set(w.cluster.Namespaces[name].Labels))
+			ns := w.cluster.Namespaces[name] // nil: only what is left of its pods here keeps it alive
+			found = found || ns != nil && s.Matches(labels.Set(ns.Labels))
 		}
 		if !found {
 			w.warn(p, fmt.Sprintf("%s[%d].namespaceSelector", field, i), "selects no namespace that has pods: the peer allows nothing now")

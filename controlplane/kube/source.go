@@ -1,0 +1,166 @@
+// Package kube is the cluster as an API server has it. It watches what policy is made
+// from and hands out snapshots of it, as package source does of a directory; it tells the
+// owners of objects, by events on them, what of them is not enforced.
+//
+//	API server --watch--> reflector --> strip -> store --snapshot--> Update
+//	                                    (one per kind)
+//
+// A store changes only by what the API server says: while it does not answer, or refuses,
+// everything stays as it was last seen. It is the only importer of client-go.
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/source"
+)
+
+const (
+	joinTime  = 2 * time.Millisecond // changes closer than this are one update
+	waitFirst = 5 * time.Second      // until it is said what an agent that starts waits for
+	waitMost  = time.Minute          // until it is said again
+)
+
+// Config is what a Source works with; all must be set.
+type Config struct {
+	Client   *Client
+	NodeName string
+	Log      *slog.Logger
+}
+
+// Source is the API server's objects. One Run; the other methods from anywhere.
+type Source struct {
+	Config
+	stores *stores
+	health *health
+	ended  chan struct{} // closed when Run returns
+
+	// With the stores' lock held.
+	base      uint64        // what revisions begin with; 0: nothing is published
+	published uint64        // changes that are
+	revision  uint64        // the last one published
+	nodes     *source.Nodes // of that
+}
+
+// New makes a Source that knows nothing yet.
+func New(c Config) *Source {
+	return &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{})}
+}
+
+// Run calls update with everything, once all of it was read and the node is in it, then
+// after every change, one call at a time, until ctx is over (nil). The first change after
+// a quiet time is handed on at once, those within 2 ms of it together.
+func (s *Source) Run(ctx context.Context, update func(source.Update)) error {
+	defer close(s.ended)
+	s.watchAll(ctx)
+	begun, pause := time.Now(), waitFirst
+	waiting := time.NewTimer(pause)
+	defer waiting.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-waiting.C:
+			s.Log.Warn("waits for the API server; what is in force stays, nothing new is enforced",
+				"since", begun.Format(time.TimeOnly), "for", strings.Join(s.missing(), "; "))
+			pause = min(3*pause, waitMost)
+			waiting.Reset(pause)
+			continue
+		case <-s.stores.wake:
+		}
+		if s.publish(update) {
+			waiting.Stop()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(joinTime):
+		}
+	}
+}
+
+// publish what the stores hold; false: it is not complete yet.
+func (s *Source) publish(update func(source.Update)) bool {
+	s.stores.Lock()
+	if s.base == 0 && len(s.lacking()) > 0 {
+		s.stores.Unlock()
+		return false
+	}
+	changes := s.stores.changes
+	cluster, nodes := s.stores.snapshot(s.NodeName)
+	if s.base == 0 {
+		s.base = s.stores.firstRevision(changes)
+	}
+	u := source.Update{Revision: s.base + changes, Cluster: cluster, Errors: []api.ObjectError{}, Nodes: nodes}
+	s.stores.Unlock()
+
+	s.sayNodes(nodes)
+	update(u)
+
+	s.stores.Lock()
+	defer s.stores.Unlock()
+	s.published, s.revision, s.nodes = changes, u.Revision, nodes
+	s.stores.touch(false)
+	return true
+}
+
+// lacking is what is not there that a first update needs; the lock is held.
+func (s *Source) lacking() (out []string) {
+	for _, k := range s.stores.kinds() {
+		if !k.store.filled() {
+			out = append(out, k.resource)
+		}
+	}
+	if _, ok := s.stores.nodes.objects[named(s.NodeName)]; !ok && s.stores.nodes.synced {
+		out = append(out, fmt.Sprintf("a Node %q, as --node-name says (there are %d others)", s.NodeName, len(s.stores.nodes.objects)))
+	}
+	return out
+}
+
+// missing is why nothing was published yet.
+func (s *Source) missing() []string {
+	s.stores.Lock()
+	out := s.lacking()
+	s.stores.Unlock()
+	return append(s.health.lines(), out...)
+}
+
+// awaitPublished returns the revision of all that the stores hold now.
+func (s *Source) awaitPublished(ctx context.Context) (revision uint64, err error) {
+	s.stores.Lock()
+	changes := s.stores.changes
+	s.stores.Unlock()
+	err = s.await(ctx, func() bool {
+		revision = s.revision
+		return s.base > 0 && s.published >= changes
+	})
+	return revision, err
+}
+
+// Warnings are what people should know about the source itself.
+func (s *Source) Warnings() []string {
+	s.stores.Lock()
+	nodes := s.nodes
+	s.stores.Unlock()
+	return append(s.health.lines(), nodeWarnings(nodes, s.NodeName)...)
+}
+
+// sayNodes logs what is new about the nodes; of Run's goroutine alone.
+func (s *Source) sayNodes(now *source.Nodes) {
+	if now == s.nodes {
+		return
+	}
+	said := map[string]bool{}
+	for _, line := range nodeWarnings(s.nodes, s.NodeName) {
+		said[line] = true
+	}
+	for _, line := range nodeWarnings(now, s.NodeName) {
+		if !said[line] {
+			s.Log.Warn(line)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// The strip functions make a new object of what policy, names and services use. What
+// they leave out is not held in memory, and a change of it is no change: a field that
+// something new needs is added here. The resource version is left out, too.
+
+func meta(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID}
+}
+
+func labelled(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	out := meta(m)
+	out.Labels = m.Labels
+	return out
+}
+
+func stripPod(p *corev1.Pod) *corev1.Pod {
+	out := &corev1.Pod{
+		ObjectMeta: labelled(&p.ObjectMeta),
+		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork},
+		Status:     corev1.PodStatus{PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
+	}
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		out.Status.Phase = p.Status.Phase // all others are one to us: alive
+	}
+	out.Spec.Containers = stripContainers(p.Spec.Containers)
+	out.Spec.InitContainers = stripContainers(p.Spec.InitContainers)
+	return out
+}
+
+// stripContainers keeps those whose ports somebody can name or reach from outside.
+func stripContainers(all []corev1.Container) (out []corev1.Container) {
+	for _, c := range all {
+		var ports []corev1.ContainerPort
+		for _, p := range c.Ports {
+			if p.Name != "" || p.HostPort != 0 {
+				ports = append(ports, p)
+			}
+		}
+		if len(ports) > 0 {
+			out = append(out, corev1.Container{Name: c.Name, Ports: ports, RestartPolicy: c.RestartPolicy})
+		}
+	}
+	return out
+}
+
+func stripNamespace(n *corev1.Namespace) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: labelled(&n.ObjectMeta)}
+}
+
+func stripNetworkPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{ObjectMeta: meta(&p.ObjectMeta), Spec: p.Spec}
+}
+
+func stripNode(n *corev1.Node) *corev1.Node {
+	out := &corev1.Node{ObjectMeta: meta(&n.ObjectMeta), Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs}}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			out.Status.Addresses = append(out.Status.Addresses, a)
+		}
+	}
+	return out
+}
+
+func stripService(s *corev1.Service) *corev1.Service {
+	out := &corev1.Service{ObjectMeta: meta(&s.ObjectMeta), Spec: corev1.ServiceSpec{
+		Type: s.Spec.Type, ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, IPFamilies: s.Spec.IPFamilies,
+		Ports: s.Spec.Ports, ExternalIPs: s.Spec.ExternalIPs,
+		InternalTrafficPolicy: s.Spec.InternalTrafficPolicy, ExternalTrafficPolicy: s.Spec.ExternalTrafficPolicy,
+		SessionAffinity: s.Spec.SessionAffinity, SessionAffinityConfig: s.Spec.SessionAffinityConfig,
+		PublishNotReadyAddresses: s.Spec.PublishNotReadyAddresses,
+	}}
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		out.Status.LoadBalancer.Ingress = append(out.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: in.IP, IPMode: in.IPMode})
+	}
+	return out
+}
+
+func stripEndpointSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	out := &discoveryv1.EndpointSlice{ObjectMeta: meta(&s.ObjectMeta), AddressType: s.AddressType, Ports: s.Ports}
+	if service, ok := s.Labels[discoveryv1.LabelServiceName]; ok {
+		out.Labels = map[string]string{discoveryv1.LabelServiceName: service}
+	}
+	for _, e := range s.Endpoints {
+		out.Endpoints = append(out.Endpoints, discoveryv1.Endpoint{
+			Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName, Hints: e.Hints,
+		})
+	}
+	return out
+}

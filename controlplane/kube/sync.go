@@ -1,0 +1,88 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// versionsOnly asks for objects' metadata alone.
+const versionsOnly = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+// Sync reads from the API server which versions of all objects are there now, waits until
+// the watches have brought them, and returns the revision that holds them; Run has called
+// back with it. A watch alone does not tell how far behind it is. It is an error if the API
+// server does not answer.
+func (s *Source) Sync(ctx context.Context) (uint64, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, k := range s.stores.kinds() {
+		group.Go(func() error {
+			version, listed, err := s.versions(ctx, k)
+			if err != nil {
+				return fmt.Errorf("API server %s: list %s: %s", s.Client.Host, k.resource, reason(err))
+			}
+			return s.await(ctx, func() bool { return !k.store.behind(version, listed) })
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err
+	}
+	return s.awaitPublished(context.WithoutCancel(ctx))
+}
+
+// versions of a kind's objects, from a consistent read.
+func (s *Source) versions(ctx context.Context, k kind) (version uint64, listed map[types.NamespacedName]uint64, err error) {
+	text, err := request(s.Client.groups[k.group], k, metav1.ListOptions{}).SetHeader("Accept", versionsOnly).Do(ctx).Raw()
+	if err != nil {
+		return 0, nil, err
+	}
+	type meta struct {
+		Namespace       string `json:"namespace"`
+		Name            string `json:"name"`
+		ResourceVersion string `json:"resourceVersion"`
+	}
+	var list struct {
+		Metadata meta `json:"metadata"`
+		Items    []struct {
+			Metadata meta `json:"metadata"`
+		} `json:"items"`
+	}
+	if err := json.Unmarshal(text, &list); err != nil {
+		return 0, nil, err
+	}
+	listed = make(map[types.NamespacedName]uint64, len(list.Items))
+	for _, item := range list.Items {
+		m := item.Metadata
+		if listed[types.NamespacedName{Namespace: m.Namespace, Name: m.Name}], err = parseVersion(m.ResourceVersion); err != nil {
+			return 0, nil, err
+		}
+	}
+	version, err = parseVersion(list.Metadata.ResourceVersion)
+	return version, listed, err
+}
+
+// await returns when done says so; it is called with the lock held, at first and whenever
+// something changed.
+func (s *Source) await(ctx context.Context, done func() bool) error {
+	for {
+		s.stores.Lock()
+		ok, moved := done(), s.stores.moved
+		s.stores.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-s.ended:
+			return errors.New("the source has ended")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package kube
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// kind is a resource that is watched, and where it goes.
+type kind struct {
+	group    schema.GroupVersion
+	resource string
+	example  runtime.Object
+	store    interface {
+		cache.ReflectorStore
+		behind(version uint64, listed map[types.NamespacedName]uint64) bool
+		filled() bool
+	}
+}
+
+func (s *stores) kinds() []kind {
+	core := corev1.SchemeGroupVersion
+	return []kind{
+		{core, "namespaces", &corev1.Namespace{}, s.namespaces},
+		{core, "nodes", &corev1.Node{}, s.nodes},
+		{core, "pods", &corev1.Pod{}, s.pods},
+		{core, "services", &corev1.Service{}, s.services},
+		{discoveryv1.SchemeGroupVersion, "endpointslices", &discoveryv1.EndpointSlice{}, s.slices},
+		{networkingv1.SchemeGroupVersion, "networkpolicies", &networkingv1.NetworkPolicy{}, s.policies},
+	}
+}
+
+// retries of a watch that ends with an error: an API server that comes back is seen
+// within seconds.
+var retries = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8, Cap: 5 * time.Second}
+
+// watchAll keeps all stores up to date until ctx is over.
+func (s *Source) watchAll(ctx context.Context) {
+	ctx = withQuietLogger(ctx, s.Log)
+	logger := klog.FromContext(ctx)
+	for _, k := range s.stores.kinds() {
+		backoff := retries
+		r := cache.NewReflectorWithOptions(s.listWatch(k), k.example, k.store,
+			cache.ReflectorOptions{Name: k.resource, Backoff: &backoff, Logger: &logger})
+		go r.RunWithContext(ctx)
+	}
+}
+
+// listWatch is a kind's calls, noted. An agent that starts does not take a list from the
+// API server's cache as it may happen to be: it could be older than what is in force.
+func (s *Source) listWatch(k kind) *cache.ListWatch {
+	client := s.Client.groups[k.group]
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			if o.ResourceVersion == "0" {
+				o.ResourceVersion = ""
+			}
+			list, err := request(client, k, o).Do(ctx).Get()
+			s.health.note(call{k.resource, "list"}, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.Watch = true
+			w, err := request(client, k, o).Watch(ctx)
+			if unsupported := o.SendInitialEvents != nil && apierrors.IsInvalid(err); !unsupported { // then it lists
+				s.health.note(call{k.resource, "watch"}, err)
+			}
+			return w, err
+		},
+	}
+}
+
+func request(client rest.Interface, k kind, o metav1.ListOptions) *rest.Request {
+	return client.Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec)
+}
+
+func withQuietLogger(ctx context.Context, log *slog.Logger) context.Context {
+	return klog.NewContext(ctx, logr.FromSlogHandler(quiet{log.Handler()}))
+}
+
+// quiet makes debug lines of all that client-go says: what people should know of it
+// health says once.
+type quiet struct{ slog.Handler }
+
+func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
+	return q.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return q.Handler.Handle(ctx, r)
+}
+
+func (q quiet) WithAttrs(a []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(a)} }
+func (q quiet) WithGroup(name string) slog.Handler   { return quiet{q.Handler.WithGroup(name)} }
