@@ -19,7 +19,7 @@ import (
 	"github.com/weirnet/weir/identity"
 )
 
-// eventOf is an event of any bytes, whatever the kernel would never say.
+// eventOf is an event of any bytes, as a reader may hand it over.
 func eventOf(b []byte) datapath.Event {
 	b = append(bytes.Clone(b), make([]byte, 128)...)
 	u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
@@ -27,7 +27,7 @@ func eventOf(b []byte) datapath.Event {
 		Kind: datapath.EventKind(b[0] % 6), Time: noon.Add(-time.Duration(b[1]) * time.Second), Created: uint64(u32(2)), Age: time.Duration(u32(6)),
 		Protocol: b[10], Ifindex: u32(11), Endpoint: [2]uint32{uint32(b[15] % 4), uint32(b[16] % 4)},
 		Identity: [2]identity.Number{identity.Number(u32(17)), identity.Number(b[21] % 8)}, Rule: [2]uint32{uint32(b[22] % 6), 299 + uint32(b[23]%6)},
-		Dropped: b[24]&1 == 1, Reason: datapath.Reason(b[25]), Direction: datapath.Direction(b[26]), Judged: b[27], Path: b[28], End: b[29],
+		Dropped: b[24]&1 == 1, Reason: datapath.Reason(b[25]), Direction: datapath.Direction(b[26] % 3), Judged: b[27], Path: b[28], End: b[29],
 		ICMPType: b[30], ICMPCode: b[31], PickedUp: b[24]&2 == 2, TCPFlags: binary.LittleEndian.Uint16(b[32:]),
 		Packets: [2]uint64{uint64(u32(34)), uint64(u32(38))}, Bytes: [2]uint64{uint64(u32(42)) << 32, uint64(u32(46))},
 	}

@@ -1,6 +1,7 @@
 package reader
 
 import (
+	"math"
 	"net/netip"
 	"time"
 	"unsafe"
@@ -12,7 +13,8 @@ import (
 
 const eventSize = int(unsafe.Sizeof(bpf.WeirEvent{}))
 
-// decode reads one record; ok is false for one of another size, which is not ours.
+// decode reads one record; ok is false for one of another size, which is not ours. Numbers
+// that no event has are made ones that some has: other programs may have written the ring.
 func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 	if len(raw) < eventSize {
 		return datapath.Event{}, false
@@ -34,7 +36,7 @@ func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 		Rule:        e.Rule,
 		Dropped:     e.Verdict == verdictDropped,
 		Reason:      datapath.Reason(e.Reason),
-		Direction:   datapath.Direction(e.Direction),
+		Direction:   min(datapath.Direction(e.Direction), datapath.None),
 		Judged:      e.Judged,
 		Path:        e.Path,
 		End:         e.End,
@@ -57,7 +59,7 @@ func age(e *bpf.WeirEvent) time.Duration {
 	if datapath.EventKind(e.Kind) == datapath.EventDenied || until < e.Created {
 		return 0
 	}
-	return time.Duration(until - e.Created)
+	return time.Duration(min(until-e.Created, math.MaxInt64))
 }
 
 func end(addr [16]uint8, family uint8, port uint16) netip.AddrPort {

@@ -17,6 +17,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add(bytesOf(&e))
 	e.Kind, e.Verdict, e.Reason, e.Tuple.Family = 4, 2, 5, 6
 	f.Add(bytesOf(&e))
+	e.Created, e.Time, e.Kind, e.Direction = 1, 1<<63+5, 1, 200
+	f.Add(bytesOf(&e))
 	f.Add(append(bytesOf(&e), 1, 2, 3))
 	f.Add(bytesOf(&e)[:eventSize-1])
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -28,8 +30,8 @@ func FuzzDecode(f *testing.F) {
 		if !ok {
 			return
 		}
-		if got.Age < 0 {
-			t.Errorf("age %v", got.Age)
+		if got.Age < 0 || got.Direction > datapath.None {
+			t.Errorf("age %v, direction %d", got.Age, got.Direction)
 		}
 		if again, _ := r.decode(bytesOf(r.encode(got))); again != got {
 			t.Errorf("read    %+v\nas read %+v", again, got)
