@@ -115,8 +115,9 @@ func TestASuccessIsSeen(t *testing.T) {
 	s := newScene(t)
 	m, al, b := s.mallory, s.alice, s.bob
 	open, closed := tcp(m.Addr4, 1, b.Addr4, openTCP, "S"), tcp(m.Addr4, 1, b.Addr4, closedTCP, "S")
+	was := patience
 	patience = 500 * time.Millisecond
-	defer func() { patience = 10 * time.Second }()
+	defer func() { patience = was }()
 	for _, c := range []struct {
 		name string
 		try  func(*attempt)

@@ -1,6 +1,10 @@
 package bypass
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/weirnet/weir/datapath"
+)
 
 // Headers: what moves the transport header, or hides the network header.
 var headers = []bypass{{
@@ -108,6 +112,7 @@ var headers = []bypass{{
 		for _, c := range []byte{0x05, 0x25, 0x35, 0x55, 0xf5, 0x40, 0x44} {
 			a.drop("another version, or a header too short", m, badHeader, with(tcp(m.Addr4, 1, b.Addr4, openTCP, "S"), 14, c))
 		}
+		a.offloaded()
 		a.drop("a length past the frame", m, truncated,
 			with(tcp(m.Addr4, 1, b.Addr4, openTCP, "S"), 16, 0xff, 0xff), with(tcp(m.Addr6, 1, b.Addr6, openTCP, "S"), 18, 0xff, 0xff))
 	},
@@ -132,3 +137,33 @@ var headers = []bypass{{
 	},
 	tests: []string{"tests/node TestSCTP"},
 }}
+
+// offloaded sends frames of many segments, as the kernel makes them where they leave.
+func (a *attempt) offloaded() {
+	m, b := a.mallory, a.bob
+	const tcp4 = 1 // VIRTIO_NET_HDR_GSO_TCPV4; the kernel refuses a kind that is not the frame's
+	long := func(port uint16) []byte {
+		return v4(m.Addr4, b.Addr4, protoTCP, append(segment(8, port, "S"), make([]byte, 1000)...))
+	}
+	send := func(what string, reason datapath.Reason, o offload, frame []byte) {
+		a.Helper()
+		a.quiet(a)
+		a.pace(1)
+		before := a.drops(a.T)
+		if err := m.sendOffloaded(o, frame); err != nil {
+			a.Errorf("%s: %v", what, err)
+			return
+		}
+		a.settled(what, before, func(d map[datapath.Reason]uint64) bool { return d[reason] > 0 })
+		a.nothingArrives(what)
+		a.note("dropped: "+reason.String(), 1)
+	}
+	send("segments", policy, offload{1, tcp4, 54, 100, 34, 16}, long(closedTCP))
+	send("a length of nothing", policy, offload{1, tcp4, 54, 100, 34, 16}, with(long(closedTCP), 16, 0, 0))
+	send("a length of less", truncated, offload{1, tcp4, 54, 100, 34, 16}, with(long(openTCP), 16, 0, 30))
+	a.quiet(a)
+	if err := m.sendOffloaded(offload{1, tcp4, 54, 100, 34, 16}, long(openTCP)); err != nil || b.find(func(f []byte) bool { return isTo(f, b.Addr4, openTCP) }) == nil {
+		a.Errorf("segments to an open port do not arrive: %v", err)
+	}
+	a.note("passed", 1)
+}
