@@ -16,6 +16,7 @@ enum limits {
 	ERROR_BUDGET = 100,       /* ICMP errors a second that each end of a flow may be sent about it */
 	FRAGMENTS = 32,           /* fragmented datagrams that an endpoint can have under way */
 	FRAGMENTS_OUTSIDE = 4096, /* and the outside; both powers of two */
+	TALKS_MAX = 16, /* Services that an unconnected socket talks to and gets answers from under their addresses */
 };
 
 /* Identity numbers below IDENTITY_FIRST are reserved (the numbers Hubble's clients know); those with IDENTITY_BLOCK
@@ -157,7 +158,8 @@ enum flow_state {
 	FLOW_END_SHIFT = 16,   /* enum flow_end, once closed */
 };
 
-enum flow_end { END_NONE = 0, END_FIN = 1, END_RST = 2, END_TIMEOUT = 3, END_REVOKED = 4 };
+/* GONE: a pod of it is not there any more. */
+enum flow_end { END_NONE = 0, END_FIN = 1, END_RST = 2, END_TIMEOUT = 3, END_REVOKED = 4, END_GONE = 5 };
 
 struct flow_side {
 	__u64 packets;
@@ -290,6 +292,42 @@ struct frontend_key {
 	__u8 family;
 };
 
+/* What a Service's address and port stand for: a list in backends, of a head and then
+ * count backends by address and port. A list is immutable while a word names it. */
+struct backend_list {
+	__u64 service;  /* the Service's port, for affinity: a number that outlives its lists */
+	__u32 count;    /* 0: connections are refused */
+	__u32 affinity; /* s that a pod stays with its backend, 0 = it does not */
+	__u64 pad;
+};
+
+struct backend {
+	__u8 addr[16];
+	__u16 port;
+	__u16 pad[3];
+};
+
+/* What a socket asked for and what it got. */
+struct translation {
+	__u8 service[16];
+	__u8 backend[16];
+	__u16 service_port;
+	__u16 backend_port;
+	__u32 position; /* of the backend in its list at that time */
+};
+
+struct affinity_key {
+	__u64 netns; /* cookie */
+	__u64 service;
+};
+
+struct affinity {
+	__u64 last; /* ktime of the newest connection, ns */
+	struct backend backend;
+	__u32 position;
+	__u32 pad;
+};
+
 /* A judgement that denied. basis stands for both identities, blocks and rulesets. */
 struct denial_key {
 	__u64 basis;
@@ -368,3 +406,6 @@ _Static_assert(sizeof(struct endpoint) == 112, "endpoint");
 _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
 _Static_assert(sizeof(struct port_group) == 24, "port_group");
 _Static_assert(sizeof(struct event) == 144, "event");
+_Static_assert(sizeof(struct backend_list) == sizeof(struct backend), "backend_list");
+_Static_assert(sizeof(struct backend) == 24, "backend");
+_Static_assert(sizeof(struct translation) == 40, "translation");
