@@ -149,7 +149,8 @@ static __always_inline int end_of_side(struct walk *w, struct flow *f, int side,
 	__u32 endpoint = f->endpoint[side & 1], iface = f->ifindex[side & 1];
 
 	if (endpoint)
-		return peer_of_endpoint(endpoint, w->packet.tuple.family, w->epoch, end) && end->iface == iface;
+		return rulesets_of(endpoint, w->epoch) &&
+		       peer_of_endpoint(endpoint, w->packet.tuple.family, w->epoch, end) && end->iface == iface;
 	walk_peer(w, side != w->side);
 	end->iface = iface;
 	return 1;

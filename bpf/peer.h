@@ -90,13 +90,19 @@ __noinline int peer_of_endpoint(__u32 number, __u32 family, __u64 epoch, struct 
 	return end->iface != 0;
 }
 
-/* Ruleset of one direction of an endpoint, 0 = none. */
-static __always_inline __u32 ruleset_of(__u32 number, int direction, __u64 epoch)
+/* Both rulesets of an endpoint, 0 = none: it has been detached, or has no policy yet. */
+static __always_inline __u64 rulesets_of(__u32 number, __u64 epoch)
 {
 	struct endpoint *ep = endpoint_at(number);
 	__u64 word;
 
-	if (!ep || !slots_read(&ep->slots, epoch, &word))
-		return 0;
+	return ep && slots_read(&ep->slots, epoch, &word) ? word : 0;
+}
+
+/* Ruleset of one direction of an endpoint, 0 = none. */
+static __always_inline __u32 ruleset_of(__u32 number, int direction, __u64 epoch)
+{
+	__u64 word = rulesets_of(number, epoch);
+
 	return direction == DIRECTION_EGRESS ? (__u32)word : word >> 32;
 }

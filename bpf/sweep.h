@@ -39,6 +39,20 @@ static __always_inline void flow_delete(struct flow_slot *slot, struct flow *f, 
 	bpf_map_push_elem(&flow_free, &at, BPF_ANY);
 }
 
+/* Whether the pod that the flow's side was has been detached: its number is nobody's, or
+ * another's. While the number's fields are written it has rulesets, but no interface. */
+static __always_inline int is_gone(struct flow *f, int side)
+{
+	__u32 number = f->endpoint[side], was = f->ifindex[side], is;
+	struct endpoint *ep = endpoint_at(number);
+	__u64 word;
+
+	if (!ep || !slots_read(&ep->slots, node.epoch, &word))
+		return 0;
+	is = READ_ONCE(ep->ifindex);
+	return is ? is != was && was < IFACE_OUTSIDE : !word;
+}
+
 struct slice {
 	__u32 first;
 	__u32 limit;
@@ -46,8 +60,8 @@ struct slice {
 
 static long sweep_slot(__u32 i, struct slice *slice)
 {
-	__u32 at = slice->first + i, state;
-	__u64 last, now = node.clock, stamp;
+	__u32 at = slice->first + i, state, end;
+	__u64 now = node.clock, stamp;
 	struct flow_slot *slot;
 	struct flow *f;
 
@@ -68,9 +82,11 @@ static long sweep_slot(__u32 i, struct slice *slice)
 			flow_delete(slot, f, at, state);
 		return 0;
 	}
-	last = flow_last(f);
-	if (now - last >= flow_timeout(&slot->key, state))
-		flow_close(f, &slot->key, state, end_of(state, stamp));
+	end = end_of(state, stamp);
+	if (is_gone(f, 0) || is_gone(f, 1))
+		flow_close(f, &slot->key, state, end == END_TIMEOUT ? END_GONE : end);
+	else if (now - flow_last(f) >= flow_timeout(&slot->key, state))
+		flow_close(f, &slot->key, state, end);
 	return 0;
 }
 

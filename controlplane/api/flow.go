@@ -32,7 +32,7 @@ type FlowExtension struct {
 	Bytes   *FlowCount `json:"bytes,omitempty"`
 
 	Duration  float64 `json:"duration_seconds,omitempty"` // from the first packet to this record
-	End       string  `json:"end,omitempty"`              // how it ended: fin, rst, timeout, revoked
+	End       string  `json:"end,omitempty"`              // how it ended: fin, rst, timeout, revoked, gone (a pod of it was detached)
 	FlagsSent string  `json:"flags_sent,omitempty"`       // TCP flags the initiator sent, ended flows only
 	FlagsBack string  `json:"flags_back,omitempty"`       // and those it got
 	PickedUp  bool    `json:"picked_up,omitempty"`        // TCP that was already going on when it was first seen

@@ -21,7 +21,7 @@ var kindNames = map[datapath.EventKind]string{
 }
 
 // endNames are datapath.Event.End.
-var endNames = map[uint8]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked"}
+var endNames = map[uint8]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked", 5: "gone"}
 
 func extension(r *record) *anypb.Any {
 	b, err := json.Marshal(extensionOf(r))
