@@ -36,7 +36,7 @@ var arrows = map[string][]string{
 	"controlplane/flowlog/format": {"controlplane/api"},
 	"controlplane/kube":           {"controlplane/api", "controlplane/policy", "controlplane/source"},
 	"controlplane/node":           {"controlplane/endpoint"},
-	"controlplane/routing":        {},
+	"controlplane/routing":        {"controlplane/source"},
 	"controlplane/agent":          {"controlplane/...", "datapath/...", "identity"},
 	"cni":                         {"controlplane/api", "datapath/loader"},
 	"cmd/weir":                    {"controlplane/api", "controlplane/flowlog/..."},

@@ -28,6 +28,7 @@ type options struct {
 	uplinkXDP    string
 	nodeEgress   string
 	masquerade   bool
+	routing      string
 	addWait      time.Duration
 	recheck      time.Duration
 	mapSizes     []string
@@ -66,7 +67,7 @@ func command() *cobra.Command {
 			if c.Flags().Changed("standalone") && o.standalone == "" {
 				return usage("--standalone must name a directory")
 			}
-			if err := o.check(); err != nil {
+			if err := o.check(c); err != nil {
 				return err
 			}
 			return run(c.Context(), o)
@@ -90,7 +91,8 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
 	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
-	f.BoolVar(&o.masquerade, "masquerade", false, "translate pods' addresses on the way out (not in standalone)")
+	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network) or none (not in standalone)")
+	f.BoolVar(&o.masquerade, "masquerade", true, "translate pods' addresses on the way out of the cluster (not in standalone)")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
 	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s)")
 	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
@@ -100,15 +102,18 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 
-func (o *options) check() error {
+func (o *options) check(c *cobra.Command) error {
 	if o.standalone != "" && o.kubeconfig != "" {
 		return usage("--standalone and --kubeconfig exclude each other")
 	}
 	if o.nodeName == "" {
 		return usage("--node-name must be given")
 	}
-	if o.masquerade {
-		return usage("--masquerade is not available")
+	if o.routing != "native" && o.routing != "none" {
+		return usage("--routing %q is neither native nor none", o.routing)
+	}
+	if o.standalone != "" && (c.Flags().Changed("masquerade") && o.masquerade || c.Flags().Changed("routing")) {
+		return usage("--masquerade and --routing have no meaning with --standalone: it knows no other nodes")
 	}
 	if o.nodeEgress != "policy" && o.nodeEgress != "allow" {
 		return usage("--node-egress %q is neither policy nor allow", o.nodeEgress)

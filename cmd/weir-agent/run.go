@@ -16,6 +16,7 @@ import (
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
+	"github.com/weirnet/weir/controlplane/routing"
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
 	"github.com/weirnet/weir/datapath/loader"
@@ -52,7 +53,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	a, err := agent.New(agent.Config{
-		StateDir: state, Source: from.Source, Report: from.report, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
@@ -69,6 +70,7 @@ type cluster struct {
 	Source agent.Source
 	name   string
 	report agent.Report
+	router agent.Router
 }
 
 func objects(ctx context.Context, o *options) (cluster, error) {
@@ -82,7 +84,11 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 	}
 	o.log.Info("objects come from an API server", "server", client.Host)
 	config := kube.Config{Client: client, NodeName: o.nodeName, Log: o.log}
-	return cluster{kube.New(config), "API server " + client.Host, kube.NewRecorder(ctx, config).Report}, nil
+	out := cluster{Source: kube.New(config), name: "API server " + client.Host, report: kube.NewRecorder(ctx, config).Report}
+	if o.routing == "native" {
+		out.router = routing.Native{Masquerade: o.masquerade}
+	}
+	return out, nil
 }
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before

@@ -75,6 +75,7 @@ type Config struct {
 	Uplinks         []string      // none: devices of default routes
 	AddWait         time.Duration // how long an ADD waits for its pod; 0 = api.AddWaitMax
 	Report          Report        // nil: nobody is told
+	Router          Router        // nil: other nodes are somebody else's matter
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 }
 
@@ -87,12 +88,15 @@ type Agent struct {
 	records *endpoint.Store
 	names   names
 	hooked  hooked
+	routed  routed
 
 	dirty    chan struct{} // has one element when there is something to commit
 	savedIDs uint64        // ids.Changed() that is on disk; of the commit loop alone
 	idsOnce  bool          // the id tables were saved since the start
 	versions versions      // of the commit loop alone
 	seen     *node.State   // of networkChanged alone
+
+	lastNodes *source.Nodes // of sourceChanged alone
 
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made anew, when what follows changes
@@ -119,7 +123,7 @@ func New(c Config) (*Agent, error) {
 	}
 	a := &Agent{
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
-		dirty: make(chan struct{}, 1), changed: make(chan struct{}),
+		dirty: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{},
 	}
 	found, err := c.StateDir.Load(idsFile, a.ids)
@@ -152,7 +156,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tasks sync.WaitGroup
-	failed := make(chan error, 4)
+	failed := make(chan error, 5)
 	start := func(f func(context.Context) error) {
 		tasks.Go(func() {
 			if err := f(ctx); err != nil {
@@ -165,6 +169,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start(func(ctx context.Context) error { return a.Source.Run(ctx, a.sourceChanged) })
 	start(a.commitLoop)
 	start(a.recheck)
+	start(a.route)
 	tasks.Wait()
 	close(failed)
 	var errs []error
@@ -197,7 +202,11 @@ func (a *Agent) collect() error {
 }
 
 func (a *Agent) sourceChanged(u source.Update) {
+	was := a.lastNodes
 	a.change(func(in *input) { in.update = &u })
+	if a.lastNodes = u.Nodes; u.Nodes != was {
+		a.routeAgain()
+	}
 }
 
 // networkChanged is called by one goroutine, and often: for every veth that comes or goes.
@@ -209,6 +218,9 @@ func (a *Agent) networkChanged(s node.State) {
 	}
 	if was == nil || !slices.Equal(was.Devices, s.Devices) || !maps.Equal(was.PodSides, s.PodSides) {
 		a.attachDevices(&s)
+	}
+	if was == nil || !slices.Equal(was.Addresses, s.Addresses) || !slices.Equal(was.Devices, s.Devices) {
+		a.routeAgain()
 	}
 }
 

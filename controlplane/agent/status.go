@@ -151,6 +151,7 @@ func (a *Agent) status() (api.Status, error) {
 	if w, ok := a.Source.(warner); ok {
 		s.Warnings = append(s.Warnings, w.Warnings()...)
 	}
+	s.Warnings = append(s.Warnings, a.routed.warnings...)
 	s.Warnings = append(s.Warnings, a.last.warnings...)
 	return s, nil
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/controlplane/source"
 )
 
 // Protocol marks our routes in the kernel's tables (ip route: "proto 119").
@@ -22,15 +24,8 @@ const Protocol = 119
 // an administrator adds.
 const unreachableMetric = 1 << 16
 
-// Node is a node of the cluster as routing sees it.
-type Node struct {
-	Name      string
-	Addresses []netip.Addr   // InternalIPs
-	PodCIDRs  []netip.Prefix // at most one of a family matters
-}
-
-// address of the node in the family of p.
-func (n Node) address(p netip.Prefix) (netip.Addr, bool) {
+// address of a node in the family of p.
+func address(n source.Node, p netip.Prefix) (netip.Addr, bool) {
 	i := slices.IndexFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() })
 	if i < 0 {
 		return netip.Addr{}, false
@@ -48,7 +43,7 @@ type route struct {
 
 // Routes makes the routes to other nodes' pods what they should be (mode native). What
 // cannot be routed is in the error, by node; the rest is routed.
-func Routes(self Node, others []Node) error {
+func Routes(self source.Node, others []source.Node) error {
 	wanted := map[route]bool{}
 	for _, cidr := range self.PodCIDRs {
 		wanted[route{to: cidr.Masked()}] = true
@@ -68,8 +63,8 @@ func Routes(self Node, others []Node) error {
 }
 
 // native is a route by way of a node that is a neighbour.
-func native(n Node, to netip.Prefix) (route, error) {
-	via, ok := n.address(to)
+func native(n source.Node, to netip.Prefix) (route, error) {
+	via, ok := address(n, to)
 	if !ok {
 		return route{}, fmt.Errorf("it has pods in %s and no InternalIP of that family", to)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/tests/sandbox"
 )
 
@@ -67,8 +68,8 @@ func listed(t *testing.T) string {
 }
 
 var (
-	self = Node{Name: "n1", PodCIDRs: prefixes("10.0.1.0/24", "fd00:1::/64")}
-	two  = Node{Name: "n2", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}, PodCIDRs: prefixes("10.0.2.0/24", "fd00:2::/64")}
+	self = source.Node{Name: "n1", PodCIDRs: prefixes("10.0.1.0/24", "fd00:1::/64")}
+	two  = source.Node{Name: "n2", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}, PodCIDRs: prefixes("10.0.2.0/24", "fd00:2::/64")}
 )
 
 func TestRoutesFollowTheNodes(t *testing.T) {
@@ -82,13 +83,13 @@ func TestRoutesFollowTheNodes(t *testing.T) {
 	moved.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("2001:db8::3")}
 	own := "unreachable 10.0.1.0/24, unreachable fd00:1::/64"
 	for _, step := range []struct {
-		nodes []Node
+		nodes []source.Node
 		want  string
 	}{
 		{nil, own},
-		{[]Node{two}, "10.0.2.0/24 via 192.0.2.2, fd00:2::/64 via 2001:db8::2, " + own},
-		{[]Node{two}, "10.0.2.0/24 via 192.0.2.2, fd00:2::/64 via 2001:db8::2, " + own},
-		{[]Node{moved}, "10.0.2.0/24 via 192.0.2.3, fd00:2::/64 via 2001:db8::3, " + own},
+		{[]source.Node{two}, "10.0.2.0/24 via 192.0.2.2, fd00:2::/64 via 2001:db8::2, " + own},
+		{[]source.Node{two}, "10.0.2.0/24 via 192.0.2.2, fd00:2::/64 via 2001:db8::2, " + own},
+		{[]source.Node{moved}, "10.0.2.0/24 via 192.0.2.3, fd00:2::/64 via 2001:db8::3, " + own},
 		{nil, own},
 	} {
 		must(t, Routes(self, step.nodes))
@@ -111,9 +112,9 @@ func TestNodesThatCannotBeRoutedAreNamed(t *testing.T) {
 	link, err := netlink.LinkByName("up")
 	must(t, err)
 	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(192, 0, 2, 254)}))
-	far := Node{Name: "far", Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.2")}, PodCIDRs: prefixes("10.0.3.0/24")}
-	half := Node{Name: "half", Addresses: two.Addresses[:1], PodCIDRs: prefixes("fd00:4::/64")}
-	err = Routes(self, []Node{far, half, {Name: "n2", Addresses: two.Addresses[:1], PodCIDRs: two.PodCIDRs[:1]}})
+	far := source.Node{Name: "far", Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.2")}, PodCIDRs: prefixes("10.0.3.0/24")}
+	half := source.Node{Name: "half", Addresses: two.Addresses[:1], PodCIDRs: prefixes("fd00:4::/64")}
+	err = Routes(self, []source.Node{far, half, {Name: "n2", Addresses: two.Addresses[:1], PodCIDRs: two.PodCIDRs[:1]}})
 	for _, want := range []string{"node far: its address 198.51.100.2 is behind the router 192.0.2.254", "node half: it has pods in fd00:4::/64 and no InternalIP of that family"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
