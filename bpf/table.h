@@ -166,23 +166,37 @@ static __always_inline __u32 end_of(__u32 state, __u64 stamp)
 				   : END_TIMEOUT;
 }
 
-/* Marks the entry over and reports it, once. */
+/* Marks the entry over and reports it, once. Returns its state then, 0 if somebody else
+ * changed it. */
 __noinline int flow_close(struct flow *f, struct flow_key *key, __u32 state, __u32 end)
 {
+	__u32 closed = (state & 0xffff) | FLOW_CLOSED | end << FLOW_END_SHIFT;
+
 	if (!f || !key)
 		return 0;
 	WRITE_ONCE(f->ended, node.clock); /* first: the sweep deletes what it sees closed and long ended */
-	if (CMPXCHG(f->state, state, (state & 0xffff) | FLOW_CLOSED | end << FLOW_END_SHIFT) != state)
+	if (CMPXCHG(f->state, state, closed) != state)
 		return 0;
 	count(COUNT_FLOW_ENDED);
 	flow_emit(f, key, EVENT_ENDED, 0, DIRECTION_NONE);
-	return 1;
+	return closed;
 }
 
 /* Whether a packet that the entry does not answer for may begin a new flow in its place. */
 static __always_inline int is_vacant(__u32 state, __u64 stamp, __u64 epoch)
 {
 	return state & FLOW_CLOSED || is_closing(state) || stamp & STAMP_DROP || stamp >> STAMP_SHIFT != epoch;
+}
+
+/* Whether the entry is still the one of the walk's key: a claimed one stays it. */
+__noinline int flow_is_found(struct walk *w, struct flow *f)
+{
+	struct flow_key key;
+
+	if (!w || !f)
+		return 0;
+	key = w->key;
+	return bpf_map_lookup_elem(&flows, &key) == f;
 }
 
 __noinline int flow_take_over(struct walk *w, struct flow *f, __u32 owner, __u32 how)
@@ -197,12 +211,16 @@ __noinline int flow_take_over(struct walk *w, struct flow *f, __u32 owner, __u32
 	if (state & FLOW_CLAIMED || !stamp || !is_vacant(state, stamp, w->epoch))
 		return NO_ENTRY;
 	if (!(state & FLOW_CLOSED)) {
-		if (!flow_close(f, &w->key, state, end_of(state, stamp)))
+		state = flow_close(f, &w->key, state, end_of(state, stamp));
+		if (!state)
 			return NO_ENTRY;
-		state = READ_ONCE(f->state);
 	}
 	if (CMPXCHG(f->state, state, state | FLOW_CLAIMED) != state)
 		return NO_ENTRY;
+	if (!flow_is_found(w, f)) { /* deleted since, and used again */
+		WRITE_ONCE(f->state, state);
+		return NO_ENTRY;
+	}
 	was = f->owner;
 	if (was != owner) {
 		if (!share_take(owner)) {
