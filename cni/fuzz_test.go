@@ -32,7 +32,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		for _, dir := range []string{c.StateDir, c.BPFFSDir} {
-			if clean := filepath.Clean(dir); !filepath.IsAbs(dir) || filepath.Clean(dir+"/") != clean || strings.HasPrefix(clean, "/..") || strings.Contains(dir+"/", "/../") || strings.ContainsRune(dir, 0) {
+			if !filepath.IsAbs(dir) || strings.Contains(dir+"/", "/../") {
 				t.Errorf("directory %q", dir)
 			}
 		}
