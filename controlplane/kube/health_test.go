@@ -1,0 +1,74 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+var (
+	errRefused = &url.Error{Op: "Get", URL: "https://192.0.2.1/api/v1/pods?watch=true", Err: errors.New("dial tcp 192.0.2.1:443: connect: connection refused")}
+	errDenied  = apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New(`user "u" cannot watch resource "pods"`))
+	errNobody  = apierrors.NewUnauthorized("Unauthorized")
+)
+
+// TestHealth is a conversation: how calls end, what is logged, what status says.
+func TestHealth(t *testing.T) {
+	var log bytes.Buffer
+	h := newHealth("https://192.0.2.1", slog.New(slog.NewTextHandler(&log, nil)))
+	step := func(name string, wantLog, wantLines int, contains string) {
+		t.Helper()
+		lines := h.lines()
+		logged := strings.Count(log.String(), "\n")
+		if logged != wantLog || len(lines) != wantLines {
+			t.Errorf("%s: %d lines logged, want %d; status %q, want %d\n%s", name, logged, wantLog, lines, wantLines, &log)
+		}
+		if all := log.String() + strings.Join(lines, "\n"); !strings.Contains(all, contains) {
+			t.Errorf("%s: no %q in\n%s", name, contains, all)
+		}
+		log.Reset()
+	}
+	watchPods, listPods, watchNodes := call{"pods", "watch"}, call{"pods", "list"}, call{"nodes", "watch"}
+	h.note(watchPods, nil)
+	step("well", 0, 0, "")
+	h.note(watchPods, context.Canceled)
+	h.note(watchPods, apierrors.NewResourceExpired("too old"))
+	h.note(watchPods, apierrors.NewTooManyRequests("later", 1))
+	step("passing", 0, 0, "")
+
+	h.note(watchPods, errRefused)
+	h.note(watchNodes, errRefused)
+	h.note(watchPods, errRefused)
+	step("away", 1, 1, "does not answer: dial tcp 192.0.2.1:443: connect: connection refused")
+	h.note(watchNodes, nil)
+	step("not all of it is back", 0, 1, "(since ")
+	h.note(watchPods, nil)
+	step("back", 1, 0, "mended")
+
+	h.note(watchPods, errDenied)
+	h.note(listPods, errDenied)
+	step("denied", 2, 2, `does not let this agent watch pods: pods is forbidden: user \"u\" cannot watch`)
+	h.note(listPods, nil)
+	step("may list", 1, 1, "mended")
+	h.note(watchPods, errRefused)
+	step("away after it was denied", 1, 1, "does not answer")
+	h.note(watchPods, errDenied)
+	step("denied again", 2, 1, "mended")
+	h.note(watchPods, nil)
+	step("may watch", 1, 0, "")
+
+	h.note(listPods, errNobody)
+	h.note(watchPods, errNobody)
+	step("a stranger", 1, 1, "does not accept this agent's credentials")
+	h.note(watchPods, nil)
+	step("a watch that went well needs no list", 1, 0, "")
+	h.note(watchPods, apierrors.NewInternalError(errors.New("etcd has no leader")))
+	step("broken", 1, 1, "watch pods: Internal error")
+}

@@ -1,0 +1,116 @@
+package kube
+
+import (
+	"math/rand"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func node(name string, cidrs string, addresses ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: strings.Fields(cidrs)}}
+	if len(n.Spec.PodCIDRs) > 0 {
+		n.Spec.PodCIDR = n.Spec.PodCIDRs[0]
+	}
+	for _, a := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func nodes(all ...*corev1.Node) map[types.NamespacedName]*corev1.Node {
+	out := map[types.NamespacedName]*corev1.Node{}
+	for _, n := range all {
+		out[named(n.Name)] = n
+	}
+	return out
+}
+
+func texts[T interface{ String() string }](all []T) string {
+	var out []string
+	for _, v := range all {
+		out = append(out, v.String())
+	}
+	return strings.Join(out, " ")
+}
+
+func TestNodes(t *testing.T) {
+	n := nodesOf(nodes(
+		node("c", "10.1.2.0/24 fd01:2::/64", "10.0.0.3", "fd00::3"),
+		node("b", "10.1.1.0/24 fd01:1::/64", "10.0.0.2"),
+		node("a", "10.1.0.0/24", "10.0.0.1"),
+		node("new", ""),
+	), "b")
+	if n.Own == nil || n.Own.Name != "b" || texts(n.Own.PodCIDRs) != "10.1.1.0/24 fd01:1::/64" || texts(n.Own.Addresses) != "10.0.0.2" {
+		t.Errorf("own %+v", n.Own)
+	}
+	if len(n.Others) != 3 || n.Others[0].Name != "a" || n.Others[2].Name != "new" || texts(n.OtherAddresses) != "10.0.0.1 10.0.0.3 fd00::3" {
+		t.Errorf("others %+v, %v", n.Others, n.OtherAddresses)
+	}
+	if got := texts(n.PodCIDRs); got != "10.1.0.0/23 10.1.2.0/24 fd01:1::/64 fd01:2::/64" {
+		t.Errorf("pod CIDRs %s", got)
+	}
+}
+
+func TestNodeWarnings(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		all  map[types.NamespacedName]*corev1.Node
+		want []string
+	}{
+		{"well", nodes(node("own", "10.1.0.0/24"), node("b", "10.1.1.0/24")), nil},
+		{"no range", nodes(node("own", ""), node("b", "")), []string{"Node own: spec.podCIDRs: has none"}},
+		{"gone", nodes(node("b", "10.1.0.0/24")), []string{"Node own: is gone from the API"}},
+		{"overlap", nodes(node("own", "10.1.0.0/24"), node("b", "10.1.0.0/16 fd01::/64"), node("c", "10.1.3.0/24 fd01::/64"), node("d", "10.2.0.0/24")), []string{
+			"Node own: spec.podCIDRs: 10.1.0.0/24 overlaps 10.1.0.0/16 of node b",
+			"Node c: spec.podCIDRs: 10.1.3.0/24 overlaps 10.1.0.0/16 of node b",
+			"Node c: spec.podCIDRs: fd01::/64 overlaps fd01::/64 of node b"}},
+	} {
+		got := nodeWarnings(nodesOf(c.all, "own"), "own")
+		if len(got) != len(c.want) {
+			t.Errorf("%s: %q", c.name, got)
+			continue
+		}
+		for i, want := range c.want {
+			if !strings.HasPrefix(got[i], want) {
+				t.Errorf("%s: %q, want %q", c.name, got[i], want)
+			}
+		}
+	}
+	if nodeWarnings(nil, "own") != nil {
+		t.Error("warnings before anything is known")
+	}
+}
+
+// TestMerge: the same addresses, and no two prefixes left that could be one.
+func TestMerge(t *testing.T) {
+	r := rand.New(rand.NewSource(1))
+	for range 300 {
+		var in []netip.Prefix
+		for range r.Intn(40) {
+			p, _ := netip.AddrFrom4([4]byte{10, 1, 2, byte(r.Intn(256))}).Prefix(24 + r.Intn(9))
+			in = append(in, p)
+		}
+		out := merge(in)
+		for i := range 256 {
+			a := netip.AddrFrom4([4]byte{10, 1, 2, byte(i)})
+			has := func(p netip.Prefix) bool { return p.Contains(a) }
+			if slices.ContainsFunc(in, has) != slices.ContainsFunc(out, has) {
+				t.Fatalf("%v becomes %v: %s", in, out, a)
+			}
+		}
+		for i := 1; i < len(out); i++ {
+			if covers(out[i-1], out[i]) || sibling(out[i-1]) == out[i] {
+				t.Fatalf("%v becomes %v", in, out)
+			}
+		}
+	}
+	if got := texts(merge([]netip.Prefix{netip.MustParsePrefix("0.0.0.0/1"), netip.MustParsePrefix("128.0.0.0/1"), netip.MustParsePrefix("::/0")})); got != "0.0.0.0/0 ::/0" {
+		t.Error(got)
+	}
+}
