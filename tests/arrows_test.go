@@ -35,6 +35,7 @@ var arrows = map[string][]string{
 	},
 	"controlplane/flowlog/format": {"controlplane/api"},
 	"controlplane/kube":           {"controlplane/api", "controlplane/policy", "controlplane/source"},
+	"controlplane/cniconf":        {},
 	"controlplane/node":           {"controlplane/endpoint"},
 	"controlplane/routing":        {"controlplane/source"},
 	"controlplane/agent":          {"controlplane/...", "datapath/...", "identity"},

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -23,6 +24,7 @@ type options struct {
 	bpffsDir     string
 	nodeName     string
 	cgroupRoot   string
+	cniConf      string
 	clusterCIDRs []string
 	uplinks      []string
 	uplinkXDP    string
@@ -87,6 +89,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.bpffsDir, "bpffs-dir", "/sys/fs/bpf/weir", "where programs, maps and links are pinned; on a bpffs")
 	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name, as in its Node object")
 	f.StringVar(&o.cgroupRoot, "cgroup-root", "", "where cgroup2 is mounted (for socket hooks; none are attached yet)")
+	f.StringVar(&o.cniConf, "cni-conf", "", "where to write the container runtime's network configuration, e.g. /etc/cni/net.d/05-weir.conflist (not in standalone)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
 	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
@@ -108,6 +111,9 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.nodeName == "" {
 		return usage("--node-name must be given")
+	}
+	if o.cniConf != "" && (o.standalone != "" || filepath.Ext(o.cniConf) != ".conflist") {
+		return usage("--cni-conf %q must name a .conflist, and has no meaning with --standalone", o.cniConf)
 	}
 	if o.routing != "native" && o.routing != "none" {
 		return usage("--routing %q is neither native nor none", o.routing)

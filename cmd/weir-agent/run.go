@@ -13,9 +13,11 @@ import (
 
 	"github.com/weirnet/weir/controlplane/agent"
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/cniconf"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
+	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/routing"
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
@@ -85,10 +87,24 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 	o.log.Info("objects come from an API server", "server", client.Host)
 	config := kube.Config{Client: client, NodeName: o.nodeName, Log: o.log}
 	out := cluster{Source: kube.New(config), name: "API server " + client.Host, report: kube.NewRecorder(ctx, config).Report}
+	if o.cniConf != "" {
+		out.report = withCNIConf(o, out.report)
+	}
 	if o.routing == "native" {
 		out.router = routing.Native{Masquerade: o.masquerade}
 	}
 	return out, nil
+}
+
+// withCNIConf writes the container runtime's configuration, too.
+func withCNIConf(o *options, report agent.Report) agent.Report {
+	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Log: o.log}
+	return func(u *source.Update, r *policy.Result) {
+		report(u, r)
+		if u.Nodes != nil && u.Nodes.Own != nil {
+			file.Want(u.Nodes.Own.PodCIDRs)
+		}
+	}
 }
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before

@@ -1,0 +1,83 @@
+// Package cniconf writes the container runtime's configuration for the CNI plugin. A node
+// is not ready before it is there, so it comes last: when the node's own addresses for
+// pods are known and what the cluster holds is enforced.
+package cniconf
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+// File is a conflist in the runtime's directory. Not for concurrent use.
+type File struct {
+	Path     string // ends in .conflist
+	StateDir string // the agent's, as the plugin finds it
+	BPFFSDir string // likewise
+	Log      *slog.Logger
+
+	failed string // said already
+}
+
+type object = map[string]any
+
+// Content is the configuration for pods in the ranges, one of a family or of each.
+func (f *File) Content(podCIDRs []netip.Prefix) ([]byte, error) {
+	var ranges [][]object
+	for _, p := range podCIDRs {
+		ranges = append(ranges, []object{{"subnet": p.String()}})
+	}
+	text, err := json.MarshalIndent(object{
+		"cniVersion": "1.1.0", "name": "weir",
+		"plugins": []object{{
+			"type": "weir-cni", "stateDir": f.StateDir, "bpffsDir": f.BPFFSDir,
+			"ipam": object{"type": "host-local", "ranges": ranges},
+		}},
+	}, "", "  ")
+	return append(text, '\n'), err
+}
+
+// Want makes the file say these ranges. It is called often; an error is logged once.
+func (f *File) Want(podCIDRs []netip.Prefix) {
+	if len(podCIDRs) == 0 {
+		return
+	}
+	changed, err := f.write(podCIDRs)
+	switch {
+	case err != nil && err.Error() != f.failed:
+		f.failed = err.Error()
+		f.Log.Error("the container runtime gets no network configuration: the node stays NotReady", "error", err)
+	case err == nil && changed:
+		f.failed = ""
+		f.Log.Info("wrote the container runtime's network configuration", "file", f.Path, "podCIDRs", podCIDRs)
+	}
+}
+
+func (f *File) write(podCIDRs []netip.Prefix) (changed bool, err error) {
+	text, err := f.Content(podCIDRs)
+	if err != nil {
+		return false, err
+	}
+	if have, err := os.ReadFile(f.Path); err == nil && bytes.Equal(have, text) {
+		return false, nil
+	}
+	// The runtime watches the directory, and reads no hidden files.
+	fresh, err := os.CreateTemp(filepath.Dir(f.Path), ".weir-")
+	if err != nil {
+		return false, fmt.Errorf("write %s: %w", f.Path, err)
+	}
+	_, err = fresh.Write(text)
+	err = errors.Join(err, fresh.Chmod(0o644), fresh.Close())
+	if err == nil {
+		err = os.Rename(fresh.Name(), f.Path)
+	}
+	if err != nil {
+		return false, fmt.Errorf("write %s: %w", f.Path, errors.Join(err, os.Remove(fresh.Name())))
+	}
+	return true, nil
+}
