@@ -6,7 +6,6 @@ package cniconf
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -67,17 +66,12 @@ func (f *File) write(podCIDRs []netip.Prefix) (changed bool, err error) {
 		return false, nil
 	}
 	// The runtime watches the directory, and reads no hidden files.
-	fresh, err := os.CreateTemp(filepath.Dir(f.Path), ".weir-")
+	fresh := filepath.Join(filepath.Dir(f.Path), "."+filepath.Base(f.Path)+".new")
+	if err = os.WriteFile(fresh, text, 0o644); err == nil {
+		err = os.Rename(fresh, f.Path)
+	}
 	if err != nil {
 		return false, fmt.Errorf("write %s: %w", f.Path, err)
-	}
-	_, err = fresh.Write(text)
-	err = errors.Join(err, fresh.Chmod(0o644), fresh.Close())
-	if err == nil {
-		err = os.Rename(fresh.Name(), f.Path)
-	}
-	if err != nil {
-		return false, fmt.Errorf("write %s: %w", f.Path, errors.Join(err, os.Remove(fresh.Name())))
 	}
 	return true, nil
 }
