@@ -24,7 +24,7 @@ func isolated() *cluster {
 // about another, or a packet is lost on its way.
 func TestCatches(t *testing.T) {
 	r, ctx := startRig(t)
-	r.patience, r.waves = 300*time.Millisecond, 1
+	r.patience, r.waves = 2*time.Second, 1
 	ask := func(t *testing.T, enforced, asked *cluster) (table string, err error) {
 		t.Helper()
 		if err := r.enforce(ctx, enforced); err != nil {

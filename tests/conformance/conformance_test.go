@@ -48,10 +48,10 @@ func TestCyclonus(t *testing.T) {
 	}
 	reportRecords(t, log)
 	if failed == 0 && (r.denied == 0 || r.denied == r.asked || log.checked == 0) {
-		t.Errorf("%d of %d questions denied, %d records of it: too much alike to tell anything", r.denied, r.asked, log.checked)
+		t.Errorf("%d of %d questions denied, %d flow records of it: too much alike to tell anything", r.denied, r.asked, log.checked)
 	}
 	t.Attr("cases", fmt.Sprintf("%d of cyclonus (%d steps), %d again with blocks of IPv6", len(cases), steps, len(six)))
-	t.Attr("questions", fmt.Sprintf("%d, %d denied, %d of them with a record that names the policies; %d of the waves repeated", r.asked, r.denied, log.checked, r.repeated))
+	t.Attr("questions", fmt.Sprintf("%d, %d denied; %d flow records name the policies that denied; %d waves repeated", r.asked, r.denied, log.checked, r.repeated))
 }
 
 // startRig starts a node with the pods that every case has.
@@ -120,13 +120,14 @@ func runCase(ctx context.Context, t *testing.T, r *rig, log *records, tc testCas
 		expected := c.expectations()
 		log.expect(r.status.Epoch, expected)
 		w, err := r.probe(ctx, expected)
-		if err != nil {
-			t.Errorf("step %d: %v\n%s", i+1, err, c.manifests())
-		}
 		if w == nil {
-			return
+			t.Fatalf("step %d: %v", i+1, err)
 		}
-		if text := w.disagreements(); text != "" {
+		text := w.disagreements()
+		if err != nil {
+			text = err.Error() + "\n" + text
+		}
+		if text != "" {
 			t.Errorf("step %d: %s\n%s", i+1, text, c.manifests())
 		}
 	}

@@ -43,7 +43,7 @@ func newRig(ctx context.Context, run, bin string) (*rig, error) {
 	}
 	r := &rig{
 		node: n, agent: api.Dial(n.StateDir()), files: map[string]string{}, pods: map[types.NamespacedName]*pod{},
-		patience: 5 * time.Second, waves: 5,
+		patience: 5 * time.Second, waves: 8,
 	}
 	if err := n.StartAgent(ctx); err != nil {
 		return nil, errors.Join(err, n.Down())
@@ -116,18 +116,33 @@ func (r *rig) attach(ctx context.Context, c *cluster) error {
 	for _, name := range c.podNames() {
 		p := r.pods[name]
 		if p == nil {
-			attached, err := r.node.AddPod(ctx, name.Namespace, name.Name)
-			if err != nil {
+			var err error
+			if p, err = r.add(ctx, name); err != nil {
 				return err
 			}
-			if p, err = newPod(attached); err != nil {
-				return err
-			}
-			r.pods[name] = p
 		}
 		c.Pods[name].Status.PodIPs = []corev1.PodIP{{IP: p.Addr4}, {IP: p.Addr6}}
 	}
 	return nil
+}
+
+// add attaches a pod; as a runtime does, it tries again when the plugin asks for that.
+func (r *rig) add(ctx context.Context, name types.NamespacedName) (*pod, error) {
+	limit := time.Now().Add(enforceTime)
+	for {
+		attached, err := r.node.AddPod(ctx, name.Namespace, name.Name)
+		if lab.CNICode(err) == api.CodeTryLater && time.Now().Before(limit) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		p, err := newPod(attached)
+		if err == nil {
+			r.pods[name] = p
+		}
+		return p, err
+	}
 }
 
 // probe asks all questions until nothing is left open, or one was answered that must not
