@@ -11,12 +11,23 @@ struct query {
 	__u64 word; /* the peer */
 	__u32 ruleset;
 	__u32 rule; /* answer: the rule that decided */
-	__u32 scan; /* where its scanned groups begin and end */
-	__u32 end;
 	__u16 port; /* destination port, 0 where the protocol has none */
 	__u8 protocol;
-	__u8 allow;    /* answer */
-	__u32 missing; /* answer: the ruleset is not there: drop, whatever else */
+	__u8 allow;   /* answer */
+	__u8 missing; /* answer: the ruleset is not there: drop, whatever else */
+	__u8 pad[3];
+};
+
+/* A query on its way through the groups that are scanned. Apart from it for the stack's sake:
+ * on older kernels every frame takes a multiple of 32 bytes, and all have 512 together. */
+struct scan {
+	__u64 word;
+	__u32 rule;
+	__u32 begin;
+	__u32 end;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
 };
 
 static __always_inline __u32 rule_at(__u32 index)
@@ -57,7 +68,7 @@ static __always_inline __u32 group_match(struct port_group *g, __u64 word, __u8 
 }
 
 /* One scanned group; 1 = it answers. */
-__noinline int scan_group(struct query *s, __u32 index)
+__noinline int scan_group(struct scan *s, __u32 index)
 {
 	struct port_group *g = bpf_map_lookup_elem(&port_groups, &index);
 
@@ -69,9 +80,9 @@ __noinline int scan_group(struct query *s, __u32 index)
 	return s->rule != 0;
 }
 
-static long scan_chunk(__u32 i, struct query *s)
+static long scan_chunk(__u32 i, struct scan *s)
 {
-	__u32 index = s->scan + i * SCAN_CHUNK;
+	__u32 index = s->begin + i * SCAN_CHUNK;
 	struct port_group *g;
 
 	if (index >= s->end)
@@ -109,10 +120,14 @@ __noinline int judge(struct query *q)
 			q->rule = group_match(g, q->word, q->protocol, q->port);
 	}
 	if (!q->rule && r->scan_count) {
-		struct query s = *q;
+		struct scan s = {
+			.word = q->word,
+			.begin = r->scan,
+			.end = r->scan + r->scan_count,
+			.port = q->port,
+			.protocol = q->protocol,
+		};
 
-		s.scan = r->scan;
-		s.end = r->scan + r->scan_count;
 		bpf_loop(SCAN_MAX / SCAN_CHUNK, scan_chunk, &s, 0);
 		q->rule = s.rule;
 	}
