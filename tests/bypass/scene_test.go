@@ -33,7 +33,6 @@ type scene struct {
 
 	mallory, eve, alice, bob, outside *end
 
-	repair   <-chan repair // of hooks that were taken away on another node
 	counters *ebpf.Map
 	sent     []time.Time // frames that were dropped and recorded, lately
 
