@@ -18,21 +18,30 @@ type Limits struct {
 	PortGroups  int // port groups that are scanned
 	RuleIDs     int // of port groups, with the end of each
 	Frontends   int
+	Services    int // addresses and ports that are translated
+	Backends    int // of all lists, with the head of each
 }
 
 // Maps are the kernel maps that the Limits stem from, in their order.
 func (l *Limits) Maps() []string {
-	return []string{"addresses", "prefixes", "facts", "rulesets", "exact_groups", "port_groups", "rule_ids", "frontends"}
+	return []string{"addresses", "prefixes", "facts", "rulesets", "exact_groups", "port_groups", "rule_ids", "frontends", "services", "backends"}
 }
 
 // Values are the counts in the order of Maps; they can be set through the pointers.
 func (l *Limits) Values() []*int {
-	return []*int{&l.Addresses, &l.CIDRs, &l.Facts, &l.Rulesets, &l.ExactGroups, &l.PortGroups, &l.RuleIDs, &l.Frontends}
+	return []*int{&l.Addresses, &l.CIDRs, &l.Facts, &l.Rulesets, &l.ExactGroups, &l.PortGroups, &l.RuleIDs, &l.Frontends, &l.Services, &l.Backends}
 }
 
 // Size counts what s has.
 func (s *State) Size() Limits {
-	l := Limits{Facts: len(s.Facts), Rulesets: len(s.Rulesets), Frontends: len(s.Frontends)}
+	l := Limits{Facts: len(s.Facts), Rulesets: len(s.Rulesets), Frontends: len(s.Frontends), Services: len(s.Services)}
+	lists := map[*Service]struct{}{}
+	for _, service := range s.Services {
+		if _, counted := lists[service]; !counted {
+			lists[service] = struct{}{}
+			l.Backends += 1 + len(service.Backends)
+		}
+	}
 	for x, p := range s.Peers {
 		if x.IsSingleIP() && (p.Endpoint != 0 || p.Identity.IsPod() || p.Identity == identity.Host || p.Identity == identity.RemoteNode) {
 			l.Addresses++

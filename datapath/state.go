@@ -49,6 +49,7 @@ type State struct {
 	Facts     map[Fact]uint32       // value: ordinal of the first member of the set that matches
 	Rulesets  map[uint32]Ruleset    // by ruleset id; immutable: another content has another id
 	Frontends map[Frontend]struct{}
+	Services  map[Frontend]*Service // what sockets of endpoints get instead; one may stand behind several
 }
 
 // Endpoint is a pod's interface on this node.
@@ -113,4 +114,11 @@ type Frontend struct {
 	Addr     netip.Addr
 	Protocol uint8
 	Port     uint16
+}
+
+// Service is a port of a Service as pods on this node reach it by one kind of address.
+type Service struct {
+	ID       uint64           // of the Service's port and family: what affinity is kept by
+	Affinity uint32           // seconds that a pod stays with its backend, 0 = it does not
+	Backends []netip.AddrPort // by address and port, of the frontends' family; none: connections are refused
 }

@@ -19,6 +19,7 @@ import (
 //	ruleset 2 default deny rule 300
 //	  tcp/80 set 3 labels rules 301
 //	frontend 10.96.0.10 udp/53
+//	service 10.96.0.10 udp/53 affinity 10800 to 10.0.0.2:5353
 func (s *State) Text() string {
 	var b strings.Builder
 	for _, n := range slices.Sorted(maps.Keys(s.Endpoints)) {
@@ -36,7 +37,25 @@ func (s *State) Text() string {
 	for _, f := range slices.SortedFunc(maps.Keys(s.Frontends), compareFrontends) {
 		fmt.Fprintf(&b, "frontend %s %s/%d\n", f.Addr, protocolName(f.Protocol), f.Port)
 	}
+	for _, f := range slices.SortedFunc(maps.Keys(s.Services), compareFrontends) {
+		fmt.Fprintf(&b, "service %s %s/%d %s\n", f.Addr, protocolName(f.Protocol), f.Port, s.Services[f].text())
+	}
 	return b.String()
+}
+
+func (s *Service) text() string {
+	var words []string
+	if s.Affinity != 0 {
+		words = append(words, fmt.Sprintf("affinity %d", s.Affinity))
+	}
+	if len(s.Backends) == 0 {
+		return strings.Join(append(words, "refused"), " ")
+	}
+	words = append(words, "to")
+	for _, b := range s.Backends {
+		words = append(words, b.String())
+	}
+	return strings.Join(words, " ")
 }
 
 func (e Endpoint) text() string {

@@ -15,15 +15,16 @@ import (
 
 // compiler is one run of Compile.
 type compiler struct {
-	cluster *Cluster
-	node    Node
-	locals  []Local
-	ids     *Allocator
-	before  Before
-	fates   fates
-	singles int // addresses of pods and nodes said so far
-	result  *Result
-	state   *datapath.State
+	cluster  *Cluster
+	node     Node
+	locals   []Local
+	ids      *Allocator
+	before   Before
+	fates    fates
+	singles  int // addresses of pods and nodes said so far
+	backends int // of Services translated so far, with the head of each list
+	result   *Result
+	state    *datapath.State
 
 	pods     []types.NamespacedName // of the cluster, sorted
 	policies []*parsed              // by namespace and name
@@ -73,6 +74,7 @@ func (w *compiler) run() {
 	w.facts()
 	w.peers()
 	w.frontends()
+	w.services()
 	w.views()
 	w.warn()
 }
@@ -84,6 +86,7 @@ func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
 		Facts:     map[datapath.Fact]uint32{},
 		Rulesets:  map[uint32]datapath.Ruleset{},
 		Frontends: map[datapath.Frontend]struct{}{},
+		Services:  map[datapath.Frontend]*datapath.Service{},
 	}
 	locals = slices.Clone(locals)
 	slices.SortFunc(locals, func(x, y Local) int { return int(x.Number) - int(y.Number) })

@@ -178,10 +178,11 @@ func (w *compiler) tooManyRangesFor(l *identity.Labels, d datapath.Direction, vi
 }
 
 // tooLarge finds what to refuse so that the state fits the first map that it does not
-// fit. Addresses and frontends are left out as they are met (peers.go, frontends.go).
+// fit. Addresses, frontends and Services are left out as they are met (peers.go, frontends.go,
+// services.go).
 func (w *compiler) tooLarge() map[*parsed]Problem {
 	need, limit := w.state.Size(), w.node.Limits
-	limit.Addresses, limit.Frontends = 0, 0
+	limit.Addresses, limit.Frontends, limit.Services, limit.Backends = 0, 0, 0, 0
 	for i, most := range limit.Values() {
 		excess := *need.Values()[i] - *most
 		if *most == 0 || excess <= 0 {

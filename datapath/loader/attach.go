@@ -390,8 +390,8 @@ func Remove(bpffsDir string) error {
 	if err := onBPFFS(bpffsDir); err != nil {
 		return err
 	}
-	errs := []error{DetachAll(bpffsDir)}
-	for _, sub := range []string{linksDir, progsDir, mapsDir} {
+	errs := []error{DetachAll(bpffsDir), DetachSockets(bpffsDir)}
+	for _, sub := range []string{linksDir, socketsDir, progsDir, mapsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(bpffsDir, sub)))
 	}
 	return errors.Join(errs...)

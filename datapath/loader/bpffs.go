@@ -13,9 +13,10 @@ import (
 
 // Folders below the bpffs directory.
 const (
-	mapsDir  = "maps"
-	progsDir = "progs"
-	linksDir = "links"
+	mapsDir    = "maps"
+	progsDir   = "progs"
+	linksDir   = "links"
+	socketsDir = "sockets" // links of the programs of sockets
 )
 
 // checkBPFFS makes dir and its folders; it must be on a bpffs.
@@ -26,7 +27,7 @@ func checkBPFFS(dir string) error {
 	if err := onBPFFS(dir); err != nil {
 		return err
 	}
-	for _, sub := range []string{mapsDir, progsDir, linksDir} {
+	for _, sub := range []string{mapsDir, progsDir, linksDir, socketsDir} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return fmt.Errorf("make bpffs directory: %w", err)
 		}

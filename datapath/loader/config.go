@@ -19,6 +19,7 @@ type Config struct {
 	MarkShift       uint32 // lowest of our 16 bits in skb->mark
 	TunnelPort      uint16 // UDP port of the node's tunnel, 0 = none
 	Sizes           Sizes
+	CgroupRoot      string // directory of cgroup2 whose processes' sockets get Services translated; none = nobody's
 	FlowShare       uint32 // entries each endpoint is sure of
 	Timeouts        Timeouts
 }

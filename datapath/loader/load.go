@@ -44,12 +44,16 @@ type Loaded struct {
 	Maps     map[string]*ebpf.Map     // by C name
 	stubs    *ebpf.Collection
 	weir     *ebpf.Collection
+	sockets  *ebpf.Collection
 }
 
 // Close lets go of programs and maps.
 func (l *Loaded) Close() error {
-	l.weir.Close()
-	l.stubs.Close()
+	for _, c := range []*ebpf.Collection{l.sockets, l.weir, l.stubs} {
+		if c != nil {
+			c.Close()
+		}
+	}
 	return nil
 }
 
@@ -62,6 +66,11 @@ func Load(cfg Config) (*Loaded, error) {
 	if err := checkBPFFS(cfg.BPFFSDir); err != nil {
 		return nil, err
 	}
+	if cfg.CgroupRoot != "" {
+		if _, err := cgroupID(cfg.CgroupRoot); err != nil {
+			return nil, err
+		}
+	}
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
 	}
@@ -71,11 +80,16 @@ func Load(cfg Config) (*Loaded, error) {
 		return nil, explain(err)
 	}
 	if l.weir, err = loadPrograms(cfg); err != nil {
-		l.stubs.Close()
-		return nil, explain(err)
+		return nil, errors.Join(explain(err), l.Close())
 	}
 	l.Programs, l.Maps = l.weir.Programs, l.weir.Maps
+	if l.sockets, err = loadSockets(cfg); err != nil {
+		return nil, errors.Join(explain(err), l.Close())
+	}
 	if err := l.putInForce(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	if err := attachSockets(cfg.BPFFSDir, cfg.CgroupRoot, l.sockets.Programs); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil

@@ -23,6 +23,7 @@ var sizable = map[string]bool{
 	bpf.WeirMapFlows: false, bpf.WeirMapAddresses: false, bpf.WeirMapPrefixes: false, bpf.WeirMapFacts: false,
 	bpf.WeirMapRulesets: false, bpf.WeirMapExactGroups: false, bpf.WeirMapPortGroups: false, bpf.WeirMapRuleIds: false,
 	bpf.WeirMapFrontends: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false,
+	bpf.SockMapServices: false, bpf.SockMapBackends: false, bpf.SockMapAffinities: false,
 	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true,
 }
 
@@ -57,10 +58,18 @@ func ParseSizes(texts []string) (Sizes, error) {
 	return out, nil
 }
 
+// set sizes those of the maps that the spec has.
 func (s Sizes) set(spec *ebpf.CollectionSpec) {
 	for name, n := range s {
-		spec.Maps[name].MaxEntries = n
+		if m := spec.Maps[name]; m != nil {
+			m.MaxEntries = n
+		}
 	}
-	// An address or prefix has a peer; index 0 is none.
-	spec.Maps[bpf.WeirMapPeers].MaxEntries = 1 + spec.Maps[bpf.WeirMapAddresses].MaxEntries + spec.Maps[bpf.WeirMapPrefixes].MaxEntries
+	// An address or prefix has a peer, an address and port of a Service a list; index 0 is none.
+	if m := spec.Maps[bpf.WeirMapPeers]; m != nil {
+		m.MaxEntries = 1 + spec.Maps[bpf.WeirMapAddresses].MaxEntries + spec.Maps[bpf.WeirMapPrefixes].MaxEntries
+	}
+	if m := spec.Maps[bpf.SockMapServiceLists]; m != nil {
+		m.MaxEntries = 1 + spec.Maps[bpf.SockMapServices].MaxEntries
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/weirnet/weir/bpf"
 )
 
@@ -43,19 +45,37 @@ func TestBadSizes(t *testing.T) {
 	}
 }
 
+// everyMap is the maps of all programs that work on the pinned ones.
+func everyMap(t *testing.T) map[string]*ebpf.MapSpec {
+	t.Helper()
+	out := map[string]*ebpf.MapSpec{}
+	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadWeir, bpf.LoadSock} {
+		spec, err := load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, m := range spec.Maps {
+			if out[name] != nil && !strings.HasPrefix(name, ".") {
+				t.Errorf("two programs have a map %s of their own", name)
+			}
+			out[name] = m
+		}
+	}
+	return out
+}
+
 // Whatever map a program writes or reads has a knob, or a reason not to.
 func TestEveryMapHasASize(t *testing.T) {
-	spec, err := bpf.LoadWeir()
-	if err != nil {
-		t.Fatal(err)
-	}
 	fixed := map[string]bool{
 		bpf.WeirMapEndpointIndex: true, bpf.WeirMapEndpoints: true, bpf.WeirMapEndpointStates: true, bpf.WeirMapFragments: true, // by endpoint number
 		bpf.WeirMapFlowSlots: true, bpf.WeirMapFlowFree: true, // as flows
-		bpf.WeirMapPeers:    true, // as addresses and prefixes
+		bpf.WeirMapPeers:          true,                           // as addresses and prefixes
+		bpf.SockMapNetnsEndpoints: true,                           // by endpoint number
+		bpf.SockMapServiceLists:   true,                           // as services
+		bpf.SockMapConnected:      true, bpf.SockMapTalking: true, // kept with each socket
 		bpf.WeirMapCounters: true, bpf.WeirMapSweepTimer: true,
 	}
-	for name := range spec.Maps {
+	for name := range everyMap(t) {
 		if _, ok := sizable[name]; !ok && !fixed[name] && !strings.HasPrefix(name, ".") {
 			t.Errorf("map %s has no knob", name)
 		}
@@ -68,14 +88,11 @@ func TestLimitsAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, err := bpf.LoadWeir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := everyMap(t)
 	for name, ring := range sizable {
-		size := fmt.Sprint(spec.Maps[name].MaxEntries)
+		size := fmt.Sprint(all[name].MaxEntries)
 		if ring {
-			size = fmt.Sprint(spec.Maps[name].MaxEntries>>20, " MiB")
+			size = fmt.Sprint(all[name].MaxEntries>>20, " MiB")
 		}
 		if row := fmt.Sprintf("| `%s` | %s |", name, size); !strings.Contains(string(text), row) {
 			t.Errorf("docs/limits.md has no %q", row)

@@ -56,6 +56,7 @@ func (k *Kernel) commit(s *datapath.State) (uint64, error) {
 	if c.bump {
 		k.control.store(controlEpoch, c.epoch+1)
 	}
+	k.services.reveal(&c.services, k.tick)
 	c.markStale()
 	k.anew, k.last, k.committed = false, s, k.Epoch()
 	return k.committed, nil
@@ -75,6 +76,7 @@ type commit struct {
 	gone      []datapath.Frontend         // removed by write
 	endpoints endpointDelta
 	peers     peerDelta
+	services  serviceDelta // in force apart from the epoch: policy judges what they lead to
 
 	staged []stagedSlot
 	ends   []stagedEndpoint
@@ -110,6 +112,7 @@ func (k *Kernel) plan(s *datapath.State) (*commit, error) {
 		return nil, err
 	}
 	c.peers = k.peers.diff(s.Peers, c.epoch)
+	c.services = k.services.diff(s.Services, s.Endpoints)
 	c.bump = len(c.endpoints.words) > 0 || len(c.endpoints.rewrite) > 0 || c.peers.words ||
 		!c.frontends.empty() || k.anew && c.repairs()
 	return c, c.fits()
@@ -166,7 +169,7 @@ func (c *commit) fits() error {
 	}
 	for _, err := range []error{
 		k.facts.fits(len(c.facts.keys)), k.frontends.fits(len(c.frontends.keys)),
-		k.rulesets.keys.fits(len(c.rulesets)), k.rulesets.exact.fits(exact), k.peers.fits(c.peers),
+		k.rulesets.keys.fits(len(c.rulesets)), k.rulesets.exact.fits(exact), k.peers.fits(c.peers), k.services.fits(c.services),
 	} {
 		if err != nil {
 			return err
@@ -185,7 +188,8 @@ func (c *commit) needsGrace() bool {
 		young(max(k.rulesets.keys.removed, k.rulesets.exact.removed), len(c.rulesets)) ||
 		young(k.endpoints.numbers.removed, len(c.endpoints.numbers.keys)) ||
 		young(k.peers.addresses.removed, len(c.peers.addresses)) ||
-		young(k.peers.prefixes.removed, len(c.peers.prefixes))
+		young(k.peers.prefixes.removed, len(c.peers.prefixes)) ||
+		young(k.services.removed(), len(c.services.added)+len(c.services.netns.keys))
 }
 
 // write puts everything but the epoch into the kernel.
@@ -201,6 +205,9 @@ func (c *commit) write() error {
 		if err := k.rulesets.put(id, r, k.tick); err != nil {
 			return err
 		}
+	}
+	if err := k.services.write(&c.services, k.tick); err != nil {
+		return err
 	}
 	if err := k.endpoints.write(c.endpoints, k.grace); err != nil {
 		return err
@@ -277,6 +284,7 @@ func (c *commit) rollback() error {
 	for _, e := range c.ends {
 		e.e.store(peerEndpoint, e.was)
 	}
+	k.services.rollback(&c.services)
 	var errs []error
 	for _, f := range c.frontends.keys {
 		errs = append(errs, k.frontends.remove(f, k.tick))
@@ -297,6 +305,7 @@ func (c *commit) markStale() {
 	k.rulesets.keys.mark(c.unwanted, k.tick)
 	k.endpoints.numbers.mark(c.endpoints.numbers.unwanted, k.tick)
 	k.peers.mark(c.peers.unwanted, k.tick)
+	k.services.mark(&c.services, k.tick)
 	for _, n := range c.endpoints.retire {
 		k.endpoints.retired[n] = k.tick
 	}

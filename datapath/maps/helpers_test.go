@@ -24,6 +24,11 @@ func pinMaps(t testing.TB, sizes map[string]uint32) string {
 	must(t, os.MkdirAll(filepath.Join(dir, "maps"), 0o700))
 	spec, err := bpf.LoadWeir()
 	must(t, err)
+	sock, err := bpf.LoadSock()
+	must(t, err)
+	for _, name := range []string{bpf.SockMapNetnsEndpoints, bpf.SockMapServices, bpf.SockMapServiceLists, bpf.SockMapBackends} {
+		spec.Maps[name] = sock.Maps[name]
+	}
 	for name, ms := range spec.Maps {
 		pin := name
 		if name == ".data.control" {
@@ -118,7 +123,7 @@ func state() *datapath.State {
 	return &datapath.State{
 		Endpoints: map[uint32]datapath.Endpoint{}, Peers: map[netip.Prefix]datapath.Peer{},
 		Facts: map[datapath.Fact]uint32{}, Rulesets: map[uint32]datapath.Ruleset{},
-		Frontends: map[datapath.Frontend]struct{}{},
+		Frontends: map[datapath.Frontend]struct{}{}, Services: map[datapath.Frontend]*datapath.Service{},
 	}
 }
 

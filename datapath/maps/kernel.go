@@ -45,6 +45,7 @@ type Kernel struct {
 	rulesets  rulesets
 	endpoints endpoints
 	peers     peers
+	services  services
 
 	tick        uint64 // counts commits and collections
 	graced      uint64 // a grace began after this tick
@@ -86,6 +87,7 @@ func (k *Kernel) open(dir string) error {
 		bpf.WeirMapAddresses, bpf.WeirMapPrefixes, bpf.WeirMapPeers, bpf.WeirMapFacts, bpf.WeirMapRulesets,
 		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapRuleIds, bpf.WeirMapFrontends,
 		bpf.WeirMapDenialCounts, bpf.WeirMapCounters,
+		bpf.SockMapNetnsEndpoints, bpf.SockMapServices, bpf.SockMapServiceLists, bpf.SockMapBackends,
 	} {
 		m, err := ebpf.LoadPinnedMap(Path(dir, name), nil)
 		if err != nil {
@@ -101,7 +103,9 @@ func (k *Kernel) open(dir string) error {
 
 func (k *Kernel) mapMemories() error {
 	mapped := map[string]*memory{}
-	for _, name := range []string{MapControl, bpf.WeirMapEndpoints, bpf.WeirMapPeers, bpf.WeirMapRuleIds} {
+	for _, name := range []string{
+		MapControl, bpf.WeirMapEndpoints, bpf.WeirMapPeers, bpf.WeirMapRuleIds, bpf.SockMapServiceLists, bpf.SockMapBackends,
+	} {
 		m, err := mapMemory(k.maps[name])
 		if err != nil {
 			return err
@@ -130,6 +134,13 @@ func (k *Kernel) mapMemories() error {
 		prefixes:  newTracker[netip.Prefix, bpf.WeirPrefixKey, uint32](k, bpf.WeirMapPrefixes, encodePrefix, decodePrefix),
 		memory:    mapped[bpf.WeirMapPeers],
 	}
+	k.services = services{
+		keys:   newTracker[datapath.Frontend, bpf.WeirFrontendKey, uint32](k, bpf.SockMapServices, encodeFrontend, decodeFrontend),
+		netns:  newTracker[uint64, uint64, uint32](k, bpf.SockMapNetnsEndpoints, same, same),
+		lists:  mapped[bpf.SockMapServiceLists],
+		memory: mapped[bpf.SockMapBackends],
+		space:  extents{name: bpf.SockMapBackends, size: mapped[bpf.SockMapBackends].count},
+	}
 	return nil
 }
 
@@ -150,7 +161,7 @@ func (k *Kernel) adopt() error {
 	}
 	return errors.Join(
 		k.facts.load(), k.frontends.load(), k.endpoints.numbers.load(),
-		k.rulesets.load(k.tick), k.peers.load(k.tick),
+		k.rulesets.load(k.tick), k.peers.load(k.tick), k.services.load(k.tick),
 	)
 }
 
@@ -184,6 +195,7 @@ func (k *Kernel) Limits() (l datapath.Limits) {
 	l.Addresses = half(bpf.WeirMapAddresses) - l.CIDRs
 	l.Facts, l.Rulesets, l.ExactGroups = half(bpf.WeirMapFacts), half(bpf.WeirMapRulesets), half(bpf.WeirMapExactGroups)
 	l.PortGroups, l.RuleIDs, l.Frontends = half(bpf.WeirMapPortGroups), half(bpf.WeirMapRuleIds), half(bpf.WeirMapFrontends)
+	l.Services, l.Backends = half(bpf.SockMapServices), half(bpf.SockMapBackends)
 	return l
 }
 

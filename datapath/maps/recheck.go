@@ -69,7 +69,7 @@ func (k *Kernel) changedByOthers() (changed []string, err error) {
 	note(MapControl, k.Epoch() == k.committed, nil)
 	for _, t := range []interface {
 		same() (string, bool, error)
-	}{k.facts, k.frontends, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.addresses, k.peers.prefixes} {
+	}{k.facts, k.frontends, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.addresses, k.peers.prefixes, k.services.keys, k.services.netns} {
 		note(t.same())
 	}
 	if err != nil || len(changed) > 0 {
@@ -83,6 +83,8 @@ func (k *Kernel) changedByOthers() (changed []string, err error) {
 	}
 	note(bpf.WeirMapEndpoints, len(c.endpoints.words)+len(c.endpoints.fields)+len(c.endpoints.retire) == 0, nil)
 	note(bpf.WeirMapPeers, len(c.peers.changed) == 0, nil)
+	note(bpf.SockMapServiceLists, len(c.services.words) == 0, nil)
+	note(bpf.SockMapBackends, k.services.same(), nil)
 	return changed, nil
 }
 
