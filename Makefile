@@ -6,6 +6,7 @@
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-oracle
 #   test-conformance  cyclonus' cases on a node of namespaces
+#   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
 #   fuzz       test-random and made-up packets, ten times as long (SEED=n: others),
 #              then every fuzz target for FUZZTIME
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
@@ -66,6 +67,10 @@ test-oracle:
 test-conformance: build
 	(cd tests/conformance && $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
 
+# What we make of a real API server: it is built at first (tests/cluster/build.sh).
+test-api: generate
+	(cd tests/cluster && bin=$$(./build.sh) && WEIR_CLUSTER_BIN=$$bin $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
+
 # The programs against the reference on random clusters, and commits under a flood.
 test-random: generate
 	$(GO_TEST) ./tests/differential ./tests/atomic | $(SUMMARY)
@@ -107,4 +112,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance fuzz test-kernels lint lint-c lint-go fmt verify bench clean
+.PHONY: all deps generate build demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance test-api fuzz test-kernels lint lint-c lint-go fmt verify bench clean

@@ -1,0 +1,205 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/weirnet/weir/controlplane/kube"
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/controlplane/source"
+)
+
+var patch = metav1.PatchOptions{}
+
+// rights are the objects of deploy/rbac.yaml.
+type rights struct {
+	account corev1.ServiceAccount
+	role    rbacv1.ClusterRole
+	binding rbacv1.ClusterRoleBinding
+}
+
+func (s *scene) rights() *rights {
+	s.Helper()
+	text, err := os.ReadFile("../../deploy/rbac.yaml")
+	s.must(err)
+	r := &rights{}
+	d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	for _, into := range []any{&r.account, &r.role, &r.binding} {
+		s.must(d.Decode(into))
+	}
+	return r
+}
+
+// grant makes the account and what it may do, and returns a kubeconfig with its token.
+func (s *scene) grant(r *rights) string {
+	s.Helper()
+	_, err := s.Admin.CoreV1().ServiceAccounts(r.account.Namespace).Create(s.Context(), &r.account, create)
+	s.must(err)
+	_, err = s.Admin.RbacV1().ClusterRoles().Create(s.Context(), &r.role, create)
+	s.must(err)
+	_, err = s.Admin.RbacV1().ClusterRoleBindings().Create(s.Context(), &r.binding, create)
+	s.must(err)
+	return s.Kubeconfig(s.proxy.Addr(), s.Token(r.account.Namespace, r.account.Name))
+}
+
+func (s *scene) setRole(role *rbacv1.ClusterRole) {
+	s.Helper()
+	role.ResourceVersion = ""
+	_, err := s.Admin.RbacV1().ClusterRoles().Update(s.Context(), role, metav1.UpdateOptions{})
+	s.must(err)
+}
+
+// without is a role that lacks a resource.
+func without(role rbacv1.ClusterRole, resource string) *rbacv1.ClusterRole {
+	out := role.DeepCopy()
+	for i := range out.Rules {
+		out.Rules[i].Resources = slices.DeleteFunc(out.Rules[i].Resources, func(r string) bool { return r == resource })
+	}
+	out.Rules = slices.DeleteFunc(out.Rules, func(r rbacv1.PolicyRule) bool { return len(r.Resources) == 0 })
+	return out
+}
+
+// TestRights: with deploy/rbac.yaml it works, with less it says what is missing, and takes
+// nothing for an answer that is none.
+func TestRights(t *testing.T) {
+	s := newScene(t)
+	s.makeNode(nodeName, "10.244.1.0/24")
+	s.makeNamespace("shop")
+	s.makePod("p", "a")
+	full := s.rights()
+	kubeconfig := s.grant(&rights{full.account, *without(full.role, "networkpolicies"), full.binding})
+	s.watch(kubeconfig)
+	denied := func() bool {
+		return slices.ContainsFunc(s.source.Warnings(), func(w string) bool {
+			return strings.Contains(w, "does not let this agent ") && strings.Contains(w, `"networkpolicies" in API group "networking.k8s.io"`) && strings.Contains(w, "apply deploy/rbac.yaml")
+		})
+	}
+	s.until("a word about policies", denied)
+	s.until("it waits", func() bool { return strings.Contains(s.log.String(), "waits for the API server") })
+	if s.count() != 0 {
+		t.Fatalf("%d updates without policies", s.count())
+	}
+	if n := strings.Count(s.log.String(), "does not let this agent"); n > 2 {
+		t.Errorf("%d lines about one missing right", n)
+	}
+	s.setRole(&full.role)
+	s.eventually("a first update", func(u source.Update) bool { return app(u, "p") == "a" })
+	s.until("no warnings", func() bool { return len(s.source.Warnings()) == 0 })
+	s.sync()
+
+	// A right that is taken away later is missed with the next watch.
+	s.setRole(without(full.role, "pods"))
+	revision := s.last().Revision
+	s.until("a word about pods", func() bool {
+		s.proxy.Break()
+		return strings.Contains(strings.Join(s.source.Warnings(), "\n"), `resource "pods" in API group ""`)
+	})
+	if u := s.last(); u.Revision != revision || app(u, "p") != "a" {
+		t.Errorf("revision %d after %d, pod %q", u.Revision, revision, app(u, "p"))
+	}
+	if _, err := s.source.Sync(t.Context()); err == nil || !strings.Contains(err.Error(), `cannot list resource "pods"`) {
+		t.Errorf("sync: %v", err)
+	}
+	s.setRole(&full.role)
+	s.label("p", "b")
+	s.eventually("pods again", func(u source.Update) bool { return app(u, "p") == "b" })
+
+	// A token that is none.
+	s.stop()
+	s.watch(s.Kubeconfig(s.proxy.Addr(), "nonsense"))
+	s.until("a word about credentials", func() bool {
+		return strings.Contains(strings.Join(s.source.Warnings(), "\n"), "does not accept this agent's credentials")
+	})
+}
+
+// TestRightsAreExact: all of deploy/rbac.yaml is used here or above, and it allows nothing
+// else: what a stolen token can do.
+func TestRightsAreExact(t *testing.T) {
+	s := newScene(t)
+	kubeconfig := s.grant(s.rights())
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	s.must(err)
+	agent, err := kubernetes.NewForConfig(config)
+	s.must(err)
+	may := func(verb, group, resource, subresource string) bool {
+		r, err := agent.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(), &authorizationv1.SelfSubjectAccessReview{
+			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: "kube-system", Verb: verb, Group: group, Resource: resource, Subresource: subresource}}}, create)
+		s.must(err)
+		return r.Status.Allowed
+	}
+	read := [][2]string{{"", "pods"}, {"", "namespaces"}, {"", "nodes"}, {"", "services"}, {"networking.k8s.io", "networkpolicies"}, {"discovery.k8s.io", "endpointslices"}}
+	for _, r := range read {
+		for _, verb := range []string{"get", "list", "watch"} {
+			if !may(verb, r[0], r[1], "") {
+				t.Errorf("may not %s %s", verb, r[1])
+			}
+		}
+		for _, verb := range []string{"create", "update", "patch", "delete", "deletecollection"} {
+			if may(verb, r[0], r[1], "") {
+				t.Errorf("may %s %s", verb, r[1])
+			}
+		}
+		if may("patch", r[0], r[1], "status") {
+			t.Errorf("may patch %s/status", r[1])
+		}
+	}
+	for _, r := range [][4]string{
+		{"get", "", "secrets", ""}, {"list", "", "configmaps", ""}, {"create", "", "pods", "exec"}, {"get", "", "nodes", "proxy"}, {"get", "", "pods", "log"},
+		{"create", "", "serviceaccounts", "token"}, {"list", "", "events", ""}, {"delete", "", "events", ""}, {"create", "rbac.authorization.k8s.io", "clusterroles", ""},
+	} {
+		if may(r[0], r[1], r[2], r[3]) {
+			t.Errorf("may %v", r)
+		}
+	}
+}
+
+// TestEvents: what is not enforced is said on the object, once, and when it is mended.
+func TestEvents(t *testing.T) {
+	s := newScene(t)
+	s.makeNode(nodeName, "10.244.1.0/24")
+	s.makeNamespace("shop")
+	p := s.makePod("p", "a")
+	kubeconfig := s.grant(s.rights())
+	s.watch(kubeconfig)
+	s.eventually("the pod", func(u source.Update) bool { return app(u, "p") == "a" })
+	client, err := kube.Connect(kubeconfig, "weir-test")
+	s.must(err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	recorder := kube.NewRecorder(ctx, kube.Config{Client: client, NodeName: nodeName, Log: testLog(s.log)})
+	u := s.last()
+	wrong := &policy.Result{Errors: []policy.Problem{{Ref: policy.Ref{Kind: "Pod", Namespace: "shop", Name: "p"}, Field: "status.podIPs", Message: "does not fit"}}}
+	for range 3 {
+		recorder.Report(&u, wrong)
+	}
+	events := func() (out []corev1.Event) {
+		list, err := s.Admin.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(p.UID)})
+		s.must(err)
+		return list.Items
+	}
+	s.until("a warning", func() bool { return len(events()) == 1 })
+	if e := events()[0]; e.Type != "Warning" || e.Reason != kube.ReasonNotEnforced || e.Source.Component != "weir-agent" || e.Source.Host != nodeName || e.Count != 1 ||
+		e.Message != "node node-a: not enforced as it is written: status.podIPs: does not fit" || e.InvolvedObject.Kind != "Pod" || e.InvolvedObject.APIVersion != "v1" {
+		t.Errorf("%+v", e)
+	}
+	recorder.Report(&u, &policy.Result{})
+	s.until("a normal event", func() bool { return len(events()) == 2 })
+	recorder.Report(&u, wrong) // the same again: one object, counted
+	s.until("a count", func() bool { return slices.ContainsFunc(events(), func(e corev1.Event) bool { return e.Count == 2 }) })
+	if all := events(); len(all) != 2 || all[0].Reason == all[1].Reason {
+		t.Errorf("%+v", all)
+	}
+}
