@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -236,6 +237,61 @@ func (e *env) recorded(c change, epoch uint64, dead, alive []*talk) {
 	for _, t := range alive {
 		if r := records[key(t)]; len(r) > 0 {
 			e.t.Errorf("%v: recorded as revoked: %+v", t, r[0])
+		}
+	}
+}
+
+// TestRevokedTupleOpensAnew (B16): on the ports of a revoked connection nothing opens while
+// that is forbidden; afterwards a new flow does, and the log tells how the old one ended.
+func TestRevokedTupleOpensAnew(t *testing.T) {
+	const local = 40000
+	e := newEnv(t, "pods.yaml", abc, "deny.yaml", policy("ns", "deny", denyIngress), "allow.yaml", policy("ns", "allow", fromAnyPort))
+	e.add("ns/a", "ns/b")
+	for _, family := range families {
+		connect := func() (net.Conn, error) {
+			from := net.TCPAddr{IP: net.ParseIP(e.host("ns/a").Addr(family)), Port: local}
+			d := net.Dialer{LocalAddr: &from, Timeout: lab.Patience}
+			d.SetMultipathTCP(false)
+			var c net.Conn
+			err := e.host("ns/a").Do(func() (err error) {
+				c, err = d.Dial("tcp", net.JoinHostPort(e.host("ns/b").Addr(family), fmt.Sprint(portHTTP)))
+				return err
+			})
+			return c, err
+		}
+		old, err := connect()
+		e.must("connect", err)
+		e.must("remove", e.Remove("allow.yaml"))
+		e.must("wait", e.Wait(e.ctx))
+		e.must("reset", old.(*net.TCPConn).SetLinger(0))
+		old.Close() // the reset is dropped
+		if _, err := connect(); err == nil {
+			t.Errorf("IPv%d: connected from the same port while it is forbidden", family)
+		}
+		e.apply("allow.yaml", policy("ns", "allow", fromAnyPort))
+		e.eventually("connects again from the same port", 30*time.Second, func() bool {
+			c, err := connect()
+			if err != nil {
+				return false
+			}
+			_, err = c.Write([]byte{1})
+			e.must("reset", c.(*net.TCPConn).SetLinger(0))
+			c.Close()
+			return err == nil
+		})
+		var kinds []string
+		e.eventually("the records of both connections", 20*time.Second, func() bool {
+			kinds = nil
+			for _, f := range e.flows("--last", "1000", "--pod", "ns/a", "--port", fmt.Sprint(portHTTP)) {
+				x := e.extension(f)
+				if f.IP.Source == e.host("ns/a").Addr(family) && x.Kind != api.FlowDenied {
+					kinds = append(kinds, strings.TrimSpace(x.Kind+" "+x.End))
+				}
+			}
+			return len(kinds) >= 5
+		})
+		if got := strings.Join(kinds[:4], ", "); got != "new, revoked revoked, ended revoked, new" {
+			t.Errorf("IPv%d: recorded %s", family, got)
 		}
 	}
 }
