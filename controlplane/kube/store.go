@@ -63,7 +63,10 @@ type store[T any, P object[T]] struct {
 	perNamespace map[string]int // objects
 }
 
-var _ cache.ReflectorStore = (*store[metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
+var (
+	_ cache.TransformingStore      = (*store[metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
+	_ cache.ResourceVersionUpdater = (*store[metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
+)
 
 func newStore[T any, P object[T]](s *shelf, strip func(P) P) *store[T, P] {
 	return &store[T, P]{
@@ -72,7 +75,18 @@ func newStore[T any, P object[T]](s *shelf, strip func(P) P) *store[T, P] {
 	}
 }
 
-// seen is an object as it came.
+// Transformer implements cache.TransformingStore: a list that is on its way is held
+// stripped, too.
+func (s *store[T, P]) Transformer() cache.TransformFunc {
+	return func(value any) (any, error) {
+		if o, ok := value.(P); ok {
+			return s.strip(o), nil
+		}
+		return value, nil
+	}
+}
+
+// seen is an object as it came. What is handed out has no version: it changes for less.
 type seen[P any] struct {
 	key      types.NamespacedName
 	version  uint64
@@ -88,7 +102,9 @@ func (s *store[T, P]) read(value any) (seen[P], error) {
 	if err != nil {
 		return seen[P]{}, err
 	}
-	return seen[P]{types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}, version, s.strip(o)}, nil
+	out := seen[P]{types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}, version, s.strip(o)}
+	out.stripped.SetResourceVersion("")
+	return out, nil
 }
 
 // parseVersion: resource versions of the API server's own kinds are numbers that grow.

@@ -9,10 +9,10 @@ import (
 
 // The strip functions make a new object of what policy, names and services use. What
 // they leave out is not held in memory, and a change of it is no change: a field that
-// something new needs is added here. The resource version is left out, too.
+// something new needs is added here. Stripping what is stripped makes the same again.
 
 func meta(m *metav1.ObjectMeta) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID}
+	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion}
 }
 
 func labelled(m *metav1.ObjectMeta) metav1.ObjectMeta {

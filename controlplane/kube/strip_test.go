@@ -113,11 +113,11 @@ func TestStripLeavesNoise(t *testing.T) {
 			Conditions: make([]corev1.PodCondition, 4), ContainerStatuses: make([]corev1.ContainerStatus, 2)},
 	}
 	want := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p", UID: "u", Labels: map[string]string{"a": "b"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p", UID: "u", ResourceVersion: "17", Labels: map[string]string{"a": "b"}},
 		Spec:       corev1.PodSpec{NodeName: "n", Containers: []corev1.Container{{Name: "web", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}}},
 		Status:     corev1.PodStatus{PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}},
 	}
-	if got := stripPod(p); !reflect.DeepEqual(got, want) {
+	if got := stripPod(p); !reflect.DeepEqual(got, want) || !reflect.DeepEqual(stripPod(got), want) {
 		t.Errorf("pod\n got %+v\nwant %+v", got, want)
 	}
 	n := &corev1.Node{
@@ -129,7 +129,7 @@ func TestStripLeavesNoise(t *testing.T) {
 		}},
 	}
 	wantNode := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u"}, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"10.1.0.0/24"}},
+		ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u", ResourceVersion: "17"}, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"10.1.0.0/24"}},
 		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.1"}, {Type: corev1.NodeInternalIP, Address: "fd00::1"}}},
 	}
 	if got := stripNode(n); !reflect.DeepEqual(got, wantNode) {

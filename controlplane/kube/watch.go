@@ -91,8 +91,10 @@ func request(client rest.Interface, k kind, o metav1.ListOptions) *rest.Request 
 }
 
 func withQuietLogger(ctx context.Context, log *slog.Logger) context.Context {
-	return klog.NewContext(ctx, logr.FromSlogHandler(quiet{log.Handler()}))
+	return klog.NewContext(ctx, quietLogger(log))
 }
+
+func quietLogger(log *slog.Logger) klog.Logger { return logr.FromSlogHandler(quiet{log.Handler()}) }
 
 // quiet makes debug lines of all that client-go says: what people should know of it
 // health says once.
