@@ -87,7 +87,7 @@ test-kernels: build
 	@tools/deps kernels
 	tests/kernels/run.sh $(if $(QUICK),-quick) $(KERNELS) | go run ./tests/summary -no-skips
 
-lint: lint-c lint-go
+lint: lint-c lint-go lint-mod
 lint-c: generate
 	clang-format-19 --dry-run -Werror $(C_SOURCES)
 lint-go: generate
@@ -95,6 +95,11 @@ lint-go: generate
 	go vet ./...
 	go tool staticcheck ./...
 	go test -count=1 ./tests
+
+# Modules of tests follow what the root requires.
+lint-mod: generate
+	@for m in $$(git ls-files '*go.mod'); do \
+	  (cd $$(dirname $$m) && go mod tidy -diff >/dev/null) || { echo "$$m is not tidy: run go mod tidy there"; exit 1; }; done
 
 fmt: generate
 	gofmt -w $$(git ls-files '*.go')
@@ -112,4 +117,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance test-api fuzz test-kernels lint lint-c lint-go fmt verify bench clean
+.PHONY: all deps generate build demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
