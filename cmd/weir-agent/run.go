@@ -24,6 +24,7 @@ import (
 	"github.com/weirnet/weir/datapath/loader"
 	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/datapath/reader"
+	"github.com/weirnet/weir/datapath/sockets"
 )
 
 // run is the agent's life: hold the directories, read what was, load the programs,
@@ -54,7 +55,13 @@ func run(ctx context.Context, o *options) error {
 	if err := forward(o); err != nil {
 		return err
 	}
+	left, err := sockets.Open(o.bpffsDir)
+	if err != nil {
+		return err
+	}
+	defer left.Close()
 	a, err := agent.New(agent.Config{
+		CgroupRoot: o.cgroupRoot, Sockets: left,
 		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: from.name,
@@ -141,7 +148,7 @@ func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log)
 }
 
 func (o *options) programs() loader.Config {
-	return loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes}
+	return loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot}
 }
 
 // load loads the programs. The bpffs directory is locked first where it exists: two

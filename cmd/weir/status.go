@@ -88,6 +88,7 @@ func (a *app) writeStatus(s api.Status) error {
 		{"policy", a.policyText(s)},
 		{"endpoints", fmt.Sprint(s.Endpoints)},
 		{"flows", a.flowsText(s.Flows)},
+		{"services", servicesText(s.Services)},
 		{"drops", dropsText(s.Drops)},
 		{"maps", mapsText(s.Maps)},
 		{"hooks", format.Safe(cmp.Or(strings.Join(s.Hooks, ", "), "none"))},
@@ -122,6 +123,13 @@ func (a *app) flowsText(f api.FlowStatus) string {
 		text += fmt.Sprintf(", %d denied packets counted only", f.Suppressed)
 	}
 	return text
+}
+
+func servicesText(s api.ServiceStatus) string {
+	if !s.Translated {
+		return "left to the node's NAT (weir-agent has no --cgroup-root)"
+	}
+	return fmt.Sprintf("%d addresses and ports translated at sockets below %s", s.Addresses, format.Safe(s.CgroupRoot))
 }
 
 // dropsText has the commonest reason first.

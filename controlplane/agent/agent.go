@@ -75,6 +75,8 @@ type Config struct {
 	Uplinks         []string      // none: devices of default routes
 	AddWait         time.Duration // how long an ADD waits for its pod; 0 = api.AddWaitMax
 	Report          Report        // nil: nobody is told
+	CgroupRoot      string        // whose processes get Services translated; none = nobody's
+	Sockets         Sockets       // nil: what backends leave behind stays
 	Router          Router        // nil: other nodes are somebody else's matter
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 }
@@ -95,6 +97,7 @@ type Agent struct {
 	idsOnce  bool          // the id tables were saved since the start
 	versions versions      // of the commit loop alone
 	seen     *node.State   // of networkChanged alone
+	left     chan struct{} // has one element when backends went that sockets may be connected to
 
 	lastNodes *source.Nodes // of sourceChanged alone
 
@@ -123,7 +126,7 @@ func New(c Config) (*Agent, error) {
 	}
 	a := &Agent{
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
-		dirty: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
+		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{},
 	}
 	found, err := c.StateDir.Load(idsFile, a.ids)
@@ -156,7 +159,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tasks sync.WaitGroup
-	failed := make(chan error, 5)
+	failed := make(chan error, 6)
 	start := func(f func(context.Context) error) {
 		tasks.Go(func() {
 			if err := f(ctx); err != nil {
@@ -169,6 +172,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	start(func(ctx context.Context) error { return a.Source.Run(ctx, a.sourceChanged) })
 	start(a.commitLoop)
 	start(a.recheck)
+	if a.Sockets != nil {
+		start(a.releaseSockets)
+	}
 	start(a.route)
 	tasks.Wait()
 	close(failed)

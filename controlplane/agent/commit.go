@@ -156,6 +156,7 @@ func (a *Agent) publish(t *attempt) {
 	a.last = *t
 	if t.err == nil {
 		a.notePolicies(t)
+		a.noteBackends(t)
 		a.applied = *t
 	}
 	a.announce()

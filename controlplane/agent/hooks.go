@@ -62,7 +62,11 @@ func (b BPF) Attached() ([]loader.Attachment, error) { return loader.Attached(b.
 
 // Restore implements Hooks.
 func (b BPF) Restore() (bool, error) {
-	if ok, err := loader.Intact(b.Dir); ok || err != nil {
+	intact, err := loader.Intact(b.Dir)
+	if err == nil && intact {
+		intact, err = loader.SocketsIntact(b.Programs)
+	}
+	if err != nil || intact {
 		return false, err
 	}
 	loaded, err := loader.Load(b.Programs)

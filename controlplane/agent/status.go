@@ -138,6 +138,7 @@ func (a *Agent) status() (api.Status, error) {
 	}
 	s.Revision.Applied = a.applied.revision
 	s.Endpoints = len(a.records.All())
+	s.Services = a.serviceStatus()
 	s.Errors = a.last.allErrors()
 	s.Degraded = len(s.Errors) > 0
 	if a.applied.result != nil {

@@ -138,11 +138,19 @@ type Status struct {
 	Degraded  bool              `json:"degraded"` // Errors has the causes
 	Endpoints int               `json:"endpoints"`
 	Flows     FlowStatus        `json:"flows"`
+	Services  ServiceStatus     `json:"services"`
 	Errors    []ObjectError     `json:"errors"`   // empty, not null, when all is well
 	Drops     map[string]uint64 `json:"drops"`    // packets by reason since the maps were made
 	Hooks     []string          `json:"hooks"`    // what is attached, e.g. "to_network eth0 (tcx)"
 	Maps      []MapUse          `json:"maps"`     // how full the kernel's maps are
 	Warnings  []string          `json:"warnings"` // not errors: things the user should know
+}
+
+// ServiceStatus is how pods reach Services.
+type ServiceStatus struct {
+	Translated bool   `json:"translated"`           // at pods' sockets; else by the node's NAT
+	CgroupRoot string `json:"cgroupRoot,omitempty"` // whose processes' sockets
+	Addresses  int    `json:"addresses"`            // addresses and ports known
 }
 
 // MapUse is how much of a kernel map is in use. What a commit replaces stays a while

@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/datapath/sockets"
+)
+
+// Sockets are those of pods' processes.
+type Sockets interface {
+	// Release ends those that a Service's backend has left behind, and returns how many.
+	Release(n sockets.Namespace, services map[datapath.Frontend]*datapath.Service) (int, error)
+}
+
+// backendsGone reports whether UDP sockets may have been left behind between two states;
+// always after a start.
+func backendsGone(was, is *datapath.State) bool {
+	if was == nil {
+		return true
+	}
+	for f, old := range was.Services {
+		if f.Protocol != datapath.UDP {
+			continue
+		}
+		now := is.Services[f]
+		if now == nil {
+			return true
+		}
+		if slices.Equal(old.Backends, now.Backends) {
+			continue
+		}
+		if slices.ContainsFunc(old.Backends, func(b netip.AddrPort) bool { return !slices.Contains(now.Backends, b) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// noteBackends has sockets looked after if t left some behind; a.mu is held.
+func (a *Agent) noteBackends(t *attempt) {
+	var was *datapath.State
+	if a.applied.result != nil {
+		was = a.applied.result.State
+	}
+	if backendsGone(was, t.result.State) {
+		select {
+		case a.left <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// releaseSockets ends what commits left behind, apart from them.
+func (a *Agent) releaseSockets(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.left:
+		}
+		if err := a.Kernel.Grace(); err != nil { // who was choosing by the old list has chosen
+			a.Log.Error("release sockets", "error", err)
+		}
+		a.mu.Lock()
+		services := a.applied.result.State.Services
+		a.mu.Unlock()
+		for _, r := range a.records.All() {
+			n, err := a.Sockets.Release(sockets.Namespace{Path: r.Netns, Cookie: r.NetnsCookie}, services)
+			if err != nil {
+				a.Log.Error("UDP sockets whose backend is gone may stay", "pod", r.Pod(), "error", err)
+			}
+			if n > 0 {
+				a.Log.Info("UDP sockets ended: their backend is gone", "pod", r.Pod(), "sockets", n)
+			}
+		}
+	}
+}
+
+// serviceStatus of what is applied; a.mu is held.
+func (a *Agent) serviceStatus() api.ServiceStatus {
+	s := api.ServiceStatus{Translated: a.CgroupRoot != "", CgroupRoot: a.CgroupRoot}
+	if a.applied.result != nil {
+		s.Addresses = len(a.applied.result.State.Services)
+	}
+	return s
+}
