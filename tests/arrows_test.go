@@ -25,6 +25,7 @@ var arrows = map[string][]string{
 	"datapath/loader":         {"bpf", "datapath", "datapath/maps", "identity"},
 	"datapath/maps":           {"bpf", "datapath", "identity"},
 	"datapath/reader":         {"bpf", "datapath", "datapath/maps", "identity"},
+	"datapath/sockets":        {"bpf", "datapath", "datapath/maps"},
 	"controlplane/api":        {"datapath", "identity"},
 	"controlplane/statedir":   {},
 	"controlplane/policy":     {"datapath", "identity"},
@@ -48,7 +49,7 @@ var arrows = map[string][]string{
 
 // owners are the only importers of the heavy libraries.
 var owners = map[string][]string{
-	"github.com/cilium/ebpf":              {"bpf", "datapath/loader", "datapath/maps", "datapath/reader"},
+	"github.com/cilium/ebpf":              {"bpf", "datapath/loader", "datapath/maps", "datapath/reader", "datapath/sockets"},
 	"github.com/cilium/ebpf/link":         {"datapath/loader"},
 	"github.com/cilium/ebpf/ringbuf":      {"datapath/reader"},
 	"github.com/vishvananda/netlink":      {"cni", "controlplane/node", "controlplane/routing", "datapath/loader"},

@@ -88,7 +88,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.stateDir, "state-dir", "/run/weir", "socket, endpoints and last good objects are here")
 	f.StringVar(&o.bpffsDir, "bpffs-dir", "/sys/fs/bpf/weir", "where programs, maps and links are pinned; on a bpffs")
 	f.StringVar(&o.nodeName, "node-name", hostname, "this node's name, as in its Node object")
-	f.StringVar(&o.cgroupRoot, "cgroup-root", "", "where cgroup2 is mounted (for socket hooks; none are attached yet)")
+	f.StringVar(&o.cgroupRoot, "cgroup-root", "", "directory of cgroup2: Services are translated at the sockets of pods' processes below it (default: not at all)")
 	f.StringVar(&o.cniConf, "cni-conf", "", "where to write the container runtime's network configuration, e.g. /etc/cni/net.d/05-weir.conflist (not in standalone)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
