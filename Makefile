@@ -68,7 +68,7 @@ test-conformance: build
 	(cd tests/conformance && $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
 
 # What we make of a real API server: it is built at first (tests/cluster/build.sh).
-test-api: generate
+test-api: build
 	(cd tests/cluster && bin=$$(./build.sh) && WEIR_CLUSTER_BIN=$$bin $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
 
 # The programs against the reference on random clusters, and commits under a flood.

@@ -91,6 +91,25 @@ func ip(format string, args ...any) error {
 	return nil
 }
 
+// Join connects two namespaces by a device of that name in each.
+func Join(a, b *Host, device string) error {
+	return ip("-n %s link add %s type veth peer name %s netns %s", a.Netns, device, device, b.Netns)
+}
+
+// Address gives a device of the namespace an address (ADDRESS/LENGTH) and has it up.
+func (h *Host) Address(device string, addrs ...string) error {
+	for _, a := range addrs {
+		nodad := ""
+		if strings.Contains(a, ":") {
+			nodad = "nodad"
+		}
+		if err := ip("-n %s addr add %s dev %s %s", h.Netns, a, device, nodad); err != nil {
+			return err
+		}
+	}
+	return ip("-n %s link set %s up", h.Netns, device)
+}
+
 // addNetns makes the namespace with its loopback up.
 func (h *Host) addNetns() error {
 	if err := ip("netns add %s", h.Netns); err != nil {

@@ -15,6 +15,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed" // clean.sh
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,10 +37,11 @@ type Options struct {
 	Bin       string // where the binaries are
 	Pool4     string // pods' addresses
 	Pool6     string
-	RangeLast int      // last host number of the pool that is given out, 0 = no limit (address reuse)
-	Agent     []string // further flags of weir-agent
+	RangeLast int // last host number of the pool that is given out, 0 = no limit (address reuse)
 
-	RangeFirst int // first host number that is given out, 0 = the pool's first
+	RangeFirst int      // first host number that is given out, 0 = the pool's first
+	Agent      []string // further flags of weir-agent
+	Name       string   // the agent's --node-name; "" = node
 }
 
 // Node is a node and all that belongs to it. Methods are for one goroutine, but those of
@@ -47,6 +50,7 @@ type Node struct {
 	Host
 	Outside *Host // beyond the node's uplink
 	opts    Options
+	source  []string
 	agent   *exec.Cmd
 	exited  chan struct{}
 	pods    map[string]*Pod
@@ -132,6 +136,9 @@ func (n *Node) Write(file, text string) error {
 // Remove takes a file out of the agent's directory.
 func (n *Node) Remove(file string) error { return os.Remove(filepath.Join(n.Manifests(), file)) }
 
+// Source replaces the directory of manifests: flags of the agent that say where objects come from.
+func (n *Node) Source(flags ...string) { n.source = flags }
+
 // StartAgent starts the agent in the node's namespace and returns when it answers.
 func (n *Node) StartAgent(ctx context.Context) error {
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -139,9 +146,12 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	flags := []string{"--standalone", n.Manifests(), "--state-dir", n.StateDir(),
-		"--bpffs-dir", n.BPFFSDir(), "--node-name", "node", "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6}
-	cmd := exec.Command(n.Binary("weir-agent"), append(flags, n.opts.Agent...)...)
+	source := n.source
+	if source == nil {
+		source = []string{"--standalone", n.Manifests(), "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6}
+	}
+	flags := []string{"--state-dir", n.StateDir(), "--bpffs-dir", n.BPFFSDir(), "--node-name", cmp.Or(n.opts.Name, "node")}
+	cmd := exec.Command(n.Binary("weir-agent"), slices.Concat(source, flags, n.opts.Agent)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Start(cmd); err != nil {
 		return fmt.Errorf("start weir-agent: %w", err)
