@@ -18,7 +18,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum { REFUSE = 0, PASS = 1 };
 enum { NO_MEMORY = 12, CONNECTION_REFUSED = 111 };
-enum { PROTOCOL_TCP = 6, PROTOCOL_MPTCP = 262 };
+enum { PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_MPTCP = 262 };
 
 /* What a socket is connected to. */
 struct {
@@ -27,6 +27,15 @@ struct {
 	__type(key, int);
 	__type(value, struct translation);
 } connected SEC(".maps");
+
+/* Of connected UDP sockets, by their cookies, for the agent: it ends those whose backend
+ * goes, since no program runs when they send. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct translation);
+} udp_sockets SEC(".maps");
 
 /* What an unconnected socket sends to: the newest Services. */
 struct talks {
@@ -114,7 +123,7 @@ static __always_inline int connects(struct bpf_sock_addr *ctx, enum socket_famil
 	struct search s = {};
 	struct translation *t;
 	struct backend_list *head;
-	__u64 netns;
+	__u64 netns, cookie;
 
 	s.list = named_list(ctx, f, &to, &netns);
 	if (!s.list) {
@@ -128,6 +137,10 @@ static __always_inline int connects(struct bpf_sock_addr *ctx, enum socket_famil
 	if (!t)
 		return refuse(NO_MEMORY);
 	remember(t, &to, &s);
+	if (to.protocol == PROTOCOL_UDP) {
+		cookie = bpf_get_socket_cookie(ctx);
+		bpf_map_update_elem(&udp_sockets, &cookie, t, BPF_ANY);
+	}
 	name_write(ctx, f, t->backend, t->backend_port);
 	return PASS;
 }

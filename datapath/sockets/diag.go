@@ -4,24 +4,17 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/weirnet/weir/bpf"
 )
 
 // Numbers of linux/sock_diag.h and linux/inet_diag.h.
 const (
 	sockDiagByFamily = 20
 	sockDestroy      = 21
-	attrStorages     = 2  // INET_DIAG_REQ_SK_BPF_STORAGES
-	attrMapFD        = 1  // SK_DIAG_BPF_STORAGE_REQ_MAP_FD
-	replyStorages    = 20 // INET_DIAG_SK_BPF_STORAGES
-	replyStorage     = 1  // SK_DIAG_BPF_STORAGE
-	replyValue       = 3  // SK_DIAG_BPF_STORAGE_MAP_VALUE
 	stateEstablished = 1 << 1
-	typeMask         = 1<<14 - 1 // of an attribute, without its flags
 )
 
 // socketID is inet_diag_sockid: which socket, in wire order, with its cookie.
@@ -40,10 +33,16 @@ const (
 	messageSize = 72
 )
 
-// socket is a connected one that was translated.
-type socket struct {
-	id          socketID
-	translation bpf.SockTranslation
+// cookie is what programs know the socket by.
+func (id socketID) cookie() uint64 { return binary.NativeEndian.Uint64(id[40:]) }
+
+// remote is who the socket is connected to.
+func (id socketID) remote(family uint8) netip.AddrPort {
+	port := binary.BigEndian.Uint16(id[2:])
+	if family == unix.AF_INET {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(id[20:])), port)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(id[20:])).Unmap(), port)
 }
 
 // diag asks the kernel about the sockets of the namespace it was opened in.
@@ -63,19 +62,11 @@ func openDiag() (*diag, error) {
 
 func (d *diag) close() { _ = unix.Close(d.fd) }
 
-// connectedUDP lists the connected UDP sockets of a family that have a value in the map.
-func (d *diag) connectedUDP(family uint8, mapFD int) (out []socket, err error) {
-	fd := binary.NativeEndian.AppendUint32(nil, uint32(mapFD))
-	ask := attribute(attrStorages|unix.NLA_F_NESTED, attribute(attrMapFD, fd))
-	err = d.talk(sockDiagByFamily, unix.NLM_F_DUMP, request{family: family, protocol: unix.IPPROTO_UDP, states: stateEstablished}, ask, func(m []byte) {
-		if len(m) < messageSize {
-			return
-		}
-		s := socket{id: socketID(m[messageHead:])}
-		storage := find(find(m[messageSize:], replyStorages), replyStorage)
-		var ok bool
-		if s.translation, ok = decode(find(storage, replyValue)); ok {
-			out = append(out, s)
+// connectedUDP lists the connected UDP sockets of a family.
+func (d *diag) connectedUDP(family uint8) (out []socketID, err error) {
+	err = d.talk(sockDiagByFamily, unix.NLM_F_DUMP, request{family: family, protocol: unix.IPPROTO_UDP, states: stateEstablished}, func(m []byte) {
+		if len(m) >= messageSize {
+			out = append(out, socketID(m[messageHead:]))
 		}
 	})
 	if err != nil {
@@ -86,7 +77,7 @@ func (d *diag) connectedUDP(family uint8, mapFD int) (out []socket, err error) {
 
 // destroy ends a socket: its owner's calls fail with ECONNABORTED.
 func (d *diag) destroy(family uint8, id socketID) error {
-	err := d.talk(sockDestroy, unix.NLM_F_ACK, request{family: family, protocol: unix.IPPROTO_UDP, states: stateEstablished, id: id}, nil, func([]byte) {})
+	err := d.talk(sockDestroy, unix.NLM_F_ACK, request{family: family, protocol: unix.IPPROTO_UDP, states: stateEstablished, id: id}, func([]byte) {})
 	if err != nil {
 		return fmt.Errorf("end UDP socket: %w", err)
 	}
@@ -94,8 +85,8 @@ func (d *diag) destroy(family uint8, id socketID) error {
 }
 
 // talk sends a request and hands on what comes, until the kernel says that it is done.
-func (d *diag) talk(kind uint16, flags uint16, r request, attributes []byte, message func([]byte)) error {
-	body := append(unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r)), attributes...)
+func (d *diag) talk(kind uint16, flags uint16, r request, message func([]byte)) error {
+	body := unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r))
 	head := unix.NlMsghdr{Len: uint32(unix.NLMSG_HDRLEN + len(body)), Type: kind, Flags: unix.NLM_F_REQUEST | flags, Seq: 1}
 	out := append(unsafe.Slice((*byte)(unsafe.Pointer(&head)), unix.NLMSG_HDRLEN), body...)
 	if err := unix.Sendto(d.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
@@ -132,24 +123,3 @@ func (d *diag) talk(kind uint16, flags uint16, r request, attributes []byte, mes
 }
 
 func aligned(n int) int { return (n + 3) &^ 3 }
-
-func attribute(kind uint16, value []byte) []byte {
-	out := binary.NativeEndian.AppendUint16(nil, uint16(unix.SizeofNlAttr+len(value)))
-	out = append(binary.NativeEndian.AppendUint16(out, kind), value...)
-	return append(out, make([]byte, aligned(len(out))-len(out))...)
-}
-
-// find is the value of the first attribute of a kind; nil if there is none.
-func find(attributes []byte, kind uint16) []byte {
-	for len(attributes) >= unix.SizeofNlAttr {
-		length := int(binary.NativeEndian.Uint16(attributes))
-		if length < unix.SizeofNlAttr || length > len(attributes) {
-			return nil
-		}
-		if binary.NativeEndian.Uint16(attributes[2:])&typeMask == kind {
-			return attributes[unix.SizeofNlAttr:length]
-		}
-		attributes = attributes[min(len(attributes), aligned(length)):]
-	}
-	return nil
-}

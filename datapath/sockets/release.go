@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -23,20 +22,21 @@ type Namespace struct {
 
 // Sockets are those of this node's pods.
 type Sockets struct {
-	connected *ebpf.Map // what each socket was translated to
+	translated *ebpf.Map // connected UDP sockets, by cookie
 }
 
 // Open takes the programs' memory of sockets from below bpffsDir.
 func Open(bpffsDir string) (*Sockets, error) {
-	m, err := ebpf.LoadPinnedMap(maps.Path(bpffsDir, bpf.SockMapConnected), nil)
+	path := maps.Path(bpffsDir, bpf.SockMapUdpSockets)
+	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err != nil {
-		return nil, fmt.Errorf("open map %s: %w", maps.Path(bpffsDir, bpf.SockMapConnected), err)
+		return nil, fmt.Errorf("open map %s: %w", path, err)
 	}
 	return &Sockets{m}, nil
 }
 
 // Close lets go of it.
-func (s *Sockets) Close() error { return s.connected.Close() }
+func (s *Sockets) Close() error { return s.translated.Close() }
 
 // Release ends the connected UDP sockets of a namespace that were translated to a backend
 // which the Service they named does not have any more, and returns how many. A namespace
@@ -49,21 +49,10 @@ func (s *Sockets) Release(n Namespace, services map[datapath.Frontend]*datapath.
 		}
 		defer d.close()
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			all, err := d.connectedUDP(family, s.connected.FD())
+			n, err := s.release(d, family, services)
+			released += n
 			if err != nil {
 				return err
-			}
-			for _, c := range all {
-				if !left(c.translation, services) {
-					continue
-				}
-				switch err := d.destroy(family, c.id); {
-				case errors.Is(err, unix.ENOENT): // its owner was faster
-				case err != nil:
-					return err
-				default:
-					released++
-				}
 			}
 		}
 		return nil
@@ -74,18 +63,36 @@ func (s *Sockets) Release(n Namespace, services map[datapath.Frontend]*datapath.
 	return released, nil
 }
 
-// left reports whether the backend is not the Service's any more.
-func left(t bpf.SockTranslation, services map[datapath.Frontend]*datapath.Service) bool {
-	at := func(a [16]uint8) netip.Addr { return netip.AddrFrom16(a).Unmap() }
-	s := services[datapath.Frontend{Addr: at(t.Service), Protocol: datapath.UDP, Port: t.ServicePort}]
-	return s == nil || !slices.Contains(s.Backends, netip.AddrPortFrom(at(t.Backend), t.BackendPort))
+func (s *Sockets) release(d *diag, family uint8, services map[datapath.Frontend]*datapath.Service) (released int, err error) {
+	all, err := d.connectedUDP(family)
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range all {
+		var t bpf.SockTranslation
+		if err := s.translated.Lookup(id.cookie(), &t); errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		} else if err != nil {
+			return released, fmt.Errorf("read map %s: %w", bpf.SockMapUdpSockets, err)
+		}
+		if backendOf(t) != id.remote(family) || !left(t, services) {
+			continue // connected anew since, or all is well
+		}
+		if err := d.destroy(family, id); err == nil {
+			released++
+		} else if !errors.Is(err, unix.ENOENT) { // its owner was faster
+			return released, err
+		}
+	}
+	return released, nil
 }
 
-// decode is a translation as the kernel has it.
-func decode(b []byte) (t bpf.SockTranslation, ok bool) {
-	if len(b) < int(unsafe.Sizeof(t)) {
-		return t, false
-	}
-	copy(unsafe.Slice((*byte)(unsafe.Pointer(&t)), unsafe.Sizeof(t)), b)
-	return t, true
+func backendOf(t bpf.SockTranslation) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(t.Backend).Unmap(), t.BackendPort)
+}
+
+// left reports whether the backend is not the Service's any more.
+func left(t bpf.SockTranslation, services map[datapath.Frontend]*datapath.Service) bool {
+	s := services[datapath.Frontend{Addr: netip.AddrFrom16(t.Service).Unmap(), Protocol: datapath.UDP, Port: t.ServicePort}]
+	return s == nil || !slices.Contains(s.Backends, backendOf(t))
 }
