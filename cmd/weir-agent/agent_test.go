@@ -252,6 +252,7 @@ func TestBadStarts(t *testing.T) {
 		{[]string{"--node-egress", "maybe"}, 2, "maybe"},
 		{[]string{"--add-wait", "0s"}, 2, "--add-wait"},
 		{[]string{"--map-size", "facts=none"}, 2, "facts=none"},
+		{[]string{"--config", filepath.Join(plain, "none.yaml")}, 2, "none.yaml"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		cmd, stderr := r.command(c.args...)

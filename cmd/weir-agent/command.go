@@ -38,6 +38,7 @@ type options struct {
 	markShift    uint32
 	logFormat    string
 	logLevel     string
+	config       string
 
 	// Of the above, checked.
 	cidrs []netip.Prefix
@@ -66,18 +67,29 @@ func command() *cobra.Command {
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error {
-			if c.Flags().Changed("standalone") && o.standalone == "" {
-				return usage("--standalone must name a directory")
-			}
-			if err := o.check(c); err != nil {
+			if err := o.settle(c); err != nil {
 				return err
 			}
 			return run(c.Context(), o)
 		},
 	}
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	c.CompletionOptions.DisableDefaultCmd = true
+	c.AddCommand(installCommand(), uninstallCommand())
 	o.flags(c)
 	return c
+}
+
+// settle makes the options what arguments and the configuration file say, and checks them.
+func (o *options) settle(c *cobra.Command) error {
+	var file *configFile
+	if c.Flags().Changed(configFlag) {
+		var err error
+		if file, err = readConfig(c, o.config); err != nil {
+			return err
+		}
+	}
+	return file.locate(o.check(c))
 }
 
 func (o *options) flags(c *cobra.Command) {
@@ -101,11 +113,15 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
 	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
+	f.StringVar(&o.config, configFlag, "", "YAML file with these settings under these names; arguments go before it")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 
 func (o *options) check(c *cobra.Command) error {
+	if c.Flags().Changed("standalone") && o.standalone == "" {
+		return usage("--standalone must name a directory")
+	}
 	if o.standalone != "" && o.kubeconfig != "" {
 		return usage("--standalone and --kubeconfig exclude each other")
 	}
