@@ -3,13 +3,16 @@ package packet
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/tests/testnode"
 )
 
@@ -238,15 +241,42 @@ func TestFragmentsHaveTheirShare(t *testing.T) {
 	f := s.long(layers.IPProtocolUDP, 1000, 0)
 	d := pieces(t, f, 7)
 	s.raw(t, "a's first", s.a, d.first, redirected)
+	before := s.fragments(t, s.a)
+	if len(before) != 1 {
+		t.Fatalf("a has %d fragments noted, want 1", len(before))
+	}
 	c := f
 	c.Src = s.c.Addr4
-	for id := range uint32(10000) {
-		if id%1000 == 0 {
-			s.raw(t, "a's first", s.a, d.first, redirected)
-		}
+	for id := range uint32(20 * bpf.WeirLimitsFRAGMENTS) {
 		s.Run(t, "from_pod", piece(t, c, id, 0, 64, true), s.c.Ifindex, s.c.Ifindex, 0)
-		if id%1000 == 999 {
-			s.raw(t, "a's last after a thousand of c's", s.a, d.last, redirected)
+	}
+	if n := len(s.fragments(t, s.c)); n < int(bpf.WeirLimitsFRAGMENTS)/2 {
+		t.Errorf("c has %d fragments noted after so many", n)
+	}
+	if after := s.fragments(t, s.a); !slices.Equal(after, before) { // however long it took
+		t.Errorf("c's fragments changed what is noted of a's: %v, was %v", after, before)
+	}
+	s.raw(t, "a's first again", s.a, d.first, redirected)
+	s.raw(t, "a's last beside c's", s.a, d.last, redirected)
+}
+
+// fragments are what is noted of a pod's, by the mixes that name the datagrams.
+func (s *scene) fragments(t *testing.T, p testnode.Pod) (out []uint64) {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(maps.Path(s.Config.BPFFSDir, bpf.WeirMapFragments), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	first := uint32(bpf.WeirLimitsFRAGMENTS_OUTSIDE) + p.Number*uint32(bpf.WeirLimitsFRAGMENTS)
+	for place := first; place < first+uint32(bpf.WeirLimitsFRAGMENTS); place++ {
+		var f bpf.WeirFragment
+		if err := m.Lookup(place, &f); err != nil {
+			t.Fatal(err)
+		}
+		if f.Check != 0 {
+			out = append(out, f.Check)
 		}
 	}
+	return out
 }
