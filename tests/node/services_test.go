@@ -26,7 +26,6 @@ type shop struct {
 	a *process
 	// What the Service has.
 	spec   string
-	slices map[string][]backend
 	cgroup string
 }
 
@@ -196,6 +195,13 @@ func TestServices(t *testing.T) {
 		}
 		if a := s.a.connected("tcp", 4, s.host("ns/b1").Addr4+":8080"); a.Text != "b1" || a.Peer != s.host("ns/b1").Addr4+":8080" {
 			t.Errorf("a backend by its own address: %+v", a)
+		}
+	})
+	t.Run("multipath TCP", func(t *testing.T) { // whose peer's name is the backend's, see docs/services.md
+		for _, w := range []route{{"mptcp", true, 4, web4}, {"mptcp", true, 6, web6}, {"mptcp", true, 6, mapped(web4)}} {
+			if a := s.ask(w); a.Text != "b1" && a.Text != "b2" {
+				t.Errorf("%s: %+v", w, a)
+			}
 		}
 	})
 	t.Run("the newest backends", func(t *testing.T) {

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 type order struct {
 	Do       string // open, connect, ask, peer
 	Name     string
-	Protocol string // tcp or udp
+	Protocol string // tcp, mptcp or udp
 	Domain   int    // 4 or 6; an IPv6 socket is given v4-mapped addresses for IPv4
 	To       string // address and port; of ask: where the datagram goes, "" = where the socket is connected
 }
@@ -115,7 +115,11 @@ func openTalker(o order) (*talker, error) {
 	if o.Protocol == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
-	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
+	protocol := 0
+	if o.Protocol == "mptcp" {
+		protocol = unix.IPPROTO_MPTCP
+	}
+	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, err
 	}
