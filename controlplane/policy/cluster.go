@@ -53,6 +53,8 @@ type Before struct {
 	Policies map[types.NamespacedName]*networkingv1.NetworkPolicy
 	// Names are the addresses of pods that are known.
 	Names map[netip.Addr]types.NamespacedName
+
+	services map[types.NamespacedName]*compiledService
 }
 
 // Local is a pod's interface on this node: the facts about the interface are filled

@@ -104,6 +104,7 @@ func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
 			Blocks:    map[netip.Prefix]identity.Number{},
 			Names:     map[netip.Addr]types.NamespacedName{},
 			Held:      map[types.NamespacedName]bool{},
+			services:  map[types.NamespacedName]*compiledService{},
 		},
 	}
 }

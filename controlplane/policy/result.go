@@ -22,6 +22,8 @@ type Result struct {
 	Held       map[types.NamespacedName]bool       // policies of which an earlier version is enforced, see Errors
 	Errors     []Problem                           // what is not enforced as it is written
 	Warnings   []Problem                           // what is, and may not be meant
+
+	services map[types.NamespacedName]*compiledService
 }
 
 // EndpointView is what Compile found for an endpoint.
@@ -57,7 +59,7 @@ type PolicyView struct {
 
 // InForce is what a compilation after r's commit begins with.
 func (r *Result) InForce() Before {
-	b := Before{Policies: r.Enforced.NetworkPolicies, Names: r.Names}
+	b := Before{Policies: r.Enforced.NetworkPolicies, Names: r.Names, services: r.services}
 	if len(r.Enforced.Refused) > 0 {
 		b.Policies = maps.Clone(b.Policies)
 		for name := range r.Enforced.Refused {

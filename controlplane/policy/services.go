@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -21,24 +22,53 @@ const labelServiceProxy = "service.kubernetes.io/service-proxy-name"
 // services are what pods' sockets get for the addresses of Services. Cluster IPs come
 // first: nobody's external address takes one over.
 func (w *compiler) services() {
-	all := w.slicesByService()
-	for _, kind := range []addressKind{clusterIPs, externalAddresses} {
-		for _, name := range sortedNames(w.cluster.Services) {
-			if s := w.cluster.Services[name]; translated(s) {
-				w.translate(s, w.translations(s, kind, all[name]))
-			}
+	names, all := sortedNames(w.cluster.Services), w.slicesByService()
+	for _, name := range names {
+		w.result.services[name] = w.compileService(w.cluster.Services[name], all[name])
+	}
+	for _, kind := range []func(*compiledService) []translation{
+		func(c *compiledService) []translation { return c.cluster },
+		func(c *compiledService) []translation { return c.external },
+	} {
+		for _, name := range names {
+			c := w.result.services[name]
+			w.translate(c.service, kind(c))
 		}
 	}
 }
 
+// slicesByService has each Service's by name.
 func (w *compiler) slicesByService() map[types.NamespacedName][]*discoveryv1.EndpointSlice {
 	out := map[types.NamespacedName][]*discoveryv1.EndpointSlice{}
-	for _, name := range sortedNames(w.cluster.EndpointSlices) {
-		s := w.cluster.EndpointSlices[name]
+	for _, s := range w.cluster.EndpointSlices {
 		service := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 		out[service] = append(out[service], s)
 	}
+	for _, slicesOf := range out {
+		slices.SortFunc(slicesOf, func(a, b *discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
+	}
 	return out
+}
+
+// compiledService is what a Service stands for and what that was made from. Objects do not
+// change in place, so of the same ones comes the same.
+type compiledService struct {
+	service           *corev1.Service
+	slices            []*discoveryv1.EndpointSlice
+	node              string
+	cluster, external []translation
+}
+
+func (w *compiler) compileService(s *corev1.Service, in []*discoveryv1.EndpointSlice) *compiledService {
+	name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
+	if was := w.before.services[name]; was != nil && was.service == s && was.node == w.node.Name && slices.Equal(was.slices, in) {
+		return was
+	}
+	c := &compiledService{service: s, slices: in, node: w.node.Name}
+	if translated(s) {
+		c.cluster, c.external = w.translations(s, clusterIPs, in), w.translations(s, externalAddresses, in)
+	}
+	return c
 }
 
 func translated(s *corev1.Service) bool {
@@ -230,7 +260,10 @@ func backends(all []serviceEndpoint, node string, local bool) []netip.AddrPort {
 // translate adds an object's translations if they fit, all or none. An address and port
 // is its first owner's.
 func (w *compiler) translate(s *corev1.Service, all []translation) {
-	all = slices.DeleteFunc(all, func(t translation) bool { return w.state.Services[t.frontend] != nil })
+	taken := func(t translation) bool { return w.state.Services[t.frontend] != nil }
+	if slices.ContainsFunc(all, taken) {
+		all = slices.DeleteFunc(slices.Clone(all), taken)
+	}
 	lists := map[*datapath.Service]bool{}
 	need := 0
 	for _, t := range all {

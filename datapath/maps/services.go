@@ -20,10 +20,11 @@ type services struct {
 	memory *memory // of backends
 	space  extents
 
-	free   []uint32          // elements of lists
-	placed map[string]extent // lists by content
-	limbo  []limbo[uint32]   // elements, free a grace later
-	old    []limbo[extent]   // lists that no word names
+	free     []uint32                     // elements of lists
+	contents map[*datapath.Service]string // of the State compared last: they do not change
+	placed   map[string]extent            // lists by content
+	limbo    []limbo[uint32]              // elements, free a grace later
+	old      []limbo[extent]              // lists that no word names
 }
 
 // Words of an element of backends.
@@ -59,21 +60,24 @@ func content(s *datapath.Service) string {
 
 func (p *services) diff(desired map[datapath.Frontend]*datapath.Service, endpoints map[uint32]datapath.Endpoint) (d serviceDelta) {
 	d.words, d.lists = map[datapath.Frontend]string{}, map[string]*datapath.Service{}
-	contents := map[*datapath.Service]string{}
+	known := p.contents
+	p.contents = map[*datapath.Service]string{}
 	for f, s := range desired {
-		want, ok := contents[s]
+		want, ok := p.contents[s]
 		if !ok {
-			want = content(s)
-			contents[s] = want
+			if want, ok = known[s]; !ok {
+				want = content(s)
+			}
+			p.contents[s] = want
 			if _, placed := p.placed[want]; !placed {
 				d.lists[want] = s
 			}
 		}
-		i, known := p.keys.applied[f]
-		if !known {
+		i, there := p.keys.applied[f]
+		if !there {
 			d.added = append(d.added, f)
 		}
-		if !known || p.named(i) != p.placed[want] || p.placed[want] == (extent{}) {
+		if !there || p.named(i) != p.placed[want] || p.placed[want] == (extent{}) {
 			d.words[f] = want
 		}
 		delete(p.keys.stale, f)
