@@ -3,6 +3,8 @@
 #   deps       what a fresh Debian 12 with Go lacks (as root)
 #   generate   kernel programs and their Go face from bpf/*.c
 #   build      bin/weir, bin/weir-agent, bin/weir-cni
+#   image      bin/image: a container image (TAG=name:tag; ARCHS="amd64 arm64"; PUSH=1: to TAG's registry)
+#   manifests  deploy/*.yaml from deploy/chart
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-oracle
 #   test-conformance  cyclonus' cases on a node of namespaces
@@ -42,6 +44,18 @@ bpf/weir_bpfel.go: $(C_SOURCES) bpf/gen.go | deps
 build: generate
 	$(GO_BUILD) -o bin/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni
 	$(GO_BUILD) -o bin/ github.com/containernetworking/plugins/plugins/ipam/host-local
+
+TAG = localhost/weir:0.1.0
+ARCHS = amd64 arm64
+PUSH =
+image: generate
+	for arch in $(ARCHS); do \
+	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w' -o bin/image/$$arch/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni && \
+	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w' -o bin/image/$$arch/ github.com/containernetworking/plugins/plugins/ipam/host-local || exit 1; done
+	cd deploy/tools && go run ./image -tag $(TAG) -out ../../bin/image $(if $(PUSH),-push) $(foreach a,$(ARCHS),$(a)=../../bin/image/$(a))
+manifests:
+	cd deploy/tools && go run ./manifests ..
+	cd deploy/tools && go test ./manifests -update
 
 demo: build
 	@$(GO_BUILD) -o bin/demo ./tests/demo
@@ -117,4 +131,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build image manifests demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean

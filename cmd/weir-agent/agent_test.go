@@ -85,9 +85,14 @@ type process struct {
 	ended  chan struct{}
 }
 
-func (r *runner) start() *process {
+func (r *runner) start() *process { return r.startWith(func(*exec.Cmd) {}) }
+
+// startWith starts an agent whose command was changed by change.
+func (r *runner) startWith(change func(*exec.Cmd), extra ...string) *process {
 	r.Helper()
-	cmd, stderr := r.command()
+	cmd, stderr := r.command(extra...)
+	change(cmd)
+	cmd.Stderr = stderr
 	r.must(cmd.Start())
 	p := &process{cmd, stderr, make(chan struct{})}
 	go func() { _ = cmd.Wait(); close(p.ended) }()

@@ -1,0 +1,46 @@
+{{- define "weir.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "weir.config" -}}
+state-dir: {{ .Values.stateDir | quote }}
+bpffs-dir: /sys/fs/bpf/weir
+cni-conf: {{ printf "%s/05-weir.conflist" .Values.cniConfDir | quote }}
+{{- if .Values.cgroupRoot }}
+cgroup-root: /host/cgroup2
+{{- end }}
+routing: {{ .Values.routing }}
+masquerade: {{ .Values.masquerade }}
+{{- with .Values.clusterCIDRs }}
+cluster-cidr: {{ toJson . }}
+{{- end }}
+node-egress: {{ .Values.nodeEgress }}
+{{- with .Values.uplinks }}
+uplink: {{ toJson . }}
+{{- end }}
+{{- with .Values.mapSizes }}
+map-size:
+{{- range $name, $entries := . }}
+  {{ $name }}: {{ int64 $entries }}
+{{- end }}
+{{- end }}
+log-level: {{ .Values.logLevel }}
+log-format: {{ .Values.logFormat }}
+{{- end }}
+
+{{- /* Mounts of whoever touches the node's own: the agent, and what takes it off. */}}
+{{- define "weir.mounts" -}}
+- {name: state, mountPath: {{ .Values.stateDir }}}
+- {name: bpffs, mountPath: /sys/fs/bpf, mountPropagation: HostToContainer}
+- {name: cni-conf, mountPath: {{ .Values.cniConfDir }}}
+{{- end }}
+
+{{- /* As few as the agent works with; docs/install.md has the reasons. */}}
+{{- define "weir.security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsUser: 0
+capabilities:
+  drop: [ALL]
+  add: [BPF, NET_ADMIN, PERFMON]
+{{- end }}

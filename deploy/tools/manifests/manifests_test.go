@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "write the manifests and testdata instead of comparing them")
+
+const deploy = "../.."
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestManifestsAreUpToDate(t *testing.T) {
+	for _, m := range manifests {
+		want, err := m.text(filepath.Join(deploy, "chart"))
+		must(t, err)
+		golden(t, filepath.Join(deploy, m.file), want, "run `make manifests`")
+	}
+}
+
+func golden(t *testing.T, path, want, remedy string) {
+	t.Helper()
+	if *update {
+		must(t, os.WriteFile(path, []byte(want), 0o644))
+	}
+	have, err := os.ReadFile(path)
+	must(t, err)
+	if string(have) != want {
+		t.Errorf("%s is not what the chart says: %s", path, remedy)
+	}
+}
+
+// everything sets all there is to set.
+var everything = map[string]any{
+	"image":   map[string]any{"repository": "example.test/weir", "tag": "1.2.3", "pullPolicy": "Always"},
+	"routing": "none", "masquerade": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
+	"uplinks": []any{"eth0", "eth1.100"}, "mapSizes": map[string]any{"flows": 65536, "facts": float64(1048576)},
+	"logLevel": "debug", "logFormat": "json", "k8sServiceHost": "192.0.2.1", "k8sServicePort": 16443,
+	"stateDir": "/var/run/weir", "cniConfDir": "/etc/cni/other", "cniBinDir": "/usr/libexec/cni", "cgroupRoot": "",
+	"prepareNode": false, "nodeSelector": map[string]any{"kubernetes.io/os": "linux"}, "tolerations": []any{},
+	"resources": map[string]any{"limits": map[string]any{"memory": "512Mi"}}, "maxUnavailable": "10%",
+	"imagePullSecrets": []any{map[string]any{"name": "pull"}},
+}
+
+// The agent's own tests read its settings from here (cmd/weir-agent).
+func TestEverySettingReachesTheAgent(t *testing.T) {
+	files, err := render(filepath.Join(deploy, "chart"), everything)
+	must(t, err)
+	golden(t, "testdata/everything.yaml", files["config.yaml"]+"---\n"+files["daemonset.yaml"], "look at the difference, then -update")
+	for name, text := range files {
+		for _, doc := range bytes.Split([]byte(text), []byte("\n---\n")) {
+			var object map[string]any
+			if err := yaml.UnmarshalStrict(doc, &object); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+func TestWrongValuesAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		values map[string]any
+		want   string
+	}{
+		{map[string]any{"loglevel": "debug"}, "loglevel"},
+		{map[string]any{"logLevel": "verbose"}, "logLevel"},
+		{map[string]any{"routing": "vxlam"}, "routing"},
+		{map[string]any{"masquerade": "yes"}, "masquerade"},
+		{map[string]any{"clusterCIDRs": "10.0.0.0/8"}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"10.0.0.0"}}, "clusterCIDRs"},
+		{map[string]any{"mapSizes": map[string]any{"flows": "many"}}, "flows"},
+		{map[string]any{"uplinks": []any{"a/b"}}, "uplinks"},
+		{map[string]any{"k8sServicePort": 70000}, "k8sServicePort"},
+		{map[string]any{"stateDir": "run/weir"}, "stateDir"},
+		{map[string]any{"image": map[string]any{"repo": "x"}}, "image"},
+		{map[string]any{"maxUnavailable": 0}, "maxUnavailable"},
+	} {
+		_, err := render(filepath.Join(deploy, "chart"), c.values)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v: %v", c.values, err)
+		}
+	}
+}
+
+// Only the container that mounts is privileged, and none is when the node is prepared.
+func TestPrivilegedContainers(t *testing.T) {
+	for _, c := range []struct {
+		values map[string]any
+		want   []string
+	}{
+		{nil, []string{"prepare-node"}},
+		{map[string]any{"prepareNode": false}, nil},
+		{map[string]any{"uninstall": true}, nil},
+	} {
+		files, err := render(filepath.Join(deploy, "chart"), c.values)
+		must(t, err)
+		if got := privileged(t, files["daemonset.yaml"]); !slices.Equal(got, c.want) {
+			t.Errorf("%v: %v", c.values, got)
+		}
+	}
+}
+
+func privileged(t *testing.T, text string) (names []string) {
+	t.Helper()
+	type container struct {
+		Name            string
+		SecurityContext struct{ Privileged, AllowPrivilegeEscalation *bool }
+	}
+	var set struct {
+		Spec struct {
+			Template struct {
+				Spec struct{ InitContainers, Containers []container }
+			}
+		}
+	}
+	must(t, yaml.Unmarshal([]byte(text), &set))
+	all := slices.Concat(set.Spec.Template.Spec.InitContainers, set.Spec.Template.Spec.Containers)
+	if len(all) < 2 {
+		t.Fatalf("%d containers", len(all))
+	}
+	for _, c := range all {
+		if p := c.SecurityContext.Privileged; p != nil && *p {
+			names = append(names, c.Name)
+		} else if e := c.SecurityContext.AllowPrivilegeEscalation; e == nil || *e {
+			t.Errorf("%s may gain privileges", c.Name)
+		}
+	}
+	return names
+}
