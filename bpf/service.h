@@ -124,7 +124,7 @@ static __always_inline int choose(struct search *s, struct backend_list *head, _
 	if (!head->affinity)
 		return choose_any(s, head);
 	known = bpf_map_lookup_elem(&affinities, &key);
-	if (known && now - READ_ONCE(known->last) < head->affinity * 1000000000ULL) {
+	if (known && (__s64)(now - READ_ONCE(known->last)) < (__s64)(head->affinity * 1000000000ULL)) {
 		s->wanted = known->backend; /* may be torn: only what the list has counts */
 		s->position = known->position;
 		if (still_there(s, head)) {

@@ -171,7 +171,7 @@ static __always_inline int sends(struct bpf_sock_addr *ctx, enum socket_family f
 	if (!s.list)
 		return PASS;
 	t = bpf_sk_storage_get(&connected, ctx->sk, 0, 0);
-	if (t && asks_for(t, &to)) { /* a connected socket hears nobody else */
+	if (t && ctx->sk->state == BPF_TCP_ESTABLISHED && asks_for(t, &to)) { /* connected: it hears nobody else */
 		name_write(ctx, f, t->backend, t->backend_port);
 		return PASS;
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -366,6 +367,15 @@ func TestUDPSocketsWhoseBackendIsGone(t *testing.T) {
 			if time.Now().After(end) {
 				t.Fatalf("the socket to %s is still connected to a backend that is gone", h.to)
 			}
+		}
+	}
+	for _, h := range connected { // which they are not any more, though the kernel keeps an IPv6 one to its old peer
+		if to := netip.MustParseAddrPort(h.to).Addr(); to.Unmap().Is6() {
+			continue
+		}
+		s.a.do(order{Do: "ask", Name: h.name, To: h.to}) // may say that the socket was ended
+		if a := s.a.do(order{Do: "ask", Name: h.name, To: h.to}); a.Text != "b2" || a.Peer != h.to {
+			t.Errorf("socket to %s, used again: %+v", h.to, a)
 		}
 	}
 	if a := s.a.do(order{Do: "ask", Name: loose, To: web4}); a.Text != "b2" || a.Peer != web4 {
