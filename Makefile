@@ -6,7 +6,7 @@
 #   image      bin/image: a container image (TAG=name:tag; ARCHS="amd64 arm64"; PUSH=1: to TAG's registry)
 #   manifests  deploy/*.yaml from deploy/chart
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
-#   test       test-unit test-packet test-random test-node test-oracle
+#   test       test-unit test-packet test-random test-node test-deploy test-oracle
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
 #   fuzz       test-random and made-up packets, ten times as long (SEED=n: others),
@@ -27,6 +27,7 @@ GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
 ORACLE    = (cd tests/oracle && $(GO_TEST) ./...)
+DEPLOY    = (cd deploy/tools && $(GO_TEST) ./...)
 SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic# one after the other: they have time limits
 UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic)$$')
 C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
@@ -62,7 +63,7 @@ demo: build
 	@bin/demo $(if $(KEEP),-keep)
 
 test: build
-	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
+	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(DEPLOY) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
 test-unit: generate
 	$(GO_TEST) $(UNIT) | $(SUMMARY)
 test-packet: generate
@@ -76,6 +77,10 @@ bypasses: build
 # Other people's policy engines as judges: a module of its own keeps ours short.
 test-oracle:
 	$(ORACLE) | $(SUMMARY)
+
+# The chart, the manifests made from it, the image.
+test-deploy:
+	$(DEPLOY) | $(SUMMARY)
 
 # Its cases, on pods of a real node.
 test-conformance: build
@@ -108,6 +113,7 @@ lint-go: generate
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'd: $$out"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
+	cd deploy/tools && go vet ./...
 	go test -count=1 ./tests
 
 # Modules of tests follow what the root requires.
@@ -131,4 +137,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build image manifests demo test test-unit test-packet test-random test-node bypasses test-oracle test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build image manifests demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
