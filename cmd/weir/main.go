@@ -11,7 +11,11 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	status := run(ctx, os.Args[1:], streams{out: os.Stdout, err: os.Stderr})
+	do := run
+	if isPlugin(os.Args[0]) {
+		do = runPlugin
+	}
+	status := do(ctx, os.Args[1:], streams{out: os.Stdout, err: os.Stderr})
 	stop()
 	os.Exit(status)
 }
