@@ -111,7 +111,7 @@ func write(out string, tag name.Tag, archs []string, images []v1.Image) error {
 	l, err := layout.Write(oci, empty.Index)
 	if err == nil {
 		err = l.AppendIndex(index(archs, images), layout.WithAnnotations(map[string]string{
-			"org.opencontainers.image.ref.name": tag.TagStr(), "io.containerd.image.name": tag.Name(),
+			"org.opencontainers.image.ref.name": tag.TagStr(), "io.containerd.image.name": tag.String(),
 		}))
 	}
 	if err != nil {

@@ -66,7 +66,7 @@ func TestSameProgramsSameDigest(t *testing.T) {
 
 func TestWhatIsWritten(t *testing.T) {
 	out := t.TempDir()
-	const called = "example.test/weir:1"
+	const called = "localhost/weir:1" // as written, without a registry put before it
 	a, b := built(t, time.Now(), 0o755, " for amd64"), built(t, time.Now(), 0o755, " for arm64")
 	for range 2 { // over what is there
 		must(t, run(called, out, false, []string{"amd64=" + a, "arm64=" + b}))

@@ -50,7 +50,7 @@ func run(called, out string, push bool, args []string) error {
 		if err != nil {
 			return fmt.Errorf("digest: %w", err)
 		}
-		fmt.Printf("%s linux/%s %s\n", tag.Name(), arch, digest)
+		fmt.Printf("%s linux/%s %s\n", tag, arch, digest)
 		archs, images = append(archs, arch), append(images, image)
 	}
 	if err := write(out, tag, archs, images); err != nil {
