@@ -5,6 +5,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weirnet/weir/controlplane/policy"
 )
 
 // The strip functions make a new object of what policy, names and services use. What
@@ -72,11 +74,14 @@ func stripNode(n *corev1.Node) *corev1.Node {
 func stripService(s *corev1.Service) *corev1.Service {
 	out := &corev1.Service{ObjectMeta: meta(&s.ObjectMeta), Spec: corev1.ServiceSpec{
 		Type: s.Spec.Type, ClusterIP: s.Spec.ClusterIP, ClusterIPs: s.Spec.ClusterIPs, IPFamilies: s.Spec.IPFamilies,
-		Ports: s.Spec.Ports, ExternalIPs: s.Spec.ExternalIPs,
+		Ports: s.Spec.Ports, ExternalIPs: s.Spec.ExternalIPs, LoadBalancerSourceRanges: s.Spec.LoadBalancerSourceRanges,
 		InternalTrafficPolicy: s.Spec.InternalTrafficPolicy, ExternalTrafficPolicy: s.Spec.ExternalTrafficPolicy,
 		SessionAffinity: s.Spec.SessionAffinity, SessionAffinityConfig: s.Spec.SessionAffinityConfig,
 		PublishNotReadyAddresses: s.Spec.PublishNotReadyAddresses,
 	}}
+	if proxy, ok := s.Labels[policy.LabelServiceProxy]; ok {
+		out.Labels = map[string]string{policy.LabelServiceProxy: proxy}
+	}
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		out.Status.LoadBalancer.Ingress = append(out.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: in.IP, IPMode: in.IPMode})
 	}

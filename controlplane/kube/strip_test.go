@@ -69,13 +69,24 @@ func TestStripChangesNoVerdict(t *testing.T) {
 		}
 		a, b := policy.Compile(&full, w.Node, w.Locals, policy.NewAllocator()), policy.Compile(&bare, w.Node, w.Locals, policy.NewAllocator())
 		a.Enforced, b.Enforced = nil, nil
-		if !reflect.DeepEqual(a, b) {
+		if !sameResult(a, b) {
 			t.Fatalf("seed %d: another result:\n%+v\n%+v", seed, a, b)
 		}
 		if len(a.State.Frontends) < 5 {
 			t.Fatalf("seed %d: only %d frontends: the services do not count", seed, len(a.State.Frontends))
 		}
 	}
+}
+
+// sameResult compares what a Result shows; it also remembers the objects themselves.
+func sameResult(a, b *policy.Result) bool {
+	x, y := reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem()
+	for i := range x.NumField() {
+		if x.Type().Field(i).IsExported() && !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
+			return false
+		}
+	}
+	return true
 }
 
 func services() map[types.NamespacedName]*corev1.Service {
@@ -87,6 +98,14 @@ func services() map[types.NamespacedName]*corev1.Service {
 		}, Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{
 			{IP: "192.0.2.80"}, {IP: "192.0.2.81", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}, {Hostname: "lb.example"},
 		}}}},
+		{Namespace: "x", Name: "limited"}: {ObjectMeta: noise(metav1.ObjectMeta{Namespace: "x", Name: "limited"}), Spec: corev1.ServiceSpec{
+			ClusterIP: "10.96.0.11", Ports: []corev1.ServicePort{{Port: 443}}, LoadBalancerSourceRanges: []string{"192.0.2.0/24"},
+			SessionAffinity: corev1.ServiceAffinityClientIP, InternalTrafficPolicy: ptr(corev1.ServiceInternalTrafficPolicyLocal),
+			SessionAffinityConfig: &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(9))}},
+		}, Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.82"}}}}},
+		{Namespace: "x", Name: "foreign"}: {ObjectMeta: noise(metav1.ObjectMeta{
+			Namespace: "x", Name: "foreign", Labels: map[string]string{policy.LabelServiceProxy: "mesh"},
+		}), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.12", Ports: []corev1.ServicePort{{Port: 443}}}},
 		{Namespace: "x", Name: "here"}: {Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.10", Ports: []corev1.ServicePort{{Port: 443}}}},
 		{Namespace: "x", Name: "out"}:  {Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.org"}},
 	}
@@ -94,6 +113,14 @@ func services() map[types.NamespacedName]*corev1.Service {
 
 func endpointSlices() map[types.NamespacedName]*discoveryv1.EndpointSlice {
 	return map[types.NamespacedName]*discoveryv1.EndpointSlice{
+		{Namespace: "x", Name: "web-1"}: {
+			ObjectMeta:  noise(metav1.ObjectMeta{Namespace: "x", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}}),
+			AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: ptr(int32(8080)), Protocol: ptr(corev1.ProtocolTCP)}},
+			Endpoints: []discoveryv1.Endpoint{
+				{Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false)}, Zone: ptr("z")},
+				{Addresses: []string{"10.0.0.2"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false), Terminating: ptr(true)}},
+			},
+		},
 		{Namespace: "x", Name: "here-1"}: {
 			ObjectMeta:  noise(metav1.ObjectMeta{Namespace: "x", Name: "here-1", Labels: map[string]string{discoveryv1.LabelServiceName: "here", "a": "b"}}),
 			AddressType: discoveryv1.AddressTypeIPv4,

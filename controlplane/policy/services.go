@@ -16,8 +16,8 @@ import (
 	"github.com/weirnet/weir/datapath"
 )
 
-// labelServiceProxy is on Services that another than the node's default proxy serves.
-const labelServiceProxy = "service.kubernetes.io/service-proxy-name"
+// LabelServiceProxy is on Services that another than the node's default proxy serves.
+const LabelServiceProxy = "service.kubernetes.io/service-proxy-name"
 
 // services are what pods' sockets get for the addresses of Services. Cluster IPs come
 // first: nobody's external address takes one over.
@@ -72,7 +72,7 @@ func (w *compiler) compileService(s *corev1.Service, in []*discoveryv1.EndpointS
 }
 
 func translated(s *corev1.Service) bool {
-	_, foreign := s.Labels[labelServiceProxy]
+	_, foreign := s.Labels[LabelServiceProxy]
 	return s.Spec.Type != corev1.ServiceTypeExternalName && !foreign
 }
 

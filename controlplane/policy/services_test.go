@@ -113,7 +113,7 @@ func TestServicesThatAreNotTranslated(t *testing.T) {
 	for name, change := range map[string]func(*corev1.Service){
 		"headless":       func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} },
 		"ExternalName":   func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName },
-		"another proxy":  func(s *corev1.Service) { s.Labels = map[string]string{labelServiceProxy: "mesh"} },
+		"another proxy":  func(s *corev1.Service) { s.Labels = map[string]string{LabelServiceProxy: "mesh"} },
 		"no address yet": func(s *corev1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "", nil },
 		"SCTP":           func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP },
 	} {
