@@ -49,6 +49,7 @@ func Connect(kubeconfig, userAgent string) (*Client, error) {
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.Wrap(func(rt http.RoundTripper) http.RoundTripper { return observing{rt} })
 	transport, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", origin(kubeconfig), err)

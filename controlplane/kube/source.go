@@ -97,6 +97,10 @@ func (s *Source) publish(update func(source.Update)) bool {
 		return false
 	}
 	changes := s.stores.changes
+	if s.base > 0 && changes == s.published {
+		s.stores.Unlock()
+		return true
+	}
 	cluster, nodes := s.stores.snapshot(s.NodeName)
 	if s.base == 0 {
 		s.base = s.stores.firstRevision(changes)

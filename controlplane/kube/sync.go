@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -15,6 +16,12 @@ import (
 // versionsOnly asks for objects' metadata alone.
 const versionsOnly = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
+// A connection that broke since it was used last is no server that is away.
+const (
+	tries    = 3
+	tryAgain = 200 * time.Millisecond
+)
+
 // Sync reads from the API server which versions of all objects are there now, waits until
 // the watches have brought them, and returns the revision that holds them; Run has called
 // back with it. A watch alone does not tell how far behind it is. It is an error if the API
@@ -24,6 +31,13 @@ func (s *Source) Sync(ctx context.Context) (uint64, error) {
 	for _, k := range s.stores.kinds() {
 		group.Go(func() error {
 			version, listed, err := s.versions(ctx, k)
+			for try := 1; try < tries && classify(err) == away; try++ {
+				select {
+				case <-ctx.Done():
+				case <-time.After(tryAgain):
+				}
+				version, listed, err = s.versions(ctx, k)
+			}
 			if err != nil {
 				return fmt.Errorf("API server %s: list %s: %s", s.Client.Host, k.resource, reason(err))
 			}
@@ -38,7 +52,11 @@ func (s *Source) Sync(ctx context.Context) (uint64, error) {
 
 // versions of a kind's objects, from a consistent read.
 func (s *Source) versions(ctx context.Context, k kind) (version uint64, listed map[types.NamespacedName]uint64, err error) {
-	text, err := request(s.Client.groups[k.group], k, metav1.ListOptions{}).SetHeader("Accept", versionsOnly).Do(ctx).Raw()
+	answer := request(s.Client.groups[k.group], k, metav1.ListOptions{}).SetHeader("Accept", versionsOnly).Do(ctx)
+	if err := answer.Error(); err != nil { // that of Raw lacks the server's words
+		return 0, nil, err
+	}
+	text, err := answer.Raw()
 	if err != nil {
 		return 0, nil, err
 	}

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -77,7 +78,15 @@ func (s *Source) listWatch(k kind) *cache.ListWatch {
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
-			w, err := request(client, k, o).Watch(ctx)
+			failed := false
+			w, err := request(client, k, o).Watch(observed(ctx, func(err error) {
+				if failed = err != nil; failed {
+					s.health.note(call{k.resource, "watch"}, err)
+				}
+			}))
+			if err == nil && failed {
+				return w, nil
+			}
 			if unsupported := o.SendInitialEvents != nil && apierrors.IsInvalid(err); !unsupported { // then it lists
 				s.health.note(call{k.resource, "watch"}, err)
 			}
@@ -95,6 +104,29 @@ func withQuietLogger(ctx context.Context, log *slog.Logger) context.Context {
 }
 
 func quietLogger(log *slog.Logger) klog.Logger { return logr.FromSlogHandler(quiet{log.Handler()}) }
+
+// observing tells how each request ended in transport. client-go tries a watch again ten
+// times before it says so, and one that breaks while it begins looks to its caller like
+// one that has ended.
+type observing struct{ http.RoundTripper }
+
+type observerKey struct{}
+
+// observed is a context for requests; tell gets each one's error or nil.
+func observed(ctx context.Context, tell func(error)) context.Context {
+	return context.WithValue(ctx, observerKey{}, tell)
+}
+
+func (o observing) RoundTrip(q *http.Request) (*http.Response, error) {
+	response, err := o.RoundTripper.RoundTrip(q)
+	if tell, ok := q.Context().Value(observerKey{}).(func(error)); ok {
+		tell(err)
+	}
+	return response, err
+}
+
+// WrappedRoundTripper is how client-go finds what is inside.
+func (o observing) WrappedRoundTripper() http.RoundTripper { return o.RoundTripper }
 
 // quiet makes debug lines of all that client-go says: what people should know of it
 // health says once.

@@ -157,7 +157,7 @@ func TestAgent(t *testing.T) {
 	a.kubeconfig = a.grant(a.rights())
 	p := a.start()
 	a.logs(p, "waits for the API server")
-	a.logs(p, `a Node \\\"node-a\\\"`)
+	a.logs(p, `a Node \"node-a\"`)
 	a.makeNode(nodeName, "10.244.1.0/24")
 	a.makeNode("node-b", "10.244.2.0/24")
 	a.logs(p, "agent is ready")

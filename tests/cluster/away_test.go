@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"runtime"
@@ -145,6 +146,35 @@ func TestAPIServerAway(t *testing.T) {
 	s.must(<-s.ended)
 }
 
+// TestAPIServerSilent: connections that stay and carry nothing are noticed, too.
+func TestAPIServerSilent(t *testing.T) {
+	s := newScene(t)
+	s.begin()
+	s.makePod("p", "a")
+	revision := s.sync()
+	goOn := s.proxy.Stall()
+	begun := time.Now()
+	s.label("p", "b")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := s.source.Sync(ctx); err == nil {
+		t.Error("sync over a silent connection")
+	}
+	for len(s.source.Warnings()) == 0 { // pings: after 30 s without a word, for 15 s
+		if time.Since(begun) > 3*time.Minute {
+			t.Fatal("an API server that is silent is not missed")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Logf("missed after %s: %s", time.Since(begun), s.source.Warnings()[0])
+	if s.last().Revision != revision {
+		t.Error("an update out of nothing")
+	}
+	goOn()
+	s.eventually("the label", func(u source.Update) bool { return app(u, "p") == "b" })
+	s.until("no warnings", func() bool { return len(s.source.Warnings()) == 0 })
+}
+
 // TestStartWithoutAPIServer: nothing is handed on before everything is there.
 func TestStartWithoutAPIServer(t *testing.T) {
 	s := newScene(t)
@@ -154,7 +184,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	s.watch(s.Kubeconfig(s.proxy.Addr(), ""))
 	s.until("a word about what is waited for", func() bool { return strings.Contains(s.log.String(), "waits for the API server") })
 	s.proxy.Mend()
-	s.until("a word about the node", func() bool { return strings.Contains(s.log.String(), `a Node \\\"node-a\\\"`) })
+	s.until("a word about the node", func() bool { return strings.Contains(s.log.String(), `a Node \"node-a\"`) })
 	if s.count() != 0 {
 		t.Fatalf("%d updates without the node", s.count())
 	}

@@ -13,10 +13,11 @@ type Proxy struct {
 	listener net.Listener
 	target   string
 
-	mu    sync.Mutex
-	cut   bool
-	conns map[net.Conn]bool
-	taken int
+	mu      sync.Mutex
+	cut     bool
+	stalled chan struct{} // closed when it is over; nil: it is not
+	conns   map[net.Conn]bool
+	taken   int
 }
 
 // NewProxy goes with the test.
@@ -70,7 +71,7 @@ func (p *Proxy) forward(c net.Conn) {
 	defer p.release(server)
 	done := make(chan struct{}, 2)
 	pipe := func(to, from net.Conn) {
-		_, _ = io.Copy(to, from)
+		_, _ = io.Copy(&patient{p, to}, from)
 		done <- struct{}{}
 	}
 	go pipe(server, c)
@@ -101,6 +102,37 @@ func (p *Proxy) Break() {
 	defer p.mu.Unlock()
 	for c := range p.conns {
 		c.Close()
+	}
+}
+
+// patient writes when the proxy is not stalled.
+type patient struct {
+	*Proxy
+	to io.Writer
+}
+
+func (w *patient) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	stalled := w.stalled
+	w.mu.Unlock()
+	if stalled != nil {
+		<-stalled
+	}
+	return w.to.Write(b)
+}
+
+// Stall takes all that is sent, and passes on nothing: a network that loses packets. What
+// it returns ends that.
+func (p *Proxy) Stall() (goOn func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stalled := make(chan struct{})
+	p.stalled = stalled
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.stalled = nil
+		close(stalled)
 	}
 }
 
