@@ -37,14 +37,29 @@ func granted(t *testing.T) []string {
 	return strings.Split(strings.ToLower(string(m[1])), ", ")
 }
 
-// confined makes a command run as in a container: root with these capabilities, never more.
+// confined makes a command run as in a container: root with these capabilities, never more,
+// and with settings of the kernel that are read-only.
 func confined(cmd *exec.Cmd, capabilities []string) {
 	set := "-all"
 	for _, c := range capabilities {
 		set += ",+" + c
 	}
-	args := append([]string{"setpriv", "--bounding-set", set, "--inh-caps", "-all", "--no-new-privs"}, cmd.Args...)
+	const readOnly = `mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"`
+	args := append([]string{"unshare", "--mount", "sh", "-c", readOnly, "sh",
+		"setpriv", "--bounding-set", set, "--inh-caps", "-all", "--no-new-privs"}, cmd.Args...)
 	*cmd = *exec.Command(args[0], args[1:]...)
+}
+
+// Where nobody turned on forwarding the agent says so and does not pretend.
+func TestForwardingIsTheInitContainers(t *testing.T) {
+	r := newRunner(t)
+	r.must(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0)) // of this thread's namespace
+	cmd, stderr := r.command()
+	confined(cmd, granted(t))
+	cmd.Stderr = stderr
+	if err := cmd.Run(); exitStatus(err) != 1 || !strings.Contains(stderr.String(), "turn on forwarding: open /proc/sys/net/ipv4/ip_forward: read-only file system") {
+		t.Errorf("%v\n%s", err, stderr)
+	}
 }
 
 // The agent does all it does with what the chart grants, and takes itself off the node with it.
