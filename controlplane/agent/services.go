@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -56,28 +57,40 @@ func (a *Agent) noteBackends(t *attempt) {
 
 // releaseSockets ends what commits left behind, apart from them.
 func (a *Agent) releaseSockets(ctx context.Context) error {
+	said := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.left:
 		}
-		if err := a.Kernel.Grace(); err != nil { // who was choosing by the old list has chosen
-			a.Log.Error("release sockets", "error", err)
-		}
-		a.mu.Lock()
-		services := a.applied.result.State.Services
-		a.mu.Unlock()
-		for _, r := range a.records.All() {
-			n, err := a.Sockets.Release(sockets.Namespace{Path: r.Netns, Cookie: r.NetnsCookie}, services)
-			if err != nil {
-				a.Log.Error("UDP sockets whose backend is gone may stay", "pod", r.Pod(), "error", err)
-			}
-			if n > 0 {
-				a.Log.Info("UDP sockets ended: their backend is gone", "pod", r.Pod(), "sockets", n)
-			}
+		if err := a.release(); err != nil && !said {
+			a.Log.Warn("connected UDP sockets of pods go on sending to backends that are gone, until they are connected anew", "error", err)
+			said = true
+		} else if err == nil {
+			said = false
 		}
 	}
+}
+
+// release looks after every pod's sockets; the error is the first pod's.
+func (a *Agent) release() (failed error) {
+	if err := a.Kernel.Grace(); err != nil { // who was choosing by the old list has chosen
+		return err
+	}
+	a.mu.Lock()
+	services := a.applied.result.State.Services
+	a.mu.Unlock()
+	for _, r := range a.records.All() {
+		n, err := a.Sockets.Release(sockets.Namespace{Path: r.Netns, Cookie: r.NetnsCookie}, services)
+		if failed == nil && err != nil {
+			failed = fmt.Errorf("pod %s: %w", r.Pod(), err)
+		}
+		if n > 0 {
+			a.Log.Info("UDP sockets ended: their backend is gone", "pod", r.Pod(), "sockets", n)
+		}
+	}
+	return failed
 }
 
 // serviceStatus of what is applied; a.mu is held.

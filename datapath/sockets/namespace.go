@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 func within(n Namespace, f func() error) error {
 	ns, err := os.Open(n.Path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return visible(filepath.Dir(n.Path))
 	}
 	if err != nil {
 		return err
@@ -23,6 +24,14 @@ func within(n Namespace, f func() error) error {
 	done := make(chan error, 1)
 	go onThread(func() { done <- enter(ns, n.Cookie, f) })
 	return <-done
+}
+
+// visible tells a pod that is gone from a place that this process never saw.
+func visible(dir string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("network namespaces are not visible here: %w", err)
+	}
+	return nil
 }
 
 // onThread calls f on a thread that ends with it. That cannot be the process's first, which
@@ -45,7 +54,7 @@ func enter(ns *os.File, cookie uint64, f func() error) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("enter network namespace: %w", err)
+		return fmt.Errorf("enter network namespace (needs CAP_SYS_ADMIN): %w", err)
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -38,7 +38,7 @@ make_root() {
 	local package
 	root=$work/root
 	mkdir -p "$root/src/bin"
-	cp bin/* "$root/src/bin/"
+	find bin -maxdepth 1 -type f -exec cp -t "$root/src/bin/" {} +
 	with_libraries ip bash awk rm
 	for package in $packages; do
 		mkdir -p "$root/src/$package"
