@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io/fs"
@@ -190,4 +191,28 @@ func (r *runner) cgroup() []string {
 		}
 	})
 	return []string{"--cgroup-root", dir}
+}
+
+// A pod that took Weir off its node stays until it is deleted, and does nothing twice.
+func TestUninstallStays(t *testing.T) {
+	r := newRunner(t)
+	r.must(os.Mkdir(r.state, 0o700))
+	conf := filepath.Join(r.manifests, "05-weir.conflist")
+	r.must(os.WriteFile(conf, nil, 0o600))
+	cmd := exec.Command(r.binary, "uninstall", "--cni-conf", conf, "--bpffs-dir", r.bpffs, "--state-dir", r.state, "--stay")
+	out, err := cmd.StdoutPipe()
+	r.must(err)
+	r.must(cmd.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.Contains(lines.Text(), "Weir is off this node") {
+	}
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil { // it still runs
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(conf); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
 }
