@@ -13,6 +13,8 @@ import (
 
 // Sockets are those of pods' processes.
 type Sockets interface {
+	// Left reports whether any may have been left behind by a Service's backend.
+	Left(services map[datapath.Frontend]*datapath.Service) (bool, error)
 	// Release ends those that a Service's backend has left behind, and returns how many.
 	Release(n sockets.Namespace, services map[datapath.Frontend]*datapath.Service) (int, error)
 }
@@ -81,6 +83,9 @@ func (a *Agent) release() (failed error) {
 	a.mu.Lock()
 	services := a.applied.result.State.Services
 	a.mu.Unlock()
+	if some, err := a.Sockets.Left(services); err != nil || !some {
+		return err
+	}
 	for _, r := range a.records.All() {
 		n, err := a.Sockets.Release(sockets.Namespace{Path: r.Netns, Cookie: r.NetnsCookie}, services)
 		if failed == nil && err != nil {

@@ -38,6 +38,26 @@ func Open(bpffsDir string) (*Sockets, error) {
 // Close lets go of it.
 func (s *Sockets) Close() error { return s.translated.Close() }
 
+// Left reports whether any socket may stand on a backend that its Service does not have
+// any more; one that was closed since counts, too.
+func (s *Sockets) Left(services map[datapath.Frontend]*datapath.Service) (bool, error) {
+	var cookie uint64
+	var t bpf.SockTranslation
+	entries := s.translated.Iterate()
+	for entries.Next(&cookie, &t) {
+		if left(t, services) {
+			return true, nil
+		}
+	}
+	switch err := entries.Err(); {
+	case errors.Is(err, ebpf.ErrIterationAborted): // too many come and go: look closer
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("read map %s: %w", bpf.SockMapUdpSockets, err)
+	}
+	return false, nil
+}
+
 // Release ends the connected UDP sockets of a namespace that were translated to a backend
 // which the Service they named does not have any more, and returns how many. A namespace
 // that is gone has none.
