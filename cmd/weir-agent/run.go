@@ -87,6 +87,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		d, err := source.NewDirectory(o.standalone, o.stateDir, o.log)
 		return cluster{Source: d, name: o.standalone}, err
 	}
+	kube.SetLog(o.log)
 	client, err := kube.Connect(o.kubeconfig, "weir-agent/"+version())
 	if err != nil {
 		return cluster{}, err

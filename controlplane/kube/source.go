@@ -14,10 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
-
-	"k8s.io/klog/v2"
 
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/source"
@@ -50,11 +47,8 @@ type Source struct {
 	nodes     *source.Nodes // of that
 }
 
-var quieten sync.Once
-
 // New makes a Source that knows nothing yet.
 func New(c Config) *Source {
-	quieten.Do(func() { klog.SetLogger(quietLogger(c.Log)) }) // what has no context logs there
 	return &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{})}
 }
 

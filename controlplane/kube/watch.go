@@ -99,6 +99,10 @@ func request(client rest.Interface, k kind, o metav1.ListOptions) *rest.Request 
 	return client.Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec)
 }
 
+// SetLog sends what client-go says without a context to log, too. It is called before
+// anything else of this package, or not at all.
+func SetLog(log *slog.Logger) { klog.SetLogger(quietLogger(log)) }
+
 func withQuietLogger(ctx context.Context, log *slog.Logger) context.Context {
 	return klog.NewContext(ctx, quietLogger(log))
 }

@@ -82,7 +82,8 @@ func (s *scene) watch(kubeconfig string) {
 	s.mu.Lock()
 	s.updates = nil
 	s.mu.Unlock()
-	go func() { s.ended <- s.source.Run(ctx, s.take) }()
+	from, ended := s.source, s.ended
+	go func() { ended <- from.Run(ctx, s.take) }()
 	s.Cleanup(func() {
 		cancel()
 		if s.Failed() {

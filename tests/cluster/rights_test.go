@@ -131,6 +131,7 @@ func TestRights(t *testing.T) {
 
 	// A token that is none.
 	s.stop()
+	s.must(<-s.ended)
 	s.watch(s.Kubeconfig(s.proxy.Addr(), "nonsense"))
 	s.until("a word about credentials", func() bool {
 		return strings.Contains(strings.Join(s.source.Warnings(), "\n"), "does not accept this agent's credentials")
