@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -26,6 +27,20 @@ func NewBlocks[V any](values map[netip.Prefix]V) *Blocks[V] {
 		slices.Reverse(b.lengths[f])
 	}
 	return b
+}
+
+// covering yields the values of all prefixes of the table that contain all of p.
+func (b *Blocks[V]) covering(p netip.Prefix) iter.Seq[V] {
+	return func(yield func(V) bool) {
+		for _, bits := range b.lengths[familyIndex(p.Addr())] {
+			if bits > p.Bits() {
+				continue
+			}
+			if v, ok := b.values[netip.PrefixFrom(p.Addr(), bits).Masked()]; ok && !yield(v) {
+				return
+			}
+		}
+	}
 }
 
 // Longest returns the longest prefix of the table that contains all of p (p itself

@@ -144,3 +144,8 @@ func holdLongest(t *testing.T, table *Blocks[struct{}], cidrs map[netip.Prefix]s
 		t.Errorf("longest over %s: %s, want %s", p, got, want)
 	}
 }
+
+// covers reports whether outer contains all of inner; families never cover each other.
+func covers(outer, inner netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}

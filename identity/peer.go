@@ -89,23 +89,6 @@ func (p Peer) MatchesLabels(l *Labels) bool {
 	return false
 }
 
-// MatchesBlock reports whether the addresses are meant of which cidr is the longest
-// policy CIDR. Exact as long as every block and every exception is a policy CIDR.
-func (p Peer) MatchesBlock(cidr netip.Prefix) bool {
-	switch p.Kind {
-	case AnyPeer:
-		return true
-	case ByAddress:
-		return covers(p.Block, cidr) && !slices.ContainsFunc(p.Except, func(e netip.Prefix) bool { return covers(e, cidr) })
-	}
-	return false
-}
-
-// covers reports whether outer contains all of inner; families never cover each other.
-func covers(outer, inner netip.Prefix) bool {
-	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
-}
-
 func comparePeers(a, b Peer) int {
 	ranks := func(k PeerKind) int { return int(min(k, ByLabels)) }
 	if r := ranks(a.Kind) - ranks(b.Kind); r != 0 {

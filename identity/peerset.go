@@ -10,6 +10,13 @@ import (
 // first, then all pods, then the others by their text; a member's ordinal is its place.
 type PeerSet struct {
 	members []Peer
+	blocks  *Blocks[[]blockMember] // nil: no member is a block
+}
+
+// blockMember is a member that is a block.
+type blockMember struct {
+	ordinal int
+	except  *Blocks[struct{}] // nil: it has none
 }
 
 // NewPeerSet orders peers and drops duplicates and what cannot change an answer: with
@@ -24,7 +31,30 @@ func NewPeerSet(peers []Peer) PeerSet {
 	if len(members) > 0 && members[0].Kind == AllPods {
 		members = slices.DeleteFunc(members, func(p Peer) bool { return p.Kind == ByLabels })
 	}
-	return PeerSet{members}
+	return PeerSet{members, indexBlocks(members)}
+}
+
+// indexBlocks is how thousands of blocks are asked about thousands.
+func indexBlocks(members []Peer) *Blocks[[]blockMember] {
+	table := map[netip.Prefix][]blockMember{}
+	for i, p := range members {
+		if p.Kind != ByAddress {
+			continue
+		}
+		m := blockMember{ordinal: i}
+		if len(p.Except) > 0 {
+			except := map[netip.Prefix]struct{}{}
+			for _, e := range p.Except {
+				except[e] = struct{}{}
+			}
+			m.except = NewBlocks(except)
+		}
+		table[p.Block] = append(table[p.Block], m)
+	}
+	if len(table) == 0 {
+		return nil
+	}
+	return NewBlocks(table)
 }
 
 // Members returns the peers by ordinal; do not change them.
@@ -52,7 +82,22 @@ func (s PeerSet) OfLabels(l *Labels) (ordinal uint32, ok bool) {
 // OfBlock is the ordinal of the first member that means the addresses of which cidr
 // is the longest policy CIDR.
 func (s PeerSet) OfBlock(cidr netip.Prefix) (ordinal uint32, ok bool) {
-	return s.first(func(p Peer) bool { return p.MatchesBlock(cidr) })
+	if s.blocks == nil {
+		return 0, s.Has(AnyPeer)
+	}
+	for members := range s.blocks.covering(cidr) {
+		for _, m := range members {
+			if m.except != nil {
+				if _, _, out := m.except.Longest(cidr); out {
+					continue
+				}
+			}
+			if !ok || uint32(m.ordinal) < ordinal {
+				ordinal, ok = uint32(m.ordinal), true
+			}
+		}
+	}
+	return ordinal, ok
 }
 
 func (s PeerSet) first(match func(Peer) bool) (uint32, bool) {

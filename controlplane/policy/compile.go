@@ -57,26 +57,34 @@ func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) 
 	for {
 		w := newCompiler(c, n, locals, a)
 		w.before, w.fates = before, fates
-		w.run()
-		if !w.refuse() {
-			w.cutOff()
+		if w.run() {
 			return w.result
 		}
 	}
 }
 
-func (w *compiler) run() {
+// run compiles; false: something was refused on the way. What costs most comes after what
+// can be refused before.
+func (w *compiler) run() bool {
 	w.parse()
 	w.keys = mentionedBy(w.policies)
 	w.identify()
 	w.rulesets()
 	w.blocks()
+	if w.refuse(w.tooManyRanges()) || w.refuse(w.tooLarge(w.withoutFacts(), false)) {
+		return false
+	}
 	w.facts()
+	if w.refuse(w.tooLarge(datapath.Limits{Facts: len(w.state.Facts)}, true)) {
+		return false
+	}
+	w.cutOff()
 	w.peers()
 	w.frontends()
 	w.services()
 	w.views()
 	w.warn()
+	return true
 }
 
 func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {

@@ -159,11 +159,16 @@ func (k *tenants) policy(ns string, n int) {
 	k.cluster.NetworkPolicies[types.NamespacedName{Namespace: ns, Name: "np"}] = np
 }
 
+func (k *tenants) compile() *policy.Result {
+	r := policy.Recompile(k.before, k.cluster, k.node, k.locals, k.ids)
+	k.before = r.InForce()
+	return r
+}
+
 // enforce compiles and tells how many rules each tenant's pod has, and who is refused.
 func (k *tenants) enforce(t *testing.T) string {
 	t.Helper()
-	r := policy.Recompile(k.before, k.cluster, k.node, k.locals, k.ids)
-	k.before = r.InForce()
+	r := k.compile()
 	out := ""
 	for _, l := range k.locals {
 		id := r.State.Endpoints[l.Number].Ingress

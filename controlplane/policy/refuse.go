@@ -89,12 +89,8 @@ func sameSpec(a, b *networkingv1.NetworkPolicy) bool {
 	return a == b || equality.Semantic.DeepEqual(a.Spec, b.Spec)
 }
 
-// refuse demotes what is too much for the kernel, and reports whether something was.
-func (w *compiler) refuse() bool {
-	victims := w.tooManyRanges()
-	if len(victims) == 0 {
-		victims = w.tooLarge()
-	}
+// refuse demotes policies, and reports whether there were any.
+func (w *compiler) refuse(victims map[*parsed]Problem) bool {
 	for p, why := range victims {
 		w.demote(p, why)
 	}
@@ -177,12 +173,18 @@ func (w *compiler) tooManyRangesFor(l *identity.Labels, d datapath.Direction, vi
 	}
 }
 
+// withoutFacts is what the state needs so far, facts left out. Addresses and frontends are
+// left out as they are met (peers.go, frontends.go).
+func (w *compiler) withoutFacts() datapath.Limits {
+	need := w.state.Size()
+	need.CIDRs = len(w.result.Blocks)
+	return need
+}
+
 // tooLarge finds what to refuse so that the state fits the first map that it does not
-// fit. Addresses, frontends and Services are left out as they are met (peers.go, frontends.go,
-// services.go).
-func (w *compiler) tooLarge() map[*parsed]Problem {
-	need, limit := w.state.Size(), w.node.Limits
-	limit.Addresses, limit.Frontends, limit.Services, limit.Backends = 0, 0, 0, 0
+// fit.
+func (w *compiler) tooLarge(need datapath.Limits, facts bool) map[*parsed]Problem {
+	limit := w.node.Limits
 	for i, most := range limit.Values() {
 		excess := *need.Values()[i] - *most
 		if *most == 0 || excess <= 0 {
@@ -190,14 +192,18 @@ func (w *compiler) tooLarge() map[*parsed]Problem {
 		}
 		var all []candidate
 		for _, p := range w.policies {
-			alone := w.alone(p)
+			alone := w.alone(p, facts)
 			all = append(all, candidate{p, *alone.Values()[i]})
 		}
 		victims := map[*parsed]Problem{}
+		name, knob := limit.Maps()[i], limit.Maps()[i]+"=N"
+		if most == &limit.CIDRs {
+			knob += ", addresses at least 2N"
+		}
 		for _, p := range w.choose(all, excess) {
 			victims[p] = Problem{Ref: p.ref, Field: "spec", Message: fmt.Sprintf(
-				"the policies of this node's pods need %d %s together, at most %d can be enforced (--map-size %s=N)",
-				*need.Values()[i], limit.Maps()[i], *most, limit.Maps()[i])}
+				"the policies of this node's pods need %d %s together, at most %d can be enforced (--map-size %s)",
+				*need.Values()[i], name, *most, knob)}
 		}
 		return victims
 	}
@@ -205,16 +211,18 @@ func (w *compiler) tooLarge() map[*parsed]Problem {
 }
 
 // alone is what a policy would need if it were the only one.
-func (w *compiler) alone(p *parsed) datapath.Limits {
+func (w *compiler) alone(p *parsed, facts bool) datapath.Limits {
 	own, _ := parsePolicy(w.result.Enforced.NetworkPolicies[p.name]) // rules remember their ids
 	x := newCompiler(w.cluster, w.node, w.locals, NewAllocator())
 	x.policies, x.byNS = []*parsed{own}, map[string][]*parsed{p.name.Namespace: {own}}
 	x.podID, x.inUse = w.podID, w.inUse
 	x.rulesets()
 	x.blocks()
-	x.facts()
-	need := x.state.Size()
-	need.CIDRs = len(x.result.Blocks)
+	if facts {
+		x.facts()
+	}
+	need := x.withoutFacts()
+	need.Facts = len(x.state.Facts)
 	need.Rulesets-- // the one that all have who are not isolated
 	return need
 }
