@@ -31,28 +31,38 @@ func (a *Agent) routeAgain() {
 	}
 }
 
-// route keeps the routes: after changes of nodes and of the node's network, and every
-// recheckMaps for what others did to them.
+// route keeps the routes: after changes of nodes and of the node's network, after errors,
+// and every recheckMaps for what others did to them.
 func (a *Agent) route(ctx context.Context) error {
 	if a.Router == nil {
 		return nil
 	}
-	tick := time.NewTicker(recheckMaps)
-	defer tick.Stop()
+	again := time.NewTimer(recheckMaps)
+	defer again.Stop()
+	delay := retryFirst
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.routed.wake:
-		case <-tick.C:
+		case <-again.C:
 		}
 		a.mu.Lock()
 		update := a.input.update
 		a.mu.Unlock()
 		if update == nil || update.Nodes == nil {
+			again.Reset(recheckMaps)
 			continue
 		}
-		a.noteRouted(a.Router.Route(update.Nodes, clusterCIDRs(a.ClusterCIDRs, update.Nodes)))
+		err := a.Router.Route(update.Nodes, clusterCIDRs(a.ClusterCIDRs, update.Nodes))
+		a.noteRouted(err)
+		if err == nil {
+			delay = retryFirst
+			again.Reset(recheckMaps)
+			continue
+		}
+		again.Reset(delay) // a neighbour's link that is not up yet, say
+		delay = min(2*delay, recheckMaps)
 	}
 }
 

@@ -133,6 +133,19 @@ func (p *pair) enforced() {
 	}
 }
 
+// routed waits for the way between two pods, which the agents make beside their commits.
+func (p *pair) routed(from, to *lab.Host) {
+	p.Helper()
+	p.until("a way from "+from.Name+" to "+to.Name, func() bool {
+		for _, family := range []int{4, 6} {
+			if got, err := from.Probe("tcp", to.Addr(family), port); err != nil || got != lab.Answered {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 func (p *pair) probe(from *lab.Host, to *lab.Host, want lab.Answer) {
 	p.Helper()
 	for _, family := range []int{4, 6} {
@@ -169,6 +182,7 @@ func TestTwoNodes(t *testing.T) {
 	p := newPair(t)
 	web, client, db := p.add(0, "web", "web"), p.add(0, "client", "client"), p.add(1, "db", "db")
 	p.enforced()
+	p.routed(&web.Host, &db.Host)
 	p.probe(&web.Host, &db.Host, lab.Answered)
 	p.probe(&db.Host, &web.Host, lab.Answered)
 	for i, conf := range p.confs {
