@@ -268,7 +268,8 @@ __noinline int decide_new(struct walk *w, struct flow *f, __u32 may_redirect)
 	if (judge_ends(w, &w->end[0], &w->end[1], w->packet.tuple.dport)) {
 		if (is_stray(&w->packet) && w->reason == DROP_POLICY)
 			w->reason = DROP_TCP_STRAY;
-		if (!is_midstream(&w->packet))
+		/* Entries are lost with the table: a while after it was made, who has none has none. */
+		if (!is_midstream(&w->packet) || node.clock >= node.pickup_until)
 			return w->reason;
 		__u32 rule[2] = { w->rule[0], w->rule[1] };
 		__u8 reason = w->reason, direction = w->direction;

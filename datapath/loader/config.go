@@ -1,12 +1,14 @@
 package loader
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
 )
@@ -22,7 +24,10 @@ type Config struct {
 	CgroupRoot      string // directory of cgroup2 whose processes' sockets get Services translated; none = nobody's
 	FlowShare       uint32 // entries each endpoint is sure of
 	Timeouts        Timeouts
+	Pickup          time.Duration // how long after the flow table was made TCP flows without an entry are picked up; 0 = 10 min, below 0 = never
 }
+
+const defaultPickup = 10 * time.Minute
 
 // Timeouts are the flow table's idle times; resolution 100 ms.
 type Timeouts struct {
@@ -85,11 +90,28 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 func (c Config) firstEpoch(spec *ebpf.CollectionSpec) error {
 	var node bpf.WeirControl
 	node.Epoch = 1
+	pickup, err := c.pickupUntil()
+	if err != nil {
+		return err
+	}
+	node.PickupUntil = pickup
 	node.FlowBorrowLimit = uint64(spec.Maps[bpf.WeirMapFlows].MaxEntries)
 	if err := spec.Variables[bpf.WeirVarNode].Set(node); err != nil {
 		return fmt.Errorf("set %s: %w", bpf.WeirVarNode, err)
 	}
 	return nil
+}
+
+// pickupUntil is by the programs' clock, which is the kernel's monotonic one.
+func (c Config) pickupUntil() (uint64, error) {
+	if c.Pickup < 0 {
+		return 0, nil
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	return uint64(time.Duration(now.Nano()).Milliseconds() + cmp.Or(c.Pickup, defaultPickup).Milliseconds()), nil
 }
 
 func seed() uint64 {

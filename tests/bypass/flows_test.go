@@ -67,7 +67,7 @@ var flows = []bypass{{
 		a.drop("and their strays", b, tcpStray, tcp(b.Addr4, 81, al.Addr4, 1510, "SA"), tcp(b.Addr4, 81, al.Addr4, 1511, "R"))
 	},
 	tests: []string{"tests/packet TestMidStreamPickUp"},
-	note:  "a plain ACK that its own direction forbids passes if the other direction allows the flow it would answer (flows survive the loss of their entries so); it opens nothing",
+	note:  "for ten minutes after the flow table was made, a plain ACK that its own direction forbids passes if the other direction allows the flow it would answer (flows survive the loss of the table so); it opens nothing",
 }, {
 	id: "B16", name: "syn_on_an_old_tuple",
 	title:  "new SYN on an old allowed tuple after the policy closed it; retransmitted SYN after a drop (a denied packet leaves no permission)",

@@ -3,6 +3,7 @@ package packet
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/gopacket/gopacket/layers"
 
@@ -118,5 +119,26 @@ func TestPickingUpCostsTheSender(t *testing.T) {
 	w.from(t, "push past the share", w.b, tcp(w.b.Addr4, 80, w.a.Addr4, 2000, "PA"), shareSpent)
 	if a, b := w.charged(w.a), w.charged(w.b); a != 0 || b != share {
 		t.Errorf("charged %d to a and %d to b, want 0 and %d", a, b, share)
+	}
+}
+
+// Only for a while after the flow table was made: an entry is lost with its table, and a pod
+// that may open nothing could send for ever otherwise.
+func TestPickUpEnds(t *testing.T) {
+	for name, pickup := range map[string]time.Duration{"never": -1, "over": 300 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			w := newSceneWith(t, open, loader.Config{Pickup: pickup}).watch(t)
+			w.isolated()
+			w.eventually("the end of picking up", func() bool { c := w.control(); return c.Clock > 0 && c.Clock >= c.PickupUntil })
+			for v6, addr := range [2][2]string{{w.b.Addr4, w.a.Addr4}, {w.b.Addr6, w.a.Addr6}} {
+				for _, fl := range []string{"A", "PA"} {
+					w.from(t, fmt.Sprint("v6 ", v6, " ", fl), w.b, tcp(addr[0], 80, addr[1], 7, fl), policyDrop)
+				}
+				w.from(t, "a's own, mid-stream", w.a, tcp(addr[1], 8, addr[0], 80, "PA"), redirected)
+				w.from(t, "its answer", w.b, tcp(addr[0], 80, addr[1], 8, "PA"), redirected)
+			}
+			w.Load(t) // an agent that starts moves no end
+			w.from(t, "after a restart", w.b, tcp(w.b.Addr4, 80, w.a.Addr4, 9, "PA"), policyDrop)
+		})
 	}
 }
