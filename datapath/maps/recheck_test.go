@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/weirnet/weir/bpf"
-	"github.com/weirnet/weir/datapath"
 )
 
 // damages are what another process may do to the maps of an agent that runs.
@@ -42,14 +41,7 @@ var damages = map[string]struct {
 }
 
 func TestRecheckFindsDamageAndCommitRepairsIt(t *testing.T) {
-	want := state()
-	want.Rulesets[1] = datapath.Ruleset{Default: 300, Groups: []datapath.PortGroup{
-		{Protocol: datapath.TCP, Low: 80, High: 80, Set: 1, Labels: true, Rules: []uint32{400}},
-		{Protocol: datapath.TCP, Low: 1, High: 99, Set: 1, Labels: true, Rules: []uint32{401}},
-	}}
-	want.Facts[datapath.Fact{Set: 1, Identity: 256}] = 0
-	want.Endpoints[1] = datapath.Endpoint{Ifindex: 5, Egress: 1, Ingress: 1}
-	want.Peers = peersOf("10.0.0.1", 256, "10.0.0.0/8", 4)
+	want := oneOfEach()
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {
 			k := openQuiet(t, pinMaps(t, nil))

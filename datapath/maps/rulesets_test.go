@@ -112,16 +112,22 @@ func TestStaleRulesetStaysForOldReaders(t *testing.T) {
 	}
 }
 
-// Damage done by others is found at Open and repaired by the commit after it, with a new epoch.
-func TestDamageIsRepaired(t *testing.T) {
-	want := state()
-	want.Rulesets[1] = datapath.Ruleset{Default: 300, Groups: []datapath.PortGroup{
+// oneOfEach is a state with something of every kind.
+func oneOfEach() *datapath.State {
+	s := state()
+	s.Rulesets[1] = datapath.Ruleset{Default: 300, Groups: []datapath.PortGroup{
 		{Protocol: datapath.TCP, Low: 80, High: 80, Set: 1, Labels: true, Rules: []uint32{400}},
 		{Protocol: datapath.TCP, Low: 1, High: 99, Set: 1, Labels: true, Rules: []uint32{401}},
 	}}
-	want.Facts[datapath.Fact{Set: 1, Identity: 256}] = 0
-	want.Endpoints[1] = datapath.Endpoint{Ifindex: 5, Egress: 1, Ingress: 1}
-	want.Peers = peersOf("10.0.0.1", 256, "10.0.0.0/8", 4)
+	s.Facts[datapath.Fact{Set: 1, Identity: 256}] = 0
+	s.Endpoints[1] = datapath.Endpoint{Ifindex: 5, Egress: 1, Ingress: 1}
+	s.Peers = peersOf("10.0.0.1", 256, "10.0.0.0/8", 4)
+	return s
+}
+
+// Damage done by others is found at Open and repaired by the commit after it, with a new epoch.
+func TestDamageIsRepaired(t *testing.T) {
+	want := oneOfEach()
 	for name, damage := range map[string]func(t *testing.T, k *Kernel){
 		"default turned to allow": func(t *testing.T, k *Kernel) {
 			must(t, k.rulesets.keys.m.Put(uint32(1), bpf.WeirRuleset{DefaultRule: 300, Allow: 1, Exact: 1, ScanCount: 1}))
