@@ -21,6 +21,10 @@ const (
 	coalesce   = 10 * time.Millisecond // changes this soon after a commit join the next
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
+
+	// What did not fit is tried again this long after a change, or ten times as long as
+	// compiling took: meanwhile others' changes do not wait for it.
+	refitAfter = time.Second
 )
 
 // attempt is one compilation and what became of it.
@@ -51,22 +55,29 @@ func (t *attempt) allErrors() []api.ObjectError {
 // commitLoop commits the first change at once and what comes within the next 10 ms
 // together. After an error it tries again with the next change, or later and later.
 func (a *Agent) commitLoop(ctx context.Context) error {
-	var retry <-chan time.Time
+	var retry, refit <-chan time.Time
 	delay := retryFirst
 	for {
+		before := a.before()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.dirty:
 		case <-retry:
+		case <-refit:
+			before.Retry()
 		}
 		begun := time.Now()
-		switch tried, err := a.commit(); {
+		t, err := a.commit(before)
+		switch {
 		case err != nil:
 			retry = time.After(delay)
 			delay = min(2*delay, retryMost)
-		case tried:
+		case t != nil:
 			retry, delay = nil, retryFirst
+			if refit = nil; t.result.Remembered() {
+				refit = time.After(max(refitAfter, 10*time.Since(begun)))
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -75,12 +86,12 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 	}
 }
 
-// commit makes the present input enforced; false: it is not complete yet.
-func (a *Agent) commit() (bool, error) {
+// commit makes the present input enforced; nil: it is not complete yet.
+func (a *Agent) commit(before policy.Before) (*attempt, error) {
 	begun := time.Now()
-	t := a.attempt(a.Kernel.Limits())
+	t := a.attempt(before, a.Kernel.Limits())
 	if t == nil {
-		return false, nil
+		return nil, nil
 	}
 	if t.err != nil {
 		t.errors = append(t.errors, api.ObjectError{Message: t.err.Error()})
@@ -90,20 +101,20 @@ func (a *Agent) commit() (bool, error) {
 		a.Report(t.update, t.result)
 	}
 	if t.err != nil {
-		return true, t.err
+		return t, t.err
 	}
 	if err := a.versions.save(t.result); err != nil {
 		a.Log.Error("a policy that is refused after a restart may isolate its pods instead of staying as it was", "error", err)
 	}
 	a.Log.Debug("committed", "revision", t.revision, "epoch", t.epoch, "took", time.Since(begun))
-	return true, a.releaseNumbers(t)
+	return t, a.releaseNumbers(t)
 }
 
 // attempt compiles and commits. Where a map turns out to hold less than it ought to, it
 // compiles for less.
-func (a *Agent) attempt(limits datapath.Limits) *attempt {
+func (a *Agent) attempt(before policy.Before, limits datapath.Limits) *attempt {
 	for {
-		t := a.compile(limits)
+		t := a.compile(before, limits)
 		if t == nil {
 			return nil
 		}

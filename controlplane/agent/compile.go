@@ -15,7 +15,7 @@ import (
 
 // compile makes an attempt of the present input, nil while something of it is missing.
 // Everything is compiled, whatever changed: the kernel's maps find the difference.
-func (a *Agent) compile(limits datapath.Limits) *attempt {
+func (a *Agent) compile(before policy.Before, limits datapath.Limits) *attempt {
 	a.mu.Lock()
 	in := a.input
 	a.mu.Unlock()
@@ -34,7 +34,7 @@ func (a *Agent) compile(limits datapath.Limits) *attempt {
 	if in.update.Nodes != nil {
 		t.node.RemoteNodes = in.update.Nodes.OtherAddresses
 	}
-	t.result = policy.Recompile(a.before(), t.cluster, t.node, t.locals, a.ids)
+	t.result = policy.Recompile(before, t.cluster, t.node, t.locals, a.ids)
 	t.cluster = t.result.Enforced
 	t.sourceErrors = in.update.Errors
 	for _, p := range t.result.Errors {

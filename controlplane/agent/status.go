@@ -59,6 +59,9 @@ func (a *Agent) awaitEnforced(ctx context.Context, wait time.Duration) error {
 			if a.last.change < change || a.last.revision < revision {
 				return false, nil
 			}
+			if a.last.result != nil && a.last.result.Remembered() {
+				return false, nil // soon it is known whether what did not fit does now
+			}
 			if errs := a.last.allErrors(); len(errs) > 0 {
 				return false, &api.Error{Message: errs[0].String()}
 			}

@@ -54,8 +54,14 @@ type Before struct {
 	// Names are the addresses of pods that are known.
 	Names map[netip.Addr]types.NamespacedName
 
+	refusals map[types.NamespacedName]refusal
 	services map[types.NamespacedName]*compiledService
 }
+
+// Retry makes the next compilation try again whether what was refused fits now. Else an
+// object that did not fit stays refused as long as it is the same, so that others'
+// changes do not wait for that to be found out again.
+func (b *Before) Retry() { b.refusals = nil }
 
 // Local is a pod's interface on this node: the facts about the interface are filled
 // in, the rulesets are Compile's to set.

@@ -51,13 +51,16 @@ func Compile(c *Cluster, n Node, locals []Local, a *Allocator) *Result {
 
 // Recompile is Compile on a node that has something in force. What cannot be enforced is
 // refused by object: a policy's version in force stays, or, where there is none, the pods
-// it selects are isolated.
+// it selects are isolated. What did not fit before is not tried again unless Before.Retry
+// was called.
 func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) *Result {
-	fates := fates{}
+	fates := before.remembered(c)
+	remembered := len(fates) > 0
 	for {
 		w := newCompiler(c, n, locals, a)
 		w.before, w.fates = before, fates
 		if w.run() {
+			w.result.refusals, w.result.remember = w.refusals(), remembered
 			return w.result
 		}
 	}

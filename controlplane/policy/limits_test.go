@@ -44,6 +44,9 @@ func TestCompileFitsLimits(t *testing.T) {
 				t.Fatalf("seed %d", s)
 			}
 			before = r.InForce()
+			if random.Intn(2) == 0 {
+				before.Retry()
+			}
 			if w.Edit(); random.Intn(3) == 0 {
 				w.Renew()
 			}
@@ -129,6 +132,7 @@ type tenants struct {
 	locals  []policy.Local
 	ids     *policy.Allocator
 	before  policy.Before
+	retry   bool
 }
 
 func newTenants() *tenants {
@@ -162,6 +166,9 @@ func (k *tenants) policy(ns string, n int) {
 func (k *tenants) compile() *policy.Result {
 	r := policy.Recompile(k.before, k.cluster, k.node, k.locals, k.ids)
 	k.before = r.InForce()
+	if k.retry {
+		k.before.Retry()
+	}
 	return r
 }
 
@@ -169,15 +176,19 @@ func (k *tenants) compile() *policy.Result {
 func (k *tenants) enforce(t *testing.T) string {
 	t.Helper()
 	r := k.compile()
-	out := ""
-	for _, l := range k.locals {
-		id := r.State.Endpoints[l.Number].Ingress
-		out += fmt.Sprintf("%s %d, ", l.Pod.Namespace, len(r.State.Rulesets[id].Groups))
-	}
+	out := k.groups(r)
 	for _, e := range r.Errors {
 		out += e.String()
 	}
 	return strings.TrimSuffix(out, ", ")
+}
+
+func (k *tenants) groups(r *policy.Result) (out string) {
+	for _, l := range k.locals {
+		id := r.State.Endpoints[l.Number].Ingress
+		out += fmt.Sprintf("%s %d, ", l.Pod.Namespace, len(r.State.Rulesets[id].Groups))
+	}
+	return out
 }
 
 // A tenant's policy that outgrows the node stays as it was, and stops nobody else.
@@ -185,6 +196,7 @@ func TestOversizedPolicyKeepsItsLastGoodVersion(t *testing.T) {
 	const refusal = "NetworkPolicy greedy/np: spec: the policies of this node's pods need %d exact_groups together, " +
 		"at most 10 can be enforced (--map-size exact_groups=N); "
 	k := newTenants()
+	k.retry = true
 	k.node.Limits.ExactGroups = 10
 	for _, step := range []struct {
 		good, greedy int
@@ -203,6 +215,33 @@ func TestOversizedPolicyKeepsItsLastGoodVersion(t *testing.T) {
 			t.Fatalf("%d and %d ports:\n got %s\nwant %s", step.good, step.greedy, got, step.want)
 		}
 	}
+}
+
+// What did not fit is left alone while others change, until it is tried again.
+func TestRefusalIsRemembered(t *testing.T) {
+	k := newTenants()
+	k.node.Limits.ExactGroups = 10
+	ask := func(remembered bool, good, greedy int) {
+		t.Helper()
+		r := k.compile()
+		if got, want := k.groups(r), fmt.Sprintf("good %d, greedy %d, ", good, greedy); got != want || r.Remembered() != remembered {
+			t.Fatalf("%s, remembered %v: %v", got, r.Remembered(), r.Errors)
+		}
+	}
+	k.policy("greedy", 3)
+	k.policy("good", 2)
+	ask(false, 2, 3)
+	k.policy("greedy", 9)
+	ask(false, 2, 3)
+	k.policy("good", 1) // now there is room
+	ask(true, 1, 3)
+	ask(true, 1, 3)
+	k.before.Retry()
+	ask(false, 1, 9)
+	k.policy("greedy", 11)
+	ask(false, 1, 9)
+	k.policy("greedy", 9) // another object
+	ask(false, 1, 9)
 }
 
 // One that never fitted isolates; so does one that was deleted and made again.

@@ -58,14 +58,8 @@ func (p *parser) problem(field, format string, args ...any) {
 }
 
 func parsePolicy(np *networkingv1.NetworkPolicy) (*parsed, []Problem) {
-	out := &parsed{
-		name: types.NamespacedName{Namespace: np.Namespace, Name: np.Name},
-		ref:  Ref{Kind: KindNetworkPolicy, Namespace: np.Namespace, Name: np.Name},
-		uid:  string(np.UID),
-	}
-	p := &parser{ref: out.ref}
-	out.subject = p.selector("spec.podSelector", &np.Spec.PodSelector)
-	out.isolates = isolates(np)
+	p := &parser{ref: Ref{Kind: KindNetworkPolicy, Namespace: np.Namespace, Name: np.Name}}
+	out := p.head(np)
 	for i, r := range np.Spec.Ingress {
 		out.add(datapath.Ingress, p.rule(fmt.Sprintf("spec.ingress[%d]", i), "from", r.From, r.Ports), i, r)
 	}
@@ -74,6 +68,24 @@ func parsePolicy(np *networkingv1.NetworkPolicy) (*parsed, []Problem) {
 	}
 	out.refused = len(p.problems) > 0
 	return out, p.problems
+}
+
+// parseSubject is a policy that isolates the pods it selects and allows nothing.
+func parseSubject(np *networkingv1.NetworkPolicy) *parsed {
+	p := &parser{ref: Ref{Kind: KindNetworkPolicy, Namespace: np.Namespace, Name: np.Name}}
+	out := p.head(np)
+	out.refused = true
+	return out
+}
+
+func (p *parser) head(np *networkingv1.NetworkPolicy) *parsed {
+	return &parsed{
+		name:     types.NamespacedName{Namespace: np.Namespace, Name: np.Name},
+		ref:      p.ref,
+		uid:      string(np.UID),
+		subject:  p.selector("spec.podSelector", &np.Spec.PodSelector),
+		isolates: isolates(np),
+	}
 }
 
 // isolates is by direction; without policyTypes ingress always, egress if it has rules.

@@ -19,7 +19,37 @@ type fates map[types.NamespacedName]*fate
 
 type fate struct {
 	isolated bool // else the version in force stays
+	invalid  bool // it is not for want of room
 	why      Problem
+}
+
+// refusal is a fate and the version that met it, to be remembered.
+type refusal struct {
+	fate
+	wanted *networkingv1.NetworkPolicy
+}
+
+// remembered are the fates of policies that did not fit before and are the same still.
+func (b *Before) remembered(c *Cluster) fates {
+	out := fates{}
+	for name, r := range b.refusals {
+		held := b.Policies[name]
+		if c.NetworkPolicies[name] == r.wanted && (r.isolated || held != nil && held.UID == r.wanted.UID) {
+			out[name] = &fate{isolated: r.isolated, why: r.why}
+		}
+	}
+	return out
+}
+
+// refusals are those of policies that could be enforced if there were room.
+func (w *compiler) refusals() map[types.NamespacedName]refusal {
+	out := map[types.NamespacedName]refusal{}
+	for name, f := range w.fates {
+		if !f.invalid {
+			out[name] = refusal{*f, w.cluster.NetworkPolicies[name]}
+		}
+	}
+	return out
 }
 
 func (f *fate) problem() Problem {
@@ -46,30 +76,31 @@ func (w *compiler) parse() {
 
 // version is what is enforced of a policy.
 func (w *compiler) version(name types.NamespacedName) *parsed {
-	p, problems := parsePolicy(w.cluster.NetworkPolicies[name])
-	for _, problem := range problems {
-		if w.fates[name] == nil {
-			w.demote(p, problem)
+	wanted, f := w.cluster.NetworkPolicies[name], w.fates[name]
+	if f == nil || f.invalid {
+		p, problems := parsePolicy(wanted)
+		if len(problems) == 0 {
+			return p
 		}
-		w.result.Errors = append(w.result.Errors, (&fate{w.fates[name].isolated, problem}).problem())
-	}
-	f := w.fates[name]
-	if f != nil && len(problems) == 0 {
+		if f == nil {
+			w.demote(p, problems[0])
+			f = w.fates[name]
+			f.invalid = true
+		}
+		for _, problem := range problems {
+			w.result.Errors = append(w.result.Errors, (&fate{isolated: f.isolated, why: problem}).problem())
+		}
+	} else {
 		w.result.Errors = append(w.result.Errors, f.problem())
 	}
-	switch {
-	case f == nil:
-		return p
-	case f.isolated:
-		p.refused = true
-		p.rules = [2][]*parsedRule{}
+	if f.isolated {
 		w.result.Enforced.Refused[name] = true
-		return p
+		return parseSubject(wanted)
 	}
 	held := w.before.Policies[name]
 	w.result.Enforced.NetworkPolicies[name] = held
 	w.result.Held[name] = true
-	p, _ = parsePolicy(held) // it is in force: there were no problems
+	p, _ := parsePolicy(held) // it is in force: there were no problems
 	return p
 }
 

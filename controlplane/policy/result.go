@@ -23,8 +23,14 @@ type Result struct {
 	Errors     []Problem                           // what is not enforced as it is written
 	Warnings   []Problem                           // what is, and may not be meant
 
+	refusals map[types.NamespacedName]refusal
+	remember bool // some of them are from before
 	services map[types.NamespacedName]*compiledService
 }
+
+// Remembered reports whether something was refused because it did not fit before:
+// perhaps it does now, see Before.Retry.
+func (r *Result) Remembered() bool { return r.remember }
 
 // EndpointView is what Compile found for an endpoint.
 type EndpointView struct {
@@ -59,7 +65,7 @@ type PolicyView struct {
 
 // InForce is what a compilation after r's commit begins with.
 func (r *Result) InForce() Before {
-	b := Before{Policies: r.Enforced.NetworkPolicies, Names: r.Names, services: r.services}
+	b := Before{Policies: r.Enforced.NetworkPolicies, Names: r.Names, refusals: r.refusals, services: r.services}
 	if len(r.Enforced.Refused) > 0 {
 		b.Policies = maps.Clone(b.Policies)
 		for name := range r.Enforced.Refused {

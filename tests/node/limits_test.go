@@ -60,6 +60,14 @@ func TestOnePolicyOutgrowsTheNode(t *testing.T) {
 	e.must("remove", e.Remove("more.yaml"))
 	e.must("wait", e.Wait(e.ctx))
 	e.check(probe{"good/a", "greedy/c", "tcp", portOther, lab.Answered}, probe{"good/a", "greedy/c", "tcp", portHTTP, lab.Silent})
+
+	// Room that another makes is found without a word from the one refused.
+	e.write("greedy.yaml", policy("greedy", "np", onPorts(portHTTP, 32)))
+	e.refused("NetworkPolicy greedy/np: spec")
+	e.check(probe{"good/a", "greedy/c", "tcp", portHTTP, lab.Silent})
+	e.must("remove", e.Remove("good.yaml"))
+	e.must("wait", e.Wait(e.ctx))
+	e.check(probe{"good/a", "greedy/c", "tcp", portHTTP, lab.Answered})
 }
 
 // blocks is an ingress rule from n address blocks.
