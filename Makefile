@@ -9,7 +9,7 @@
 #   test       test-unit test-packet test-random test-node test-deploy test-oracle
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
-#   fuzz       test-random and made-up packets, ten times as long (SEED=n: others),
+#   fuzz       test-oracle and made-up packets, ten times as long (SEED=n: others),
 #              then every fuzz target for FUZZTIME
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
 #                 (KERNELS="6.1 6.12": on those; QUICK=1: less of them)
@@ -74,8 +74,8 @@ test-node: build
 bypasses: build
 	go test -count=1 ./tests/bypass -update
 
-# Other people's policy engines as judges: a module of its own keeps ours short.
-test-oracle:
+# test-random with other people's policy engines as judges: a module of its own keeps ours short.
+test-oracle: generate
 	$(ORACLE) | $(SUMMARY)
 
 # The chart, the manifests made from it, the image.
@@ -96,7 +96,7 @@ test-random: generate
 SEED = 1
 FUZZTIME = 30s
 fuzz: generate
-	{ $(GO_TEST) -timeout 60m ./tests/differential -seed $(SEED) -nodes 140; status=$$?; \
+	{ (cd tests/oracle && $(GO_TEST) -timeout 60m ./... -seed $(SEED) -nodes 140); status=$$?; \
 	  $(GO_TEST) -timeout 30m ./tests/packetfuzz -seed $(SEED) -frames 10000000 || status=1; \
 	  tools/fuzz $(FUZZTIME) || status=1; \
 	  $(GO_TEST) -timeout 120m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)

@@ -45,7 +45,7 @@ func TestDamageIsNoticed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, 1)
+			r := newRig(t, 1, Options{})
 			r.damage = damage
 			for range 30 {
 				r.next(t)

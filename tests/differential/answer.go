@@ -4,9 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
-
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/controlplane/policy"
@@ -14,14 +11,20 @@ import (
 	"github.com/weirnet/weir/tests/testnode"
 )
 
-// failure is a packet that the two disagree on.
+// failure is a packet that two disagree on.
 type failure struct {
 	packet
 	epoch uint64
+	who   string // disagrees with the reference: kernel, kernelAccount, a judge, or explanation
 	want  answer
-	got   string
-	alike bool // in verdict: it is the rule or the entry that differs
+	got   string // of the kernel, and what is wrong
 }
+
+const (
+	kernel        = "kernel"
+	kernelAccount = "kernel's account" // the verdict is right: it is the rule, the entry or the count that differs
+	explanation   = "explanation"
+)
 
 func (f *failure) Error() string {
 	what := "packet of " + f.question.String()
@@ -30,23 +33,28 @@ func (f *failure) Error() string {
 	} else if f.reply {
 		what = "reply " + what
 	}
-	return fmt.Sprintf("%s, epoch %d:\n  reference: %v\n  kernel:    %s", what, f.epoch, f.want, f.got)
+	text := fmt.Sprintf("%s, epoch %d: %s differs:\n  reference: %v\n  kernel: %s", what, f.epoch, f.who, f.want, f.got)
+	for i, j := range f.want.judges {
+		text += fmt.Sprintf("\n  %s: %v", j.Name, f.want.words[i])
+	}
+	if f.want.fault != nil {
+		text += fmt.Sprintf("\n  explanation: %v", f.want.fault)
+	}
+	return text
 }
 
 func asFailure(err error, f **failure) bool { return errors.As(err, f) }
 
 // answer is what the reference says, of the sides that this node judges.
 type answer struct {
+	*ruling
 	sides     [2]*policy.Side // by direction; nil = not judged here
 	forwarded bool
 	direction datapath.Direction // that denies
 }
 
 func (a answer) String() string {
-	text := policy.Dropped
-	if a.forwarded {
-		text = policy.Forwarded
-	}
+	text := spoken(a.forwarded)
 	for d, s := range a.sides {
 		if s != nil {
 			text += fmt.Sprintf("; %s %s by %v, isolated by %v", datapath.Direction(d), s.Verdict, s.Rules, s.IsolatedBy)
@@ -55,9 +63,16 @@ func (a answer) String() string {
 	return text
 }
 
+func spoken(forwarded bool) string {
+	if forwarded {
+		return policy.Forwarded
+	}
+	return policy.Dropped
+}
+
 func (r *rig) reference(q *question) answer {
-	v := policy.Verdict(r.cluster, r.world.Node, q.tuple)
-	a := answer{forwarded: true, direction: datapath.None}
+	v := r.ruling(q.tuple)
+	a := answer{ruling: v, forwarded: true, direction: datapath.None}
 	if q.from.Local != 0 {
 		a.sides[datapath.Egress] = v.Egress
 	}
@@ -70,31 +85,6 @@ func (r *rig) reference(q *question) answer {
 		}
 	}
 	return a
-}
-
-// checkExplain holds the explanation to the verdict it explains.
-func (r *rig) checkExplain(q *question, want answer) error {
-	v := policy.Explain(r.cluster, r.world.Node, q.tuple)
-	for d, side := range [...]*policy.Side{v.Egress, v.Ingress} {
-		said := want.sides[d]
-		if said == nil {
-			continue
-		}
-		if side == nil || side.Verdict != said.Verdict || !reflect.DeepEqual(side.Rules, said.Rules) || !reflect.DeepEqual(side.IsolatedBy, said.IsolatedBy) {
-			return fmt.Errorf("%s: %s explained as %+v, is %+v", q, datapath.Direction(d), side, said)
-		}
-		if said.Verdict == policy.Dropped && len(side.NearMisses) == 0 && r.hasRules(said.IsolatedBy, datapath.Direction(d)) {
-			return fmt.Errorf("%s: %s dropped by policies with rules, and none is a near miss", q, datapath.Direction(d))
-		}
-	}
-	return nil
-}
-
-func (r *rig) hasRules(refs []policy.Ref, d datapath.Direction) bool {
-	return slices.ContainsFunc(refs, func(ref policy.Ref) bool {
-		np := r.cluster.NetworkPolicies[types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}]
-		return d == datapath.Egress && len(np.Spec.Egress) > 0 || d == datapath.Ingress && len(np.Spec.Ingress) > 0
-	})
 }
 
 // send hands over a packet and compares everything that can be seen of it. A packet that is
@@ -116,9 +106,16 @@ func (r *rig) send(p packet) (forwarded bool, err error) {
 		return false, err
 	}
 	fail := func(format string, args ...any) (bool, error) {
-		return false, &failure{p, r.epoch, want, fmt.Sprintf(format, args...), want.forwarded == (verdict != testnode.Drop)}
+		who := kernel
+		if want.forwarded == (verdict != testnode.Drop) {
+			who = kernelAccount
+		}
+		return false, &failure{p, r.epoch, who, want, fmt.Sprintf(format, args...)}
 	}
-	r.tally.count(p, want.forwarded)
+	if who := r.disagrees(want.ruling); who != "" {
+		return false, &failure{p, r.epoch, who, want, fmt.Sprintf("%s, verdict %d at %s", spoken(verdict != testnode.Drop), verdict, at.hook)}
+	}
+	r.tally.count(p, want)
 	r.events.expect(r.epoch, p, want)
 	if verdict == testnode.Drop {
 		return false, r.checkDenial(p, at, want, fail)

@@ -17,6 +17,11 @@ import (
 
 // rig is a node with random pods, the cluster it enforces, and what was asked of it.
 type rig struct {
+	options Options
+	judges  []func(policy.Tuple) Opinion // of the cluster in force, as its review and rulings
+	review  func(policy.Tuple, policy.Answer) error
+	rulings map[policy.Tuple]*ruling
+
 	rand    *rand.Rand
 	world   *randomcluster.World
 	node    *testnode.Node
@@ -37,10 +42,11 @@ type rig struct {
 	tally     tally
 }
 
-func newRig(t *testing.T, seed int64) *rig {
+func newRig(t *testing.T, seed int64, o Options) *rig {
 	t.Helper()
 	r := &rig{
-		rand: newRand(seed), port: 1023, ids: policy.NewAllocator(), hooks: map[string]*testnode.Hook{},
+		options: o,
+		rand:    newRand(seed), port: 1023, ids: policy.NewAllocator(), hooks: map[string]*testnode.Hook{},
 		templates: map[template][]byte{}, denied: map[bpf.WeirDenialCountKey]uint64{},
 	}
 	r.world = randomcluster.New(r.rand)
@@ -110,8 +116,20 @@ func (r *rig) commit(c *policy.Cluster) error {
 		return err
 	}
 	r.cluster, r.state, r.epoch = c, result.State, epoch
+	r.consult()
 	r.tally.sets++
 	return nil
+}
+
+// consult has the judges read the cluster in force.
+func (r *rig) consult() {
+	r.judges, r.review, r.rulings = nil, nil, map[policy.Tuple]*ruling{}
+	for _, j := range r.options.Judges {
+		r.judges = append(r.judges, j.Take(r.cluster, r.world.Node))
+	}
+	if r.options.Review != nil {
+		r.review = r.options.Review(r.cluster, r.world.Node)
+	}
 }
 
 // questions are some for every pair of places.
