@@ -62,7 +62,7 @@ func TestFaultyEngineIsNoticed(t *testing.T) {
 					t.Errorf("not one answer of %s", said)
 				}
 			}
-			for part, most := range map[string]int{"kind: NetworkPolicy": 1, "kind: Pod": 2, "\n": 70,
+			for part, most := range map[string]int{"kind: NetworkPolicy": 2, "kind: Pod": 2, "\n": 80,
 				"\n  - from:": 1, "\n  - to:": 1, "  - ports:": 1, "operator:": 2, "cidr:": 1} {
 				if n := strings.Count(text, part); n > most {
 					t.Errorf("%d of %q are left of a failure that needs %d:\n%s", n, part, most, text)

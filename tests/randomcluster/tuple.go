@@ -29,6 +29,9 @@ func (w *World) Tuple(from, to Place) (t policy.Tuple, ok bool) {
 	}
 	if HasPorts(t.Protocol) {
 		t.Port = uint16(78 + w.r.Intn(10))
+		if w.r.Intn(12) == 0 {
+			t.Port = edges[w.r.Intn(len(edges))]
+		}
 	}
 	return t, true
 }

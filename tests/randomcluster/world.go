@@ -92,14 +92,17 @@ func (w *World) addresses(i int) (a [2]netip.Addr) {
 
 // Renew makes another cluster: other policies, and other labels and ports of the same pods.
 func (w *World) Renew() {
-	w.keys, w.most = 1+w.r.Intn(6), 1+w.r.Intn(4)
+	w.keys, w.most = w.r.Intn(7), 1+w.r.Intn(4)
+	if w.r.Intn(5) == 0 {
+		w.keys = len(keys)
+	}
 	w.Cluster = &policy.Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
 		Pods:            map[types.NamespacedName]*corev1.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 	}
-	for _, name := range []string{"x", "y", "z"} {
-		if name != "z" || w.r.Intn(2) == 0 { // z may be undeclared
+	for i, name := range []string{"x", "y", "z"} {
+		if w.r.Intn(6-2*i) > 0 { // undeclared: there, without labels
 			w.Cluster.Namespaces[name] = w.namespace(name)
 		}
 	}
@@ -108,6 +111,7 @@ func (w *World) Renew() {
 			w.addPod(p)
 		}
 	}
+	w.addBystanders()
 	for i := 1 + w.r.Intn(1+w.r.Intn(24)); i > 0; i-- {
 		w.addPolicy()
 	}
@@ -118,7 +122,7 @@ func (w *World) Edit() {
 	c := *w.Cluster
 	c.Namespaces, c.Pods, c.NetworkPolicies = maps.Clone(c.Namespaces), maps.Clone(c.Pods), maps.Clone(c.NetworkPolicies)
 	w.Cluster = &c
-	switch w.r.Intn(5) {
+	switch w.r.Intn(7) {
 	case 0, 1:
 		w.addPolicy()
 	case 2:
@@ -133,6 +137,38 @@ func (w *World) Edit() {
 	case 4:
 		name := string("xyz"[w.r.Intn(3)])
 		c.Namespaces[name] = w.namespace(name)
+	case 5:
+		if p := w.Places[w.r.Intn(Pods)]; c.Pods[p.Pod] != nil {
+			labels := c.Pods[p.Pod].Labels
+			w.addPod(p) // other ports
+			c.Pods[p.Pod].Labels = labels
+		}
+	case 6:
+		if len(c.NetworkPolicies) > 0 {
+			name := w.anyPolicy()
+			np := c.NetworkPolicies[name].DeepCopy()
+			w.alter(&np.Spec)
+			c.NetworkPolicies[name] = np
+		}
+	}
+}
+
+// addBystanders adds pods that no policy means, with labels of pods that they do: they use a
+// node's network, or are over and their addresses somebody else's.
+func (w *World) addBystanders() {
+	for i, address := range []string{"10.0.0.17", "10.0.0.18", "10.0.0.1", "10.0.0.30", "fd00::17"} {
+		if w.r.Intn(3) > 0 {
+			continue
+		}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: string("xyz"[w.r.Intn(3)]), Name: fmt.Sprint("bystander", i), Labels: w.labels()}}
+		pod.Spec.Containers = []corev1.Container{{}}
+		pod.Status.PodIPs = []corev1.PodIP{{IP: address}}
+		if a := netip.MustParseAddr(address); slices.Contains(w.Node.Addresses, a) || slices.Contains(w.Node.RemoteNodes, a) {
+			pod.Spec.HostNetwork = true
+		} else {
+			pod.Status.Phase = []corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed}[w.r.Intn(2)]
+		}
+		w.Cluster.Pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
 	}
 }
 
@@ -154,9 +190,12 @@ func (w *World) namespace(name string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: w.labels()}}
 }
 
-var keys = []string{"app", "tier", "env", "team", "zone", "kind"}
+var (
+	keys      = []string{"app", "tier", "env", "team", "zone", "kind", "release", "example.com/shard", "stage", "owner", "lang", "arch"}
+	portNames = []string{"http", "dns", "web"}
+)
 
-func (w *World) key() string { return keys[w.r.Intn(w.keys)] }
+func (w *World) key() string { return keys[w.r.Intn(max(w.keys, 1))] }
 
 func (w *World) value() string { return []string{"a", "b", "c", "", "d"}[w.r.Intn(1+w.most)] }
 
@@ -173,11 +212,16 @@ func (w *World) labels() map[string]string {
 func (w *World) addPod(p Place) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Pod.Namespace, Name: p.Pod.Name, Labels: w.labels()}}
 	pod.Spec.Containers = []corev1.Container{{}, {}}
-	for _, name := range []string{"http", "dns"} {
-		for c := range pod.Spec.Containers {
-			if w.r.Intn(3) == 0 {
-				pod.Spec.Containers[c].Ports = append(pod.Spec.Containers[c].Ports, corev1.ContainerPort{
-					Name: name, ContainerPort: int32(80 + w.r.Intn(4)), Protocol: w.protocol()})
+	pod.Spec.InitContainers = []corev1.Container{{}, {}}
+	always := corev1.ContainerRestartPolicyAlways
+	pod.Spec.InitContainers[1].RestartPolicy = &always // a sidecar: the other one is over
+	for c, containers := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for i := range containers {
+			for _, name := range portNames {
+				if w.r.Intn(4+4*c) == 0 {
+					containers[i].Ports = append(containers[i].Ports, corev1.ContainerPort{
+						Name: name, ContainerPort: int32(80 + w.r.Intn(4)), Protocol: w.protocol()})
+				}
 			}
 		}
 	}
