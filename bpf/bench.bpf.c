@@ -15,7 +15,7 @@ struct {
 } bench_target SEC(".maps");
 
 /* 0 leaves the packet alone, 1 takes one of bench_flows (at most 64,000) at random, 2 the
- * next: they differ in the source port (IPv4). */
+ * next: they differ in the source port (IPv4). 3 is 2 by the destination port. */
 volatile __u32 bench_mode, bench_flows = 1, bench_next;
 static __u64 bench_random = 0x9e3779b97f4a7c15ULL;
 
@@ -32,10 +32,12 @@ SEC("tc") int feed(struct __sk_buff *skb)
 		bench_random ^= bench_random >> 7;
 		bench_random ^= bench_random << 17;
 		i = ((bench_random >> 32) * bench_flows) >> 32;
-	} else if (bench_mode == 2) {
+	} else if (bench_mode >= 2) {
 		i = bench_next++;
 	}
-	if (bench_mode)
+	if (bench_mode == 3)
+		*(__u16 *)(data + 36) = bpf_htons(1024 + i);
+	else if (bench_mode)
 		*(__u16 *)(data + 34) = bpf_htons(1024 + i);
 	bpf_tail_call(skb, &bench_target, 0);
 	return 0;

@@ -9,12 +9,14 @@
 
 /* Sizes that both sides use. */
 enum limits {
-	ENDPOINT_MAX = 1024,      /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
-	SCAN_CHUNK = 16,          /* scanned groups that are passed over together */
-	SCAN_MAX = 256,           /* port groups of one ruleset that are scanned (ranges, named, any) */
-	DENIED_BUDGET = 100,      /* denied packets a second that an endpoint has recorded one by one */
-	ERROR_BUDGET = 100,       /* ICMP errors a second that each end of a flow may be sent about it */
-	FRAGMENTS = 32,           /* fragmented datagrams that an endpoint can have under way */
+	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
+	SCAN_MAX = 16,       /* wide groups of a ruleset that are asked one by one; where there are more, masks are */
+	WIDE_MAX = 256,      /* port groups of one ruleset that no single port finds: ranges, named, any */
+	WIDE_WORDS = 4,      /* a bit for each of them */
+	SPANS_FIRST = 2,     /* of a ruleset's spans: before them are the groups for any peer, and for all pods */
+	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
+	ERROR_BUDGET = 100,  /* ICMP errors a second that each end of a flow may be sent about it */
+	FRAGMENTS = 32,      /* fragmented datagrams that an endpoint can have under way */
 	FRAGMENTS_OUTSIDE = 4096, /* and the outside; both powers of two */
 	TALKS_MAX = 16, /* Services that an unconnected socket talks to and gets answers from under their addresses */
 };
@@ -263,18 +265,42 @@ struct port_group {
 	__u16 high;
 	__u8 protocol; /* 0 = any, and then ports are any */
 	__u8 flags;
-	__u16 hull_low; /* of the first in a chunk: the ports that its groups have lie in here */
-	__u16 hull_high;
-	__u16 pad;
+	__u8 pad[6];
 };
 
 /* What a ruleset is, by id; and its exact ports' groups. */
 struct ruleset {
 	__u32 default_rule;
-	__u32 scan; /* index in port_groups of the groups to scan */
-	__u16 scan_count;
-	__u8 allow; /* the default: 1 = not isolated */
-	__u8 exact; /* has exact ports */
+	__u32 wide; /* index in port_groups of the groups that no single port finds */
+	__u16 wide_count;
+	__u16 span_count; /* 0: the groups are asked one by one */
+	__u32 spans;      /* index in port_spans */
+	__u8 allow;       /* the default: 1 = not isolated */
+	__u8 exact;       /* has exact ports */
+	__u8 names;       /* has wide groups with a port's name */
+	__u8 pad;
+};
+
+/* Wide groups of a ruleset, a bit each in their order. */
+struct wide_mask {
+	__u64 word[WIDE_WORDS];
+};
+
+/* Ports from one on to the next span's, and the groups that have them. */
+struct port_span {
+	__u32 from; /* protocol << 16 | port */
+	__u32 pad;
+	struct wide_mask groups;
+};
+
+/* Of a ruleset with spans, the groups whose peer set has the identity; with a protocol and
+ * port, those whose port's name means it there. */
+struct mask_key {
+	__u32 ruleset;
+	__u32 identity;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
 };
 
 struct exact_key {
@@ -405,6 +431,8 @@ _Static_assert(sizeof(struct flow) == 152, "flow");
 _Static_assert(sizeof(struct endpoint) == 112, "endpoint");
 _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
 _Static_assert(sizeof(struct port_group) == 24, "port_group");
+_Static_assert(sizeof(struct port_span) == 40, "port_span");
+_Static_assert(WIDE_WORDS * 64 == WIDE_MAX, "wide_mask");
 _Static_assert(sizeof(struct event) == 144, "event");
 _Static_assert(sizeof(struct backend_list) == sizeof(struct backend), "backend_list");
 _Static_assert(sizeof(struct backend) == 24, "backend");

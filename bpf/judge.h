@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The verdict of a ruleset on a peer. The order is what Go's State.Judge has: the exact
- * port's group, then the scanned groups in their order; within a group the least ordinal.
+ * port's group, then the wide groups in their order; within a group the least ordinal.
+ * Few wide groups are asked one by one. Of many, the port's span says which have the port
+ * and the identities' masks which have the peer: the first in both answers.
  */
 #pragma once
 #include "peer.h"
@@ -16,18 +18,6 @@ struct query {
 	__u8 allow;   /* answer */
 	__u8 missing; /* answer: the ruleset is not there: drop, whatever else */
 	__u8 pad[3];
-};
-
-/* A query on its way through the groups that are scanned. Apart from it for the stack's sake:
- * on older kernels every frame takes a multiple of 32 bytes, and all have 512 together. */
-struct scan {
-	__u64 word;
-	__u32 rule;
-	__u32 begin;
-	__u32 end;
-	__u16 port;
-	__u8 protocol;
-	__u8 pad;
 };
 
 static __always_inline __u32 rule_at(__u32 index)
@@ -46,6 +36,9 @@ static __always_inline __u32 fact(__u32 set, __u32 identity, __u8 protocol, __u1
 
 	return ordinal ? *ordinal : NO_FACT;
 }
+
+/* What finds the span: twice WIDE_MAX and one more are fewer than 2^10 + 1. */
+#define SPAN_STEPS 10
 
 /* Rule by which the group allows the peer, 0 = it does not. */
 static __always_inline __u32 group_match(struct port_group *g, __u64 word, __u8 protocol, __u16 port)
@@ -67,35 +60,93 @@ static __always_inline __u32 group_match(struct port_group *g, __u64 word, __u8 
 	return ordinal == NO_FACT ? 0 : rule_at(g->rules + ordinal);
 }
 
-/* One scanned group; 1 = it answers. */
-__noinline int scan_group(struct scan *s, __u32 index)
+/* One wide group; 1 = it answers. */
+__noinline int ask_group(struct query *q, __u32 index)
 {
 	struct port_group *g = bpf_map_lookup_elem(&port_groups, &index);
 
-	if (!s || !g)
+	if (!q || !g)
 		return 1;
-	if (g->protocol && (g->protocol != s->protocol || s->port < g->low || s->port > g->high))
+	if (g->protocol && (g->protocol != q->protocol || q->port < g->low || q->port > g->high))
 		return 0;
-	s->rule = group_match(g, s->word, s->protocol, s->port);
-	return s->rule != 0;
+	q->rule = group_match(g, q->word, q->protocol, q->port);
+	return q->rule != 0;
 }
 
-static long scan_chunk(__u32 i, struct scan *s)
+static __always_inline void mask_add(struct wide_mask *to, struct wide_mask *m)
 {
-	__u32 index = s->begin + i * SCAN_CHUNK;
-	struct port_group *g;
+	if (m)
+		for (int i = 0; i < WIDE_WORDS; i++)
+			to->word[i] |= m->word[i];
+}
 
-	if (index >= s->end)
-		return 1;
-	g = bpf_map_lookup_elem(&port_groups, &index);
-	if (!g)
-		return 1;
-	if (s->port < g->hull_low || s->port > g->hull_high)
-		return 0;
-	for (i = 0; i < SCAN_CHUNK && index < s->end; i++, index++)
-		if (scan_group(s, index))
-			return 1;
-	return 0;
+static __always_inline void mask_add_span(struct wide_mask *to, __u32 index)
+{
+	struct port_span *s = bpf_map_lookup_elem(&port_spans, &index);
+
+	mask_add(to, s ? &s->groups : 0);
+}
+
+/* Index of the span that has the port: there is one for every port. */
+static __always_inline __u32 span_of(struct ruleset *r, __u32 port)
+{
+	__u32 at = r->spans + SPANS_FIRST, left = r->span_count, index;
+	struct port_span *s;
+
+	for (int i = 0; i < SPAN_STEPS && left > 1; i++, left -= left / 2) {
+		index = at + left / 2;
+		s = bpf_map_lookup_elem(&port_spans, &index);
+		if (s && s->from <= port)
+			at = index;
+	}
+	return at;
+}
+
+/* The place of the least bit of a word that has one. */
+static __always_inline __u32 first_bit(__u64 word)
+{
+	__u32 n = 0;
+
+	for (__u32 half = 32; half; half /= 2) {
+		if (word & ((1ULL << half) - 1))
+			continue;
+		word >>= half;
+		n += half;
+	}
+	return n;
+}
+
+#define NO_GROUP 0xffffffff
+
+/* Index of the first of many wide groups that has both port and peer. */
+__noinline __u32 masked_group(struct query *q, struct ruleset *r)
+{
+	struct mask_key key = {};
+	struct wide_mask peer = {}, port = {};
+
+	if (!q || !r)
+		return NO_GROUP;
+	key.ruleset = q->ruleset;
+	key.identity = identity_of(q->word);
+	mask_add_span(&peer, r->spans);
+	if (key.identity >= IDENTITY_FIRST && key.identity < IDENTITY_BLOCK)
+		mask_add_span(&peer, r->spans + 1);
+	if (key.identity)
+		mask_add(&peer, bpf_map_lookup_elem(&peer_masks, &key));
+	mask_add_span(&port, span_of(r, (__u32)q->protocol << 16 | q->port));
+	if (r->names && q->port && key.identity) { /* without a port the key is the peer's */
+		key.port = q->port;
+		key.protocol = q->protocol;
+		mask_add(&port, bpf_map_lookup_elem(&peer_masks, &key));
+	}
+	key.port = key.protocol = 0;
+	key.identity = q->word >> 32;
+	if (key.identity)
+		mask_add(&peer, bpf_map_lookup_elem(&peer_masks, &key));
+	for (__u32 i = 0; i < WIDE_WORDS; i++)
+		if (port.word[i] & peer.word[i])
+			return r->wide + 64 * i + first_bit(port.word[i] & peer.word[i]);
+	return NO_GROUP;
 }
 
 /* What a ruleset says of a peer. */
@@ -119,17 +170,14 @@ __noinline int judge(struct query *q)
 		if (g)
 			q->rule = group_match(g, q->word, q->protocol, q->port);
 	}
-	if (!q->rule && r->scan_count) {
-		struct scan s = {
-			.word = q->word,
-			.begin = r->scan,
-			.end = r->scan + r->scan_count,
-			.port = q->port,
-			.protocol = q->protocol,
-		};
-
-		bpf_loop(SCAN_MAX / SCAN_CHUNK, scan_chunk, &s, 0);
-		q->rule = s.rule;
+	if (!q->rule && r->span_count) {
+		id = masked_group(q, r);
+		if (id != NO_GROUP)
+			ask_group(q, id);
+	} else if (!q->rule) {
+		for (__u32 i = 0; i < SCAN_MAX && i < r->wide_count; i++)
+			if (ask_group(q, r->wide + i))
+				break;
 	}
 	q->allow = q->rule ? 1 : r->allow;
 	q->rule = q->rule ? q->rule : r->default_rule;

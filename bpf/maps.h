@@ -127,6 +127,20 @@ struct {
 } port_groups SEC(".maps"); /* extents, one per ruleset */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct port_span);
+} port_spans SEC(".maps"); /* mmap; extents, one per ruleset that has masks */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct mask_key);
+	__type(value, struct wide_mask);
+} peer_masks SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 262144);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);

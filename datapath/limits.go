@@ -15,7 +15,9 @@ type Limits struct {
 	Facts       int
 	Rulesets    int
 	ExactGroups int // port groups found by their port
-	PortGroups  int // port groups that are scanned
+	PortGroups  int // wide ones
+	Spans       int // with the two masks before each ruleset's
+	Masks       int
 	RuleIDs     int // of port groups, with the end of each
 	Frontends   int
 	Services    int // addresses and ports that are translated
@@ -24,17 +26,17 @@ type Limits struct {
 
 // Maps are the kernel maps that the Limits stem from, in their order.
 func (l *Limits) Maps() []string {
-	return []string{"addresses", "prefixes", "facts", "rulesets", "exact_groups", "port_groups", "rule_ids", "frontends", "services", "backends"}
+	return []string{"addresses", "prefixes", "facts", "rulesets", "exact_groups", "port_groups", "port_spans", "peer_masks", "rule_ids", "frontends", "services", "backends"}
 }
 
 // Values are the counts in the order of Maps; they can be set through the pointers.
 func (l *Limits) Values() []*int {
-	return []*int{&l.Addresses, &l.CIDRs, &l.Facts, &l.Rulesets, &l.ExactGroups, &l.PortGroups, &l.RuleIDs, &l.Frontends, &l.Services, &l.Backends}
+	return []*int{&l.Addresses, &l.CIDRs, &l.Facts, &l.Rulesets, &l.ExactGroups, &l.PortGroups, &l.Spans, &l.Masks, &l.RuleIDs, &l.Frontends, &l.Services, &l.Backends}
 }
 
 // Size counts what s has.
 func (s *State) Size() Limits {
-	l := Limits{Facts: len(s.Facts), Rulesets: len(s.Rulesets), Frontends: len(s.Frontends), Services: len(s.Services)}
+	l := Limits{Facts: len(s.Facts), Rulesets: len(s.Rulesets), Masks: len(s.Masks()), Frontends: len(s.Frontends), Services: len(s.Services)}
 	lists := map[*Service]struct{}{}
 	for _, service := range s.Services {
 		if _, counted := lists[service]; !counted {
@@ -50,6 +52,7 @@ func (s *State) Size() Limits {
 		}
 	}
 	for _, r := range s.Rulesets {
+		l.Spans += r.Spans().Len()
 		for _, g := range r.Groups {
 			l.RuleIDs += len(g.Rules) + 1
 			if g.Exact() {

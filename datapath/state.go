@@ -90,7 +90,8 @@ type Ruleset struct {
 
 // PortGroup allows the peers of one set on ports Low..High of a protocol. Exact ports
 // (Low == High, a protocol, no PortName) are looked up, at most one such group for a
-// (protocol, port); the others are scanned in their order, at most 256.
+// (protocol, port); of the others, the wide ones, the first in their order that matches
+// answers. There are at most WideMax of them.
 type PortGroup struct {
 	Protocol  uint8    // Any: every protocol; then Low..High is 0..65535
 	Low, High uint16   // host order, inclusive

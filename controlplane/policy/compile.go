@@ -78,7 +78,7 @@ func (w *compiler) run() bool {
 		return false
 	}
 	w.facts()
-	if w.refuse(w.tooLarge(datapath.Limits{Facts: len(w.state.Facts)}, true)) {
+	if w.refuse(w.tooLarge(datapath.Limits{Facts: len(w.state.Facts), Masks: len(w.state.Masks())}, true)) {
 		return false
 	}
 	w.cutOff()

@@ -244,6 +244,60 @@ func TestRefusalIsRemembered(t *testing.T) {
 	ask(false, 1, 9)
 }
 
+// Many ranges need spans and masks, where no policy needs them alone too.
+func TestRangesThatDoNotFitAreRefused(t *testing.T) {
+	const refusal = "NetworkPolicy greedy/np: spec: the policies of this node's pods need %d %s together, at most %d can be enforced (--map-size %s=N); "
+	limits := map[string]func(l *datapath.Limits) *int{
+		"port_spans": func(l *datapath.Limits) *int { return &l.Spans },
+		"peer_masks": func(l *datapath.Limits) *int { return &l.Masks },
+	}
+	for _, c := range []struct {
+		limit              string
+		most, good, greedy int
+		more               int // ranges of another policy of the greedy
+		need               int
+		fits, without      string
+	}{
+		{"port_spans", 43, 3, 40, 0, 4 + 40, "good 3, greedy 39", "good 3, greedy 0"},
+		{"peer_masks", 39, 3, 40, 0, 40, "good 3, greedy 39", "good 3, greedy 0"},
+		{"port_spans", 20, 3, 12, 5, 4 + 17, "good 3, greedy 16", "good 3, greedy 5"},
+		{"peer_masks", 16, 3, 12, 5, 17, "good 3, greedy 16", "good 3, greedy 5"},
+	} {
+		k := newTenants()
+		*limits[c.limit](&k.node.Limits) = c.most
+		k.ranges("good", "np", c.good)
+		if c.more > 0 {
+			k.ranges("greedy", "another", c.more)
+		}
+		k.ranges("greedy", "np", c.greedy)
+		said := fmt.Sprintf(refusal, c.need, c.limit, c.most, c.limit)
+		if got, want := k.enforce(t), c.without+", "+said+"the policy isolates the pods it selects and allows nothing"; got != want {
+			t.Errorf("%d %s:\n got %s\nwant %s", c.most, c.limit, got, want)
+		}
+		k.ranges("greedy", "np", c.greedy-1)
+		if got := k.enforce(t); got != c.fits {
+			t.Errorf("%d %s:\n got %s\nwant %s", c.most, c.limit, got, c.fits)
+		}
+		k.ranges("greedy", "np", c.greedy)
+		if got, want := k.enforce(t), c.fits+", "+said+"its last good version stays in force"; got != want {
+			t.Errorf("%d %s:\n got %s\nwant %s", c.most, c.limit, got, want)
+		}
+	}
+}
+
+// ranges writes a policy of n ranges over each other from as many blocks.
+func (k *tenants) ranges(ns, name string, n int) {
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
+	for i := range n {
+		port, end := intstr.FromInt32(int32(1000+100*len(name)+i)), int32(60000)
+		np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{
+			Ports: []networkingv1.NetworkPolicyPort{{Port: &port, EndPort: &end}},
+			From:  []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("192.%d.%d.0/24", len(name), i)}}},
+		})
+	}
+	k.cluster.NetworkPolicies[types.NamespacedName{Namespace: ns, Name: name}] = np
+}
+
 // One that never fitted isolates; so does one that was deleted and made again.
 func TestOversizedPolicyWithoutAGoodVersionIsolates(t *testing.T) {
 	k := newTenants()

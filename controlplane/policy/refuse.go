@@ -167,8 +167,8 @@ func (w *compiler) changed(p *parsed) bool {
 	return was == nil || !sameSpec(was, w.cluster.NetworkPolicies[p.name])
 }
 
-// tooManyRanges finds what to refuse so that no pod has more port groups to scan than
-// programs do.
+// tooManyRanges finds what to refuse so that no pod has more wide port groups than a ruleset
+// can.
 func (w *compiler) tooManyRanges() map[*parsed]Problem {
 	victims := map[*parsed]Problem{}
 	seen := map[identity.Number]bool{}
@@ -188,18 +188,18 @@ func (w *compiler) tooManyRanges() map[*parsed]Problem {
 func (w *compiler) tooManyRangesFor(l *identity.Labels, d datapath.Direction, victims map[*parsed]Problem) {
 	policies := w.isolating(l, d)
 	for {
-		all := scanned(grouped(policies, d, l.Ports))
-		if all <= scanMax {
+		all := wide(grouped(policies, d, l.Ports))
+		if all <= datapath.WideMax {
 			return
 		}
 		var own []candidate
 		for _, p := range policies {
-			own = append(own, candidate{p, scanned(grouped([]*parsed{p}, d, l.Ports))})
+			own = append(own, candidate{p, wide(grouped([]*parsed{p}, d, l.Ports))})
 		}
 		worst := w.choose(own, 1)[0]
 		victims[worst] = Problem{Ref: worst.ref, Field: "spec." + d.String(),
 			Message: fmt.Sprintf("pods in %s get %d port ranges and named ports together, at most %d can be enforced: "+
-				"merge port ranges", l.Namespace, all, scanMax)}
+				"merge port ranges", l.Namespace, all, datapath.WideMax)}
 		policies = slices.DeleteFunc(policies, func(p *parsed) bool { return p == worst })
 	}
 }
@@ -254,7 +254,10 @@ func (w *compiler) alone(p *parsed, facts bool) datapath.Limits {
 	}
 	need := x.withoutFacts()
 	need.Facts = len(x.state.Facts)
-	need.Rulesets-- // the one that all have who are not isolated
+	need.Rulesets--          // the one that all have who are not isolated
+	if need.PortGroups > 0 { // together with others' they may need spans and masks
+		need.Spans, need.Masks = max(need.Spans, 2*need.PortGroups), max(need.Masks, need.Facts, 1)
+	}
 	return need
 }
 

@@ -20,18 +20,18 @@ func ranges(np *networkingv1.NetworkPolicy, n int) {
 	}
 }
 
-// Too many scanned groups together: the policy with the most isolates and allows
+// Too many wide groups together: the policy with the most isolates and allows
 // nothing, the other goes on, and the reference says the same when it is told.
 func TestTooManyRangesRefuseTheLargestPolicy(t *testing.T) {
 	k := semanticsTalk(t, `{podSelector: {matchLabels: {app: a}}, ingress: [{ports: [{port: 80}]}]}`)
 	k.answer(t, "apply\nkind: NetworkPolicy\nmetadata: {name: big, namespace: x}\nspec: {podSelector: {}, ingress: [{ports: [{port: 90}]}]}")
 	big := types.NamespacedName{Namespace: "x", Name: "big"}
-	ranges(k.cluster.NetworkPolicies[big], scanMax)
+	ranges(k.cluster.NetworkPolicies[big], datapath.WideMax)
 	ranges(k.cluster.NetworkPolicies[types.NamespacedName{Namespace: "x", Name: "p"}], 2)
 	if r := Compile(k.cluster, k.node, k.locals, k.ids); len(r.Errors) != 0 {
-		t.Fatalf("%d ranges, two of them twice, are %v", scanMax, r.Errors)
+		t.Fatalf("%d ranges, two of them twice, are %v", datapath.WideMax, r.Errors)
 	}
-	ranges(k.cluster.NetworkPolicies[big], scanMax+1)
+	ranges(k.cluster.NetworkPolicies[big], datapath.WideMax+1)
 	r := Compile(k.cluster, k.node, k.locals, k.ids)
 	if len(r.Errors) != 1 || r.Errors[0].Name != "big" || !r.Enforced.Refused[big] {
 		t.Fatalf("errors %v", r.Errors)

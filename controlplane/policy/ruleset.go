@@ -13,9 +13,6 @@ import (
 	"github.com/weirnet/weir/identity"
 )
 
-// scanMax is how many port groups of a ruleset the kernel scans (bpf/contract.h, SCAN_MAX).
-const scanMax = 256
-
 // groupKey is what a packet's port must meet; rules with equal keys merge. Keys in
 // canonical order: exact ports, ranges, names, a whole protocol, everything.
 type groupKey struct {
@@ -93,7 +90,7 @@ func grouped(policies []*parsed, d datapath.Direction, own []identity.NamedPort)
 	return groups
 }
 
-func scanned(groups map[groupKey][]*parsedRule) int {
+func wide(groups map[groupKey][]*parsedRule) int {
 	n := 0
 	for k := range groups {
 		if k.class != exactPort {

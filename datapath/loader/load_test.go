@@ -1,8 +1,10 @@
 package loader
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,12 +106,65 @@ func TestLoadTwiceAdopts(t *testing.T) {
 			t.Errorf("%s: the old program is still there", h.program)
 		}
 		must(t, second.stubs.Maps[h.array].Lookup(now, &id))
-		info, err := second.Programs[h.program].Info()
-		must(t, err)
-		if want, _ := info.ID(); id != uint32(want) {
+		if want := programID(t, second.Programs[h.program]); id != want {
 			t.Errorf("%s: program %d in force, want %d", h.program, id, want)
 		}
 	}
+}
+
+// Maps of another layout are refused by name, and what is in force stays, to the last pin.
+func TestMapsOfAnotherVersionAreRefused(t *testing.T) {
+	dir := filepath.Join(sandbox.BPFFS(t), "weir")
+	first := load(t, small(dir))
+	spec, err := bpf.LoadWeir()
+	must(t, err)
+	older := spec.Maps[bpf.WeirMapRulesets]
+	older.ValueSize, older.Value = 12, nil // as it was before rulesets had spans
+	path := maps.Path(dir, bpf.WeirMapRulesets)
+	must(t, os.Remove(path))
+	must(t, os.Remove(maps.Path(dir, bpf.WeirMapPeerMasks)))
+	old, err := ebpf.NewMap(older)
+	must(t, err)
+	defer old.Close()
+	must(t, old.Put(uint32(1), make([]byte, 12)))
+	must(t, old.Pin(path))
+	before := pins(t, dir)
+
+	l, err := Load(small(dir))
+	if err == nil {
+		l.Close()
+		t.Fatal("adopted")
+	}
+	if text := err.Error(); !strings.Contains(text, "another version") || !strings.Contains(text, "remove that directory") || !strings.Contains(text, bpf.WeirMapRulesets) {
+		t.Errorf("refused with %q", text)
+	}
+	if after := pins(t, dir); !slices.Equal(before, after) {
+		t.Errorf("pins %v became %v", before, after)
+	}
+	for _, h := range hooks {
+		var id uint32
+		must(t, first.stubs.Maps[h.array].Lookup(2*uint32(h.hook)+uint32(first.Abi&1), &id))
+		if want := programID(t, first.Programs[h.program]); id != want {
+			t.Errorf("%s: program %d in force, want %d", h.program, id, want)
+		}
+	}
+}
+
+func programID(t testing.TB, p *ebpf.Program) uint32 {
+	t.Helper()
+	info, err := p.Info()
+	must(t, err)
+	id, _ := info.ID()
+	return uint32(id)
+}
+
+func pins(t testing.TB, dir string) (names []string) {
+	t.Helper()
+	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		names = append(names, path)
+		return err
+	}))
+	return names
 }
 
 func idOf(t testing.TB, m *ebpf.Map) ebpf.MapID {

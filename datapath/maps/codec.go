@@ -67,6 +67,14 @@ func decodeFact(k bpf.WeirFactKey) datapath.Fact {
 	return datapath.Fact{Set: k.Set, Identity: identity.Number(k.Identity), Port: k.Port, Protocol: k.Protocol}
 }
 
+func encodeMask(k datapath.MaskKey) bpf.WeirMaskKey {
+	return bpf.WeirMaskKey{Ruleset: k.Ruleset, Identity: uint32(k.Identity), Port: k.Port, Protocol: k.Protocol}
+}
+
+func decodeMask(k bpf.WeirMaskKey) datapath.MaskKey {
+	return datapath.MaskKey{Ruleset: k.Ruleset, Identity: identity.Number(k.Identity), Port: k.Port, Protocol: k.Protocol}
+}
+
 // An unspecified address stands for any of the node's own, of one family: all zero.
 func encodeFrontend(f datapath.Frontend) bpf.WeirFrontendKey {
 	k := bpf.WeirFrontendKey{Port: f.Port, Protocol: f.Protocol, Family: family(f.Addr)}

@@ -70,6 +70,7 @@ type commit struct {
 	bump  bool
 
 	facts     delta[datapath.Fact, uint32]
+	masks     delta[datapath.MaskKey, datapath.Mask]
 	frontends delta[datapath.Frontend, uint32]
 	rulesets  map[uint32]datapath.Ruleset // to put, canonical
 	unwanted  []uint32                    // rulesets
@@ -97,6 +98,8 @@ type stagedEndpoint struct {
 func (k *Kernel) plan(s *datapath.State) (*commit, error) {
 	c := &commit{k: k, s: s, epoch: k.Epoch()}
 	c.facts = k.facts.diff(maps.All(s.Facts), has(s.Facts))
+	masks := s.Masks()
+	c.masks = k.masks.diff(maps.All(masks), has(masks))
 	c.frontends = k.frontends.diff(func(yield func(datapath.Frontend, uint32) bool) {
 		for f := range s.Frontends {
 			if !yield(f, 1) {
@@ -125,7 +128,7 @@ func has[K comparable, V any](m map[K]V) func(K) bool {
 // repairs reports whether anything at all differs: after Open, or where a ruleset had to
 // be written again, that is damage, whose verdicts must not live on in flow entries.
 func (c *commit) repairs() bool {
-	return !c.facts.empty() || len(c.rulesets) > 0 || len(c.unwanted) > 0 || len(c.endpoints.fields) > 0 ||
+	return !c.facts.empty() || !c.masks.empty() || len(c.rulesets) > 0 || len(c.unwanted) > 0 || len(c.endpoints.fields) > 0 ||
 		!c.endpoints.numbers.empty() || len(c.peers.addresses) > 0
 }
 
@@ -168,7 +171,7 @@ func (c *commit) fits() error {
 		}
 	}
 	for _, err := range []error{
-		k.facts.fits(len(c.facts.keys)), k.frontends.fits(len(c.frontends.keys)),
+		k.facts.fits(len(c.facts.keys)), k.masks.fits(len(c.masks.keys)), k.frontends.fits(len(c.frontends.keys)),
 		k.rulesets.keys.fits(len(c.rulesets)), k.rulesets.exact.fits(exact), k.peers.fits(c.peers), k.services.fits(c.services),
 	} {
 		if err != nil {
@@ -184,6 +187,7 @@ func (c *commit) needsGrace() bool {
 	young := func(removed uint64, puts int) bool { return puts > 0 && removed > k.graced }
 	return c.endpoints.busy || max(c.endpoints.oldest, c.peers.oldest) > k.gracedEpoch ||
 		young(k.facts.removed, len(c.facts.keys)) ||
+		young(k.masks.removed, len(c.masks.keys)) ||
 		young(k.frontends.removed, len(c.frontends.keys)) ||
 		young(max(k.rulesets.keys.removed, k.rulesets.exact.removed), len(c.rulesets)) ||
 		young(k.endpoints.numbers.removed, len(c.endpoints.numbers.keys)) ||
@@ -199,6 +203,9 @@ func (c *commit) write() error {
 		since++
 	}
 	if err := k.facts.put(c.facts.keys, c.facts.values, k.tick); err != nil {
+		return err
+	}
+	if err := k.masks.put(c.masks.keys, c.masks.values, k.tick); err != nil {
 		return err
 	}
 	for id, r := range c.rulesets {
@@ -302,6 +309,7 @@ func (c *commit) rollback() error {
 func (c *commit) markStale() {
 	k := c.k
 	k.facts.mark(c.facts.unwanted, k.tick)
+	k.masks.mark(c.masks.unwanted, k.tick)
 	k.rulesets.keys.mark(c.unwanted, k.tick)
 	k.endpoints.numbers.mark(c.endpoints.numbers.unwanted, k.tick)
 	k.peers.mark(c.peers.unwanted, k.tick)

@@ -36,6 +36,9 @@ func TestConstantsAreTheContracts(t *testing.T) {
 		"JudgedIngress":   {uint64(datapath.JudgedIngress), uint64(bpf.WeirStampBitsSTAMP_INGRESS)},
 		"Reasons":         {uint64(datapath.Reasons), uint64(bpf.WeirDropReasonDROP_REASON_MAX)},
 		"NoRuleset":       {uint64(datapath.ReasonNoRuleset), uint64(bpf.WeirDropReasonDROP_NO_RULESET)},
+		"WideMax":         {datapath.WideMax, uint64(bpf.WeirLimitsWIDE_MAX)},
+		"ScanMax":         {datapath.ScanMax, uint64(bpf.WeirLimitsSCAN_MAX)},
+		"a mask":          {uint64(unsafe.Sizeof(datapath.Mask{})), uint64(unsafe.Sizeof(bpf.WeirWideMask{}))},
 		"endpoint":        {uint64(endpointSize), uint64(unsafe.Sizeof(bpf.WeirEndpoint{})) / 8},
 		"peer endpoint":   {peerEndpoint, uint64(unsafe.Offsetof(bpf.WeirPeerEntry{}.Endpoint)) / 8},
 	} {

@@ -33,6 +33,9 @@ func (x *extents) alloc(length uint32) (extent, error) {
 	return extent{}, &datapath.FullError{Map: x.name, Size: int(x.size), Need: int(x.sum() + length)}
 }
 
+// empty is all of the map, nothing of it given out.
+func (x *extents) empty() extents { return extents{name: x.name, size: x.size} }
+
 func (x *extents) insert(i int, e extent) extent {
 	x.used = slices.Insert(x.used, i, e)
 	return e

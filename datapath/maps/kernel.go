@@ -41,6 +41,7 @@ type Kernel struct {
 	control element
 
 	facts     *tracker[datapath.Fact, bpf.WeirFactKey, uint32]
+	masks     *tracker[datapath.MaskKey, bpf.WeirMaskKey, datapath.Mask]
 	frontends *tracker[datapath.Frontend, bpf.WeirFrontendKey, uint32]
 	rulesets  rulesets
 	endpoints endpoints
@@ -85,7 +86,7 @@ func (k *Kernel) open(dir string) error {
 	for _, name := range []string{
 		MapControl, bpf.WeirMapFlows, bpf.WeirMapEndpointIndex, bpf.WeirMapEndpoints, bpf.WeirMapEndpointStates,
 		bpf.WeirMapAddresses, bpf.WeirMapPrefixes, bpf.WeirMapPeers, bpf.WeirMapFacts, bpf.WeirMapRulesets,
-		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapRuleIds, bpf.WeirMapFrontends,
+		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapPortSpans, bpf.WeirMapPeerMasks, bpf.WeirMapRuleIds, bpf.WeirMapFrontends,
 		bpf.WeirMapDenialCounts, bpf.WeirMapCounters,
 		bpf.SockMapNetnsEndpoints, bpf.SockMapServices, bpf.SockMapServiceLists, bpf.SockMapBackends,
 	} {
@@ -104,7 +105,7 @@ func (k *Kernel) open(dir string) error {
 func (k *Kernel) mapMemories() error {
 	mapped := map[string]*memory{}
 	for _, name := range []string{
-		MapControl, bpf.WeirMapEndpoints, bpf.WeirMapPeers, bpf.WeirMapRuleIds, bpf.SockMapServiceLists, bpf.SockMapBackends,
+		MapControl, bpf.WeirMapEndpoints, bpf.WeirMapPeers, bpf.WeirMapPortSpans, bpf.WeirMapRuleIds, bpf.SockMapServiceLists, bpf.SockMapBackends,
 	} {
 		m, err := mapMemory(k.maps[name])
 		if err != nil {
@@ -115,13 +116,16 @@ func (k *Kernel) mapMemories() error {
 	}
 	k.control = mapped[MapControl].at(0)
 	k.facts = newTracker[datapath.Fact, bpf.WeirFactKey, uint32](k, bpf.WeirMapFacts, encodeFact, decodeFact)
+	k.masks = newTracker[datapath.MaskKey, bpf.WeirMaskKey, datapath.Mask](k, bpf.WeirMapPeerMasks, encodeMask, decodeMask)
 	k.frontends = newTracker[datapath.Frontend, bpf.WeirFrontendKey, uint32](k, bpf.WeirMapFrontends, encodeFrontend, decodeFrontend)
 	k.rulesets = rulesets{
 		keys:       newTracker[uint32, uint32, bpf.WeirRuleset](k, bpf.WeirMapRulesets, same, same),
 		exact:      newTracker[bpf.WeirExactKey, bpf.WeirExactKey, bpf.WeirPortGroup](k, bpf.WeirMapExactGroups, same, same),
 		groups:     k.maps[bpf.WeirMapPortGroups],
+		spans:      mapped[bpf.WeirMapPortSpans],
 		rules:      mapped[bpf.WeirMapRuleIds],
 		groupSpace: extents{name: bpf.WeirMapPortGroups, size: k.maps[bpf.WeirMapPortGroups].MaxEntries()},
+		spanSpace:  extents{name: bpf.WeirMapPortSpans, size: mapped[bpf.WeirMapPortSpans].count},
 		ruleSpace:  extents{name: bpf.WeirMapRuleIds, size: mapped[bpf.WeirMapRuleIds].count},
 	}
 	k.endpoints = endpoints{
@@ -160,7 +164,7 @@ func (k *Kernel) adopt() error {
 		return err
 	}
 	return errors.Join(
-		k.facts.load(), k.frontends.load(), k.endpoints.numbers.load(),
+		k.facts.load(), k.masks.load(), k.frontends.load(), k.endpoints.numbers.load(),
 		k.rulesets.load(k.tick), k.peers.load(k.tick), k.services.load(k.tick),
 	)
 }
@@ -195,6 +199,7 @@ func (k *Kernel) Limits() (l datapath.Limits) {
 	l.Addresses = half(bpf.WeirMapAddresses) - l.CIDRs
 	l.Facts, l.Rulesets, l.ExactGroups = half(bpf.WeirMapFacts), half(bpf.WeirMapRulesets), half(bpf.WeirMapExactGroups)
 	l.PortGroups, l.RuleIDs, l.Frontends = half(bpf.WeirMapPortGroups), half(bpf.WeirMapRuleIds), half(bpf.WeirMapFrontends)
+	l.Spans, l.Masks = half(bpf.WeirMapPortSpans), half(bpf.WeirMapPeerMasks)
 	l.Services, l.Backends = half(bpf.SockMapServices), half(bpf.SockMapBackends)
 	return l
 }

@@ -37,7 +37,7 @@ func (k *Kernel) Recheck() (damaged []string, err error) {
 	}
 	k.anew, k.committed = true, k.Epoch()
 	k.peers.free, k.peers.limbo, k.rulesets.limbo = nil, nil, nil
-	k.rulesets.groupSpace.used, k.rulesets.ruleSpace.used = nil, nil
+	k.rulesets.groupSpace.used, k.rulesets.spanSpace.used, k.rulesets.ruleSpace.used = nil, nil, nil
 	return append(damaged, changed...), k.adopt()
 }
 
@@ -69,7 +69,7 @@ func (k *Kernel) changedByOthers() (changed []string, err error) {
 	note(MapControl, k.Epoch() == k.committed, nil)
 	for _, t := range []interface {
 		same() (string, bool, error)
-	}{k.facts, k.frontends, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.addresses, k.peers.prefixes, k.services.keys, k.services.netns} {
+	}{k.facts, k.masks, k.frontends, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.addresses, k.peers.prefixes, k.services.keys, k.services.netns} {
 		note(t.same())
 	}
 	if err != nil || len(changed) > 0 {
@@ -114,8 +114,8 @@ func (t *tracker[K, B, V]) same() (string, bool, error) {
 // same reads every ruleset's groups and rule ids; the keys are known to be as written.
 func (s *rulesets) same() (bool, error) {
 	fresh := &rulesets{
-		exact: s.exact, groups: s.groups, rules: s.rules,
-		groupSpace: extents{name: s.groupSpace.name, size: s.groupSpace.size}, ruleSpace: extents{name: s.ruleSpace.name, size: s.ruleSpace.size},
+		exact: s.exact, groups: s.groups, spans: s.spans, rules: s.rules,
+		groupSpace: s.groupSpace.empty(), spanSpace: s.spanSpace.empty(), ruleSpace: s.ruleSpace.empty(),
 	}
 	for id, p := range s.placed {
 		now, ok, err := fresh.read(s.keys.applied[id], p.exact)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
 )
 
 // damages are what another process may do to the maps of an agent that runs.
@@ -14,13 +15,19 @@ var damages = map[string]struct {
 	do    func(t *testing.T, k *Kernel)
 }{
 	"ruleset turned to allow": {"rulesets", func(t *testing.T, k *Kernel) {
-		must(t, k.rulesets.keys.m.Put(uint32(1), bpf.WeirRuleset{DefaultRule: 300, Allow: 1, Exact: 1, ScanCount: 1}))
+		must(t, k.rulesets.keys.m.Put(uint32(1), bpf.WeirRuleset{DefaultRule: 300, Allow: 1, Exact: 1, WideCount: 1}))
 	}},
 	"exact group gone": {"exact_groups", func(t *testing.T, k *Kernel) {
 		must(t, k.rulesets.exact.m.Delete(bpf.WeirExactKey{Ruleset: 1, Port: 80, Protocol: 6}))
 	}},
-	"scanned group changed": {"port_groups", func(t *testing.T, k *Kernel) {
+	"wide group changed": {"port_groups", func(t *testing.T, k *Kernel) {
 		must(t, k.rulesets.groups.Put(uint32(0), bpf.WeirPortGroup{Rules: 1 << 30}))
+	}},
+	"span changed": {"port_groups", func(t *testing.T, k *Kernel) {
+		k.rulesets.spans.at(k.rulesets.placed[2].spans.start+3).store(1, ^uint64(0))
+	}},
+	"mask changed": {"peer_masks", func(t *testing.T, k *Kernel) {
+		must(t, k.masks.m.Put(bpf.WeirMaskKey{Ruleset: 2, Identity: 256}, datapath.Mask{1}))
 	}},
 	"rule id changed": {"port_groups", func(t *testing.T, k *Kernel) { k.rulesets.rules.at(0).store(0, 999) }},
 	"fact gone":       {"facts", func(t *testing.T, k *Kernel) { must(t, k.facts.m.Delete(bpf.WeirFactKey{Set: 1, Identity: 256})) }},

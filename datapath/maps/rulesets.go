@@ -13,17 +13,19 @@ import (
 )
 
 // rulesets writes rulesets: their key, the groups of exact ports by (ruleset, port), the
-// scanned groups as an extent of port_groups, and each group's rule ids as an extent of
-// rule_ids closed by a zero (no rule has that id). They are immutable while in use.
+// wide groups as an extent of port_groups, where they are many their spans as one of
+// port_spans, and each group's rule ids as an extent of rule_ids closed by a zero (no rule
+// has that id). They are immutable while in use.
 type rulesets struct {
 	keys   *tracker[uint32, uint32, bpf.WeirRuleset]
 	exact  *tracker[bpf.WeirExactKey, bpf.WeirExactKey, bpf.WeirPortGroup]
 	groups *ebpf.Map
+	spans  *memory
 	rules  *memory
 
-	groupSpace, ruleSpace extents
-	placed                map[uint32]*placement
-	limbo                 []limbo[*placement] // removed; their extents are free a grace later
+	groupSpace, spanSpace, ruleSpace extents
+	placed                           map[uint32]*placement
+	limbo                            []limbo[*placement] // removed; their extents are free a grace later
 }
 
 // limbo is something removed at a tick and still readable by programs of before it.
@@ -35,12 +37,13 @@ type limbo[T any] struct {
 // placement is where a ruleset of the kernel lies and what it says.
 type placement struct {
 	ruleset datapath.Ruleset // canonical
-	scan    extent
+	wide    extent
+	spans   extent
 	rules   []extent
 	exact   []bpf.WeirExactKey
 }
 
-// canonical has the exact groups first, by port; the scanned ones in their order.
+// canonical has the exact groups first, by port; the wide ones in their order.
 func canonical(r datapath.Ruleset) datapath.Ruleset {
 	groups := slices.Clone(r.Groups)
 	slices.SortStableFunc(groups, func(a, b datapath.PortGroup) int {
@@ -68,21 +71,18 @@ func equalGroup(a, b datapath.PortGroup) bool {
 
 // check refuses what the kernel's form cannot hold. r is canonical.
 func check(id uint32, r datapath.Ruleset) error {
-	scanned := 0
 	for i, g := range r.Groups {
 		switch {
 		case id == 0:
 			return fmt.Errorf("ruleset 0 is no ruleset")
 		case len(g.Rules) == 0 || slices.Contains(g.Rules, 0):
 			return fmt.Errorf("ruleset %d: port group without rule ids", id)
-		case !g.Exact():
-			scanned++
-		case i > 0 && r.Groups[i-1].Exact() && r.Groups[i-1].Protocol == g.Protocol && r.Groups[i-1].Low == g.Low:
+		case i > 0 && g.Exact() && r.Groups[i-1].Exact() && r.Groups[i-1].Protocol == g.Protocol && r.Groups[i-1].Low == g.Low:
 			return fmt.Errorf("ruleset %d: two groups for protocol %d port %d", id, g.Protocol, g.Low)
 		}
 	}
-	if scanned > int(bpf.WeirLimitsSCAN_MAX) {
-		return fmt.Errorf("ruleset %d: %d port groups to scan, at most %d are possible", id, scanned, bpf.WeirLimitsSCAN_MAX)
+	if wide := len(r.Wide()); wide > datapath.WideMax {
+		return fmt.Errorf("ruleset %d: %d wide port groups, at most %d are possible", id, wide, datapath.WideMax)
 	}
 	return nil
 }
@@ -106,7 +106,7 @@ func (s *rulesets) put(id uint32, r datapath.Ruleset, tick uint64) error {
 
 func (s *rulesets) write(id uint32, p *placement, tick uint64) error {
 	var exactKeys []bpf.WeirExactKey
-	var exact, scanned []bpf.WeirPortGroup
+	var exact, wide []bpf.WeirPortGroup
 	for _, g := range p.ruleset.Groups {
 		at, err := s.writeRules(g.Rules)
 		if err != nil {
@@ -118,42 +118,62 @@ func (s *rulesets) write(id uint32, p *placement, tick uint64) error {
 			exactKeys = append(exactKeys, bpf.WeirExactKey{Ruleset: id, Port: g.Low, Protocol: g.Protocol})
 			exact = append(exact, encoded)
 		} else {
-			scanned = append(scanned, encoded)
+			wide = append(wide, encoded)
 		}
 	}
 	var err error
-	hulls(scanned)
-	if p.scan, err = s.groupSpace.alloc(uint32(len(scanned))); err != nil {
+	if p.wide, err = s.groupSpace.alloc(uint32(len(wide))); err != nil {
 		return err
 	}
-	for i, g := range scanned {
-		if err := s.groups.Put(p.scan.start+uint32(i), g); err != nil {
+	for i, g := range wide {
+		if err := s.groups.Put(p.wide.start+uint32(i), g); err != nil {
 			return fmt.Errorf("write map %s: %w", bpf.WeirMapPortGroups, err)
+		}
+	}
+	elements := spanElements(p.ruleset.Spans())
+	if p.spans, err = s.spanSpace.alloc(uint32(len(elements))); err != nil {
+		return err
+	}
+	for i, e := range elements {
+		for word, v := range e {
+			s.spans.at(p.spans.start+uint32(i)).store(uintptr(word), v)
 		}
 	}
 	p.exact = exactKeys
 	if err := s.exact.put(exactKeys, exact, tick); err != nil {
 		return err
 	}
-	header := bpf.WeirRuleset{DefaultRule: p.ruleset.Default, Scan: p.scan.start, ScanCount: uint16(len(scanned))}
-	if p.ruleset.Allow {
-		header.Allow = 1
-	}
-	if len(exact) > 0 {
-		header.Exact = 1
-	}
-	return s.keys.put([]uint32{id}, []bpf.WeirRuleset{header}, tick)
+	return s.keys.put([]uint32{id}, []bpf.WeirRuleset{p.header()}, tick)
 }
 
-// hulls says in the first group of each chunk which ports the chunk's groups have.
-func hulls(scanned []bpf.WeirPortGroup) {
-	for chunk := range slices.Chunk(scanned, int(bpf.WeirLimitsSCAN_CHUNK)) {
-		low, high := chunk[0].Low, chunk[0].High
-		for _, g := range chunk {
-			low, high = min(low, g.Low), max(high, g.High)
-		}
-		chunk[0].HullLow, chunk[0].HullHigh = low, high
+// header is what the ruleset's key says of where it lies.
+func (p *placement) header() bpf.WeirRuleset {
+	flag := map[bool]uint8{true: 1}
+	h := bpf.WeirRuleset{
+		DefaultRule: p.ruleset.Default, Allow: flag[p.ruleset.Allow], Exact: flag[len(p.exact) > 0],
+		Wide: p.wide.start, WideCount: uint16(p.wide.length),
 	}
+	if p.spans.length > 0 {
+		h.Spans, h.SpanCount = p.spans.start, uint16(p.spans.length-uint32(bpf.WeirLimitsSPANS_FIRST))
+		h.Names = flag[slices.ContainsFunc(p.ruleset.Wide(), func(g datapath.PortGroup) bool { return g.PortName != 0 })]
+	}
+	return h
+}
+
+// spanElements are a ruleset's spans as the kernel has them (bpf/contract.h, struct port_span).
+func spanElements(s *datapath.Spans) (out [][5]uint64) {
+	if s == nil {
+		return nil
+	}
+	element := func(from uint32, m datapath.Mask) {
+		out = append(out, [5]uint64{uint64(from), m[0], m[1], m[2], m[3]})
+	}
+	element(0, s.Any)
+	element(0, s.Pods)
+	for _, span := range s.Ports {
+		element(span.From, span.Groups)
+	}
+	return out
 }
 
 func (s *rulesets) writeRules(rules []uint32) (extent, error) {
@@ -169,7 +189,8 @@ func (s *rulesets) writeRules(rules []uint32) (extent, error) {
 }
 
 func (s *rulesets) free(p *placement) {
-	s.groupSpace.free(p.scan)
+	s.groupSpace.free(p.wide)
+	s.spanSpace.free(p.spans)
 	for _, at := range p.rules {
 		s.ruleSpace.free(at)
 	}
@@ -251,25 +272,21 @@ func (s *rulesets) load(tick uint64) error {
 
 func (s *rulesets) read(header bpf.WeirRuleset, exact []bpf.WeirExactKey) (p *placement, ok bool, err error) {
 	p = &placement{ruleset: datapath.Ruleset{Default: header.DefaultRule, Allow: header.Allow == 1}, exact: exact}
-	p.scan = extent{header.Scan, uint32(header.ScanCount)}
-	if !s.groupSpace.claim(p.scan) {
-		p.scan = extent{}
+	p.wide = extent{header.Wide, uint32(header.WideCount)}
+	if !s.groupSpace.claim(p.wide) {
+		p.wide = extent{}
 		return p, false, nil
 	}
 	var groups []bpf.WeirPortGroup
 	for _, k := range exact {
 		groups = append(groups, s.exact.applied[k])
 	}
-	for i := range p.scan.length {
+	for i := range p.wide.length {
 		var g bpf.WeirPortGroup
-		if err := s.groups.Lookup(p.scan.start+i, &g); err != nil {
+		if err := s.groups.Lookup(p.wide.start+i, &g); err != nil {
 			return p, false, fmt.Errorf("read map %s: %w", bpf.WeirMapPortGroups, err)
 		}
 		groups = append(groups, g)
-	}
-	scanned := slices.Clone(groups[len(exact):])
-	if hulls(scanned); !slices.Equal(scanned, groups[len(exact):]) {
-		return p, false, nil
 	}
 	for i, g := range groups {
 		rules, at, ok := s.readRules(g.Rules)
@@ -281,7 +298,28 @@ func (s *rulesets) read(header bpf.WeirRuleset, exact []bpf.WeirExactKey) (p *pl
 		p.ruleset.Groups = append(p.ruleset.Groups, decoded)
 	}
 	p.ruleset = canonical(p.ruleset)
-	return p, (header.Exact == 1) == (len(exact) > 0), nil
+	return p, s.readSpans(header, p) && p.header() == header, nil
+}
+
+// readSpans claims the spans that a ruleset like p has; false: they are not there.
+func (s *rulesets) readSpans(header bpf.WeirRuleset, p *placement) bool {
+	elements := spanElements(p.ruleset.Spans())
+	at := extent{header.Spans, uint32(len(elements))}
+	if len(elements) == 0 {
+		return true
+	}
+	if !s.spanSpace.claim(at) {
+		return false
+	}
+	p.spans = at
+	for i, e := range elements {
+		for word, v := range e {
+			if s.spans.at(at.start+uint32(i)).load(uintptr(word)) != v {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (s *rulesets) readRules(start uint32) (rules []uint32, at extent, ok bool) {

@@ -27,7 +27,7 @@ func randomRuleset(r *rand.Rand) datapath.Ruleset {
 			Protocol: datapath.TCP, Low: 80 + port, High: 80 + port, Set: 1 + r.Uint32N(5), Labels: true, Rules: rules(),
 		})
 	}
-	for range r.IntN(4) {
+	for range r.IntN(4) * (1 + 9*r.IntN(2)) { // some have spans
 		out.Groups = append(out.Groups, datapath.PortGroup{Protocol: datapath.UDP, Low: 1, High: 1000, Set: 7, Blocks: true, Rules: rules()})
 	}
 	if r.IntN(2) == 0 {
@@ -41,7 +41,7 @@ func randomRuleset(r *rand.Rand) datapath.Ruleset {
 
 // What is written is what a later Open reads back, through many generations of rulesets.
 func TestRulesetsSurviveOpen(t *testing.T) {
-	dir := pinMaps(t, map[string]uint32{bpf.WeirMapRuleIds: 1200, bpf.WeirMapPortGroups: 200})
+	dir := pinMaps(t, map[string]uint32{bpf.WeirMapRuleIds: 3000, bpf.WeirMapPortGroups: 800, bpf.WeirMapPortSpans: 200})
 	k := openQuiet(t, dir)
 	r := rand.New(rand.NewPCG(3, 3))
 	s := state()
@@ -119,8 +119,14 @@ func oneOfEach() *datapath.State {
 		{Protocol: datapath.TCP, Low: 80, High: 80, Set: 1, Labels: true, Rules: []uint32{400}},
 		{Protocol: datapath.TCP, Low: 1, High: 99, Set: 1, Labels: true, Rules: []uint32{401}},
 	}}
+	many := datapath.Ruleset{Default: 301}
+	for i := range uint16(datapath.ScanMax + 1) {
+		many.Groups = append(many.Groups, datapath.PortGroup{Protocol: datapath.TCP, Low: i, High: 100 + i, Set: 1 + uint32(i%2), Labels: true, Rules: []uint32{402}})
+	}
+	s.Rulesets[2] = many
 	s.Facts[datapath.Fact{Set: 1, Identity: 256}] = 0
 	s.Endpoints[1] = datapath.Endpoint{Ifindex: 5, Egress: 1, Ingress: 1}
+	s.Endpoints[2] = datapath.Endpoint{Ifindex: 6, Egress: 1, Ingress: 2}
 	s.Peers = peersOf("10.0.0.1", 256, "10.0.0.0/8", 4)
 	return s
 }
@@ -130,19 +136,27 @@ func TestDamageIsRepaired(t *testing.T) {
 	want := oneOfEach()
 	for name, damage := range map[string]func(t *testing.T, k *Kernel){
 		"default turned to allow": func(t *testing.T, k *Kernel) {
-			must(t, k.rulesets.keys.m.Put(uint32(1), bpf.WeirRuleset{DefaultRule: 300, Allow: 1, Exact: 1, ScanCount: 1}))
+			must(t, k.rulesets.keys.m.Put(uint32(1), bpf.WeirRuleset{DefaultRule: 300, Allow: 1, Exact: 1, WideCount: 1}))
 		},
 		"exact group gone": func(t *testing.T, k *Kernel) {
 			must(t, k.rulesets.exact.m.Delete(bpf.WeirExactKey{Ruleset: 1, Port: 80, Protocol: 6}))
 		},
-		"scanned group points nowhere": func(t *testing.T, k *Kernel) {
+		"wide group points nowhere": func(t *testing.T, k *Kernel) {
 			must(t, k.rulesets.groups.Put(uint32(0), bpf.WeirPortGroup{Rules: 1 << 30}))
 		},
-		"hull too narrow": func(t *testing.T, k *Kernel) {
-			var g bpf.WeirPortGroup
-			must(t, k.rulesets.groups.Lookup(uint32(0), &g))
-			g.HullHigh = 5
-			must(t, k.rulesets.groups.Put(uint32(0), g))
+		"span gone wide": func(t *testing.T, k *Kernel) {
+			k.rulesets.spans.at(k.rulesets.placed[2].spans.start+3).store(1, ^uint64(0))
+		},
+		"spans said not to be there": func(t *testing.T, k *Kernel) {
+			header := k.rulesets.keys.applied[2]
+			header.SpanCount = 0
+			must(t, k.rulesets.keys.m.Put(uint32(2), header))
+		},
+		"mask gone": func(t *testing.T, k *Kernel) {
+			must(t, k.masks.m.Delete(bpf.WeirMaskKey{Ruleset: 2, Identity: 256}))
+		},
+		"mask too wide": func(t *testing.T, k *Kernel) {
+			must(t, k.masks.m.Put(bpf.WeirMaskKey{Ruleset: 2, Identity: 256}, datapath.Mask{^uint64(0)}))
 		},
 		"rule id changed": func(t *testing.T, k *Kernel) { k.rulesets.rules.at(0).store(0, 999) },
 		"fact gone":       func(t *testing.T, k *Kernel) { must(t, k.facts.m.Delete(bpf.WeirFactKey{Set: 1, Identity: 256})) },
@@ -189,8 +203,9 @@ func snapshot(t *testing.T, k *Kernel) string {
 	t.Helper()
 	epoch := k.Epoch()
 	out := fmt.Sprintln("facts", dump[bpf.WeirFactKey, uint32](t, k.facts.m))
-	again := &rulesets{keys: k.rulesets.keys, exact: k.rulesets.exact, groups: k.rulesets.groups, rules: k.rulesets.rules,
-		groupSpace: extents{size: k.rulesets.groupSpace.size}, ruleSpace: extents{size: k.rulesets.ruleSpace.size}}
+	out += fmt.Sprintln("masks", dump[bpf.WeirMaskKey, datapath.Mask](t, k.masks.m))
+	again := &rulesets{keys: k.rulesets.keys, exact: k.rulesets.exact, groups: k.rulesets.groups, spans: k.rulesets.spans, rules: k.rulesets.rules,
+		groupSpace: k.rulesets.groupSpace.empty(), spanSpace: k.rulesets.spanSpace.empty(), ruleSpace: k.rulesets.ruleSpace.empty()}
 	must(t, again.load(0))
 	for _, id := range slices.Sorted(maps.Keys(again.placed)) {
 		out += fmt.Sprintln("ruleset", id, again.placed[id].ruleset)
@@ -211,11 +226,11 @@ func snapshot(t *testing.T, k *Kernel) string {
 func TestFullMapIsNamedAndNothingChanges(t *testing.T) {
 	small := map[string]uint32{
 		bpf.WeirMapFacts: 4, bpf.WeirMapRulesets: 4, bpf.WeirMapExactGroups: 4, bpf.WeirMapPortGroups: 4,
-		bpf.WeirMapRuleIds: 40, bpf.WeirMapAddresses: 4, bpf.WeirMapPrefixes: 4, bpf.WeirMapFrontends: 4,
+		bpf.WeirMapPortSpans: 12, bpf.WeirMapPeerMasks: 4, bpf.WeirMapRuleIds: 40, bpf.WeirMapAddresses: 4, bpf.WeirMapPrefixes: 4, bpf.WeirMapFrontends: 4,
 	}
 	scan := func(n int) (r datapath.Ruleset) {
 		for range n {
-			r.Groups = append(r.Groups, datapath.PortGroup{High: 65535, AnyPeer: true, Rules: []uint32{300}})
+			r.Groups = append(r.Groups, datapath.PortGroup{High: 65535, AnyPeer: true, Set: 1, Labels: true, Rules: []uint32{300}})
 		}
 		return r
 	}
@@ -238,6 +253,17 @@ func TestFullMapIsNamedAndNothingChanges(t *testing.T) {
 			s.Rulesets[uint32(n)] = r
 		},
 		bpf.WeirMapPortGroups: func(s *datapath.State, n int) { s.Rulesets[uint32(n)] = scan(n) },
+		bpf.WeirMapPortSpans: func(s *datapath.State, n int) {
+			for i := range n {
+				s.Rulesets[uint32(1+i)] = scan(datapath.ScanMax + 1) // one for all ports, and two masks
+			}
+		},
+		bpf.WeirMapPeerMasks: func(s *datapath.State, n int) {
+			s.Rulesets[1] = scan(datapath.ScanMax + 1)
+			for i := range n {
+				s.Facts[datapath.Fact{Set: 1, Identity: identity.Number(256 + i)}] = 0
+			}
+		},
 		bpf.WeirMapRuleIds: func(s *datapath.State, n int) {
 			r := scan(1)
 			r.Groups[0].Rules = make([]uint32, 10*n-1) // and a zero: 40 fit
@@ -264,7 +290,7 @@ func TestFullMapIsNamedAndNothingChanges(t *testing.T) {
 	}
 	for name, fill := range cases {
 		t.Run(name, func(t *testing.T) {
-			k := openQuiet(t, pinMaps(t, small))
+			k := openQuiet(t, pinMaps(t, map[string]uint32{name: small[name]}))
 			s := state()
 			fill(s, 4)
 			epoch := commitState(t, k, s)
@@ -305,18 +331,18 @@ func TestStaleMakesRoom(t *testing.T) {
 
 func TestImpossibleRulesetsAreRefused(t *testing.T) {
 	group := datapath.PortGroup{Protocol: 6, Low: 80, High: 80, AnyPeer: true, Rules: []uint32{300}}
-	scanned := group
-	scanned.High = 90
-	many := make([]datapath.PortGroup, bpf.WeirLimitsSCAN_MAX+1)
+	wide := group
+	wide.High = 90
+	many := make([]datapath.PortGroup, datapath.WideMax+1)
 	for i := range many {
-		many[i] = scanned
+		many[i] = wide
 	}
 	none := group
 	none.Rules = nil
 	k := openQuiet(t, pinMaps(t, nil))
 	for what, r := range map[string]datapath.Ruleset{
 		"two exact groups of one port": {Groups: []datapath.PortGroup{group, group}},
-		"257 groups to scan":           {Groups: many},
+		"257 wide groups":              {Groups: many},
 		"a group without rules":        {Groups: []datapath.PortGroup{none}},
 	} {
 		s := state()

@@ -34,7 +34,7 @@ type node struct {
 	stub   *ebpf.Program // from_pod, as a link enters it
 	kernel *maps.Kernel
 	loaded *loader.Loaded
-	veth   int // of the sending pod
+	veths  []int // by pod
 }
 
 func newNode() (*node, error) {
@@ -111,54 +111,86 @@ func (n *node) fillPolicy() error {
 	return nil
 }
 
-// receivers are pods that pod 1 sends to, by what is allowed to them on the port asked.
+// receivers are pods that pod 1 sends to, by what is allowed to them on the port asked; or,
+// by their egress, pods that send to pod 1. The first two are not rows of their own.
 var receivers = []struct {
-	name string
-	port uint16
-	rule func(s *datapath.State) datapath.Ruleset
+	name   string
+	port   uint16
+	rules  int
+	kind   kind
+	egress bool
+	denied string // so called where pod 3, whom nobody allows, asks on ports that it did not try yet
 }{
-	{"", 80, func(s *datapath.State) datapath.Ruleset { return rules(s, 10, 1, onePort) }},
-	{"", 80, func(*datapath.State) datapath.Ruleset { return datapath.Ruleset{Default: 300} }}, // denies
-	{"10 rules for a port", 80, func(s *datapath.State) datapath.Ruleset { return rules(s, 100, 10, onePort) }},
-	{"1000 rules for a port", 80, func(s *datapath.State) datapath.Ruleset { return rules(s, 200, 1000, onePort) }},
-	{"10 rules, a port each", 10, func(s *datapath.State) datapath.Ruleset { return rules(s, 2000, 10, ownPort) }},
-	{"1000 rules, a port each", 1000, func(s *datapath.State) datapath.Ruleset { return rules(s, 3000, 1000, ownPort) }},
-	{"10 rules, a range each", 10, func(s *datapath.State) datapath.Ruleset { return rules(s, 5000, 10, ownRange) }},
-	{"256 rules, a range each", 256, func(s *datapath.State) datapath.Ruleset { return rules(s, 6000, 256, ownRange) }},
+	{port: 80, rules: 1, kind: onePort},
+	{port: 80, kind: nobody},
+	{port: 80, rules: 10, kind: onePort, name: "10 rules for a port"},
+	{port: 80, rules: 1000, kind: onePort, name: "1000 rules for a port"},
+	{port: 10, rules: 10, kind: ownPort, name: "10 rules, a port each"},
+	{port: 1000, rules: 1000, kind: ownPort, name: "1000 rules, a port each"},
+	{port: 10, rules: 10, kind: ownRange, name: "10 rules, a range each"},
+	{port: 256, rules: 256, kind: ownRange, name: "256 rules, a range each"},
+	{port: 300, rules: 10, kind: wideRange, name: "10 rules, ranges over each other", denied: "10 ranges over each other"},
+	{port: 300, rules: 256, kind: wideRange, name: "256 rules, ranges over each other", denied: "256 ranges over each other"},
+	{port: 80, rules: 10, kind: allPorts, name: "10 rules for all ports"},
+	{port: 80, rules: 1000, kind: allPorts, name: "1000 rules for all ports"},
+	{port: 300, rules: 10, kind: ownName, egress: true, name: "10 egress rules, a port name each"},
+	{port: 300, rules: 256, kind: ownName, egress: true, name: "256 egress rules, a port name each"},
 }
 
+type kind int
+
 const (
-	onePort  = iota // one group, a member a rule
-	ownPort         // an exact group a rule
-	ownRange        // a scanned group a rule
+	nobody    kind = iota // no group
+	onePort               // one group, a member a rule
+	allPorts              // likewise
+	ownPort               // an exact group a rule
+	ownRange              // a range a rule, none over another
+	wideRange             // a range a rule, each over all that come after it
+	ownName               // a port's name a rule, of which pod 1 gives the last to its port
 )
 
-const sender identity.Number = 1001
+const pod1 identity.Number = 1001 // of pod 1
 
-// rules makes n of which the last is the one that allows the sender; sets begin at set.
-func rules(s *datapath.State, set uint32, n, kind int) (r datapath.Ruleset) {
+// rules makes n of which the last is the one that allows pod 1; sets begin at set.
+func rules(s *datapath.State, set uint32, n int, kind kind) (r datapath.Ruleset) {
 	r.Default = 300
+	if kind == nobody {
+		return r
+	}
 	ids := make([]uint32, n)
 	for i := range n {
 		ids[i] = uint32(301 + i)
 		group := datapath.PortGroup{Protocol: datapath.TCP, Low: uint16(i + 1), High: uint16(i + 1), Set: set + uint32(i), Labels: true, Rules: ids[i : i+1]}
 		other := identity.Number(2000 + i)
-		switch {
-		case kind == onePort:
+		switch kind {
+		case onePort, allPorts:
 			s.Facts[datapath.Fact{Set: set, Identity: other}] = uint32(i)
 			continue
-		case kind == ownRange:
+		case ownRange:
 			group.High++
+		case wideRange:
+			group.High = 65535
+		case ownName:
+			group.Low, group.High, group.PortName = 0, 65535, set+uint32(n+i)
+			s.Facts[datapath.Fact{Set: group.PortName, Identity: other, Protocol: datapath.TCP, Port: 300}] = 0
 		}
 		s.Facts[datapath.Fact{Set: group.Set, Identity: other}] = 0
 		r.Groups = append(r.Groups, group)
 	}
-	if kind == onePort {
-		r.Groups = []datapath.PortGroup{{Protocol: datapath.TCP, Low: 80, High: 80, Set: set, Labels: true, Rules: ids}}
-		s.Facts[datapath.Fact{Set: set, Identity: sender}] = uint32(n - 1)
+	last := datapath.Fact{Set: set + uint32(n-1), Identity: pod1}
+	switch kind {
+	case onePort, allPorts:
+		group := datapath.PortGroup{Protocol: datapath.TCP, Low: 80, High: 80, Set: set, Labels: true, Rules: ids}
+		if kind == allPorts {
+			group.Protocol, group.Low, group.High = datapath.Any, 0, 65535
+		}
+		r.Groups = []datapath.PortGroup{group}
+		s.Facts[datapath.Fact{Set: set, Identity: pod1}] = uint32(n - 1)
 		return r
+	case ownName:
+		s.Facts[datapath.Fact{Set: r.Groups[n-1].PortName, Identity: pod1, Protocol: datapath.TCP, Port: 300}] = 0
 	}
-	s.Facts[datapath.Fact{Set: set + uint32(n-1), Identity: sender}] = 0
+	s.Facts[last] = 0
 	return r
 }
 
@@ -173,20 +205,25 @@ func (n *node) state() (*datapath.State, error) {
 		Facts:    map[datapath.Fact]uint32{},
 		Rulesets: map[uint32]datapath.Ruleset{1: {Default: datapath.RuleNotIsolated, Allow: true}},
 	}
-	if err := n.pod(s, 1, 1); err != nil {
+	n.veths = make([]int, len(receivers)+2)
+	if err := n.pod(s, 1, 1, 1); err != nil {
 		return nil, err
 	}
 	for i, r := range receivers {
 		ruleset := uint32(2 + i)
-		s.Rulesets[ruleset] = r.rule(s)
-		if err := n.pod(s, i+2, ruleset); err != nil {
+		s.Rulesets[ruleset] = rules(s, 10000*ruleset, r.rules, r.kind)
+		egress, ingress := uint32(1), ruleset
+		if r.egress {
+			egress, ingress = ruleset, 1
+		}
+		if err := n.pod(s, i+2, egress, ingress); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-func (n *node) pod(s *datapath.State, number int, ingress uint32) error {
+func (n *node) pod(s *datapath.State, number int, egress, ingress uint32) error {
 	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("pod", number)}, PeerName: fmt.Sprint("p", number)}
 	if err := netlink.LinkAdd(link); err != nil {
 		return err
@@ -195,14 +232,12 @@ func (n *node) pod(s *datapath.State, number int, ingress uint32) error {
 	if err != nil {
 		return err
 	}
-	if number == 1 {
-		n.veth = l.Attrs().Index
-	}
+	n.veths[number] = l.Attrs().Index
 	four, six := netip.MustParseAddr(address(number)), netip.MustParseAddr(fmt.Sprintf("fd00::%d", number))
 	s.Endpoints[uint32(number)] = datapath.Endpoint{Ifindex: uint32(l.Attrs().Index), MAC: [6]byte{2, 0, 0, 0, 0, byte(number)},
-		Addr4: four, Addr6: six, Egress: 1, Ingress: ingress}
+		Addr4: four, Addr6: six, Egress: egress, Ingress: ingress}
 	for _, a := range []netip.Addr{four, six} {
-		s.Peers[netip.PrefixFrom(a, a.BitLen())] = datapath.Peer{Identity: sender + identity.Number(number-1), Endpoint: uint32(number)}
+		s.Peers[netip.PrefixFrom(a, a.BitLen())] = datapath.Peer{Identity: pod1 + identity.Number(number-1), Endpoint: uint32(number)}
 	}
 	return nil
 }
@@ -213,24 +248,31 @@ func address(number int) string { return fmt.Sprintf("10.0.0.%d", number) }
 func (n *node) rows(repeat int) []row {
 	allowed := testnode.TCP("10.0.0.1", 1000, "10.0.0.2", 80, "A")
 	rows := []row{
-		{"empty", repeat, n.through(n.bench.Empty, allowed, 0)},
-		{"one hash lookup (1H)", repeat, n.through(n.bench.Onehash, allowed, 0)},
+		{"empty", repeat, n.through(n.bench.Empty, 1, allowed, 0)},
+		{"one hash lookup (1H)", repeat, n.through(n.bench.Onehash, 1, allowed, 0)},
 		{establishedRow, repeat, n.established("10.0.0.1", "10.0.0.2")},
 		{"established IPv6", repeat, n.established("fd00::1", "fd00::2")},
-		{"denied, again and again", repeat / 4, n.through(n.stub, testnode.TCP("10.0.0.1", 1000, "10.0.0.3", 80, "S"), 0)},
-		{firstRow, firstRepeat, n.first("10.0.0.2", 80)},
+		{"denied, again and again", repeat / 4, n.through(n.stub, 1, testnode.TCP("10.0.0.1", 1000, "10.0.0.3", 80, "S"), 0)},
+		{firstRow, firstRepeat, n.first(1, 2, 80, anySource)},
 	}
 	for i, r := range receivers {
+		from, to := 1, i+2
+		if r.egress {
+			from, to = i+2, 1
+		}
 		if r.name != "" {
-			rows = append(rows, row{firstRow + ", " + r.name, firstRepeat, n.first(address(i+2), r.port)})
+			rows = append(rows, row{firstRow + ", " + r.name, firstRepeat, n.first(from, to, r.port, anySource)})
+		}
+		if r.denied != "" {
+			rows = append(rows, row{"denied on a new port, " + r.denied, firstRepeat, n.first(3, to, r.port, anyPort)})
 		}
 	}
 	return rows
 }
 
 func (n *node) established(src, dst string) func(int) (time.Duration, error) {
-	data := n.through(n.stub, testnode.TCP(src, 1000, dst, 80, "A"), 0)
-	syn := n.through(n.stub, testnode.TCP(src, 1000, dst, 80, "S"), 0)
+	data := n.through(n.stub, 1, testnode.TCP(src, 1000, dst, 80, "A"), 0)
+	syn := n.through(n.stub, 1, testnode.TCP(src, 1000, dst, 80, "S"), 0)
 	began := false
 	return func(repeat int) (time.Duration, error) {
 		if !began {
@@ -243,10 +285,16 @@ func (n *node) established(src, dst string) func(int) (time.Duration, error) {
 	}
 }
 
-// first opens a flow with every packet, from ports that the last round did not take: there
-// are enough for mostRounds.
-func (n *node) first(to string, port uint16) func(int) (time.Duration, error) {
-	open := n.through(n.stub, testnode.TCP("10.0.0.1", 1000, to, port, "S"), 2)
+// The feeder's modes (bpf/bench.bpf.c): what is another in each packet.
+const (
+	anySource = 2
+	anyPort   = 3
+)
+
+// first opens a flow with every packet, from (or to) ports that the last round did not take:
+// there are enough for mostRounds.
+func (n *node) first(from, to int, port uint16, mode uint32) func(int) (time.Duration, error) {
+	open := n.through(n.stub, from, testnode.TCP(address(from), 1000, address(to), port, "S"), mode)
 	next := uint32(0)
 	return func(repeat int) (time.Duration, error) {
 		if err := n.bench.BenchNext.Set(next); err != nil {
@@ -257,8 +305,8 @@ func (n *node) first(to string, port uint16) func(int) (time.Duration, error) {
 	}
 }
 
-// through feeds the frame to the program by the feeder's mode.
-func (n *node) through(p *ebpf.Program, f testnode.Frame, mode uint32) func(int) (time.Duration, error) {
+// through feeds a pod's frame to the program by the feeder's mode.
+func (n *node) through(p *ebpf.Program, from int, f testnode.Frame, mode uint32) func(int) (time.Duration, error) {
 	frame, err := f.Serialize()
 	return func(repeat int) (time.Duration, error) {
 		if err != nil {
@@ -270,7 +318,7 @@ func (n *node) through(p *ebpf.Program, f testnode.Frame, mode uint32) func(int)
 		if err := n.bench.BenchMode.Set(mode); err != nil {
 			return 0, err
 		}
-		opts := &ebpf.RunOptions{Data: frame, Repeat: uint32(repeat), Context: testnode.Context(n.veth)}
+		opts := &ebpf.RunOptions{Data: frame, Repeat: uint32(repeat), Context: testnode.Context(n.veths[from])}
 		began := time.Now()
 		_, err := n.bench.Feed.Run(opts)
 		return time.Since(began) / time.Duration(repeat), err

@@ -118,6 +118,9 @@ func (r *rig) commit(c *policy.Cluster) error {
 	r.cluster, r.state, r.epoch = c, result.State, epoch
 	r.consult()
 	r.tally.sets++
+	if result.State.Size().Spans > 0 {
+		r.tally.masked++
+	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 // tally is how much was compared.
 type tally struct {
 	sets, restarts                                   int
+	masked                                           int // sets in which a pod has so many ranges that masks are asked
 	first, again, replies, forwarded, dropped, event int
 
 	questions int            // of the reference and the judges: a cluster and a tuple each
@@ -37,7 +38,7 @@ func (n *tally) count(p packet, want answer) {
 }
 
 func (n *tally) add(m tally) {
-	n.sets, n.restarts = n.sets+m.sets, n.restarts+m.restarts
+	n.sets, n.restarts, n.masked = n.sets+m.sets, n.restarts+m.restarts, n.masked+m.masked
 	n.first, n.again, n.replies = n.first+m.first, n.again+m.again, n.replies+m.replies
 	n.forwarded, n.dropped, n.event = n.forwarded+m.forwarded, n.dropped+m.dropped, n.event+m.event
 	n.questions, n.unanimous = n.questions+m.questions, n.unanimous+m.unanimous
@@ -82,8 +83,8 @@ func (n *tally) countJudges(want answer) {
 func (n *tally) verdicts() int { return n.forwarded + n.dropped }
 
 func (n *tally) String() string {
-	text := fmt.Sprintf("%d verdicts (%d first packets, %d later ones, %d replies): %d forwarded, %d dropped; %d events; %d commits, %d restarts; %d tuples explained",
-		n.verdicts(), n.first, n.again, n.replies, n.forwarded, n.dropped, n.event, n.sets, n.restarts, n.questions)
+	text := fmt.Sprintf("%d verdicts (%d first packets, %d later ones, %d replies): %d forwarded, %d dropped; %d events; %d commits, %d with masks, %d restarts; %d tuples explained",
+		n.verdicts(), n.first, n.again, n.replies, n.forwarded, n.dropped, n.event, n.sets, n.masked, n.restarts, n.questions)
 	if len(n.judged) > 0 {
 		text += fmt.Sprintf("; %d with every answer", n.unanimous)
 	}
@@ -106,6 +107,9 @@ func (n *tally) check(t *testing.T) {
 	t.Helper()
 	if few := min(n.forwarded, n.dropped); few*20 < n.verdicts() || n.verdicts() == 0 {
 		t.Errorf("%d forwarded, %d dropped: too much alike to tell anything", n.forwarded, n.dropped)
+	}
+	if n.masked*20 < n.sets {
+		t.Errorf("masks in %d of %d clusters: too few to tell anything", n.masked, n.sets)
 	}
 	if len(n.judged) > 0 && n.unanimous*5 < n.verdicts()*4 {
 		t.Errorf("only %d of %d verdicts were everybody's", n.unanimous, n.verdicts())

@@ -176,5 +176,19 @@ func (w *World) ports() (out []networkingv1.NetworkPolicyPort) {
 		}
 		out = append(out, p)
 	}
+	if len(out) > 0 { // none is all ports
+		out = append(out, w.overlapping()...)
+	}
+	return out
+}
+
+// overlapping are ranges over each other, of which all policies together have fewer than a
+// pod may.
+func (w *World) overlapping() (out []networkingv1.NetworkPolicyPort) {
+	for i := w.r.Intn(1 + w.ranges); i > 0; i-- {
+		protocol, low := w.protocol(), intstr.FromInt32(int32(78+w.r.Intn(5)))
+		end := low.IntVal + 1 + int32(w.r.Intn(8))
+		out = append(out, networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &low, EndPort: &end})
+	}
 	return out
 }

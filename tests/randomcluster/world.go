@@ -35,6 +35,7 @@ type World struct {
 
 	r          *rand.Rand
 	keys, most int // labels: how many keys and values, for this cluster
+	ranges     int // more of them in a rule, at most, for this cluster
 	policies   int // made so far: their names
 }
 
@@ -95,6 +96,9 @@ func (w *World) Renew() {
 	w.keys, w.most = w.r.Intn(7), 1+w.r.Intn(4)
 	if w.r.Intn(5) == 0 {
 		w.keys = len(keys)
+	}
+	if w.ranges = 0; w.r.Intn(4) == 0 {
+		w.ranges = 20
 	}
 	w.Cluster = &policy.Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
