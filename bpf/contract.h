@@ -171,6 +171,8 @@ struct flow_side {
 	__u16 mark;  /* what its packets carry through the stack: enum mark_bits | endpoint number */
 };
 
+/* Entries of another build's table are taken over field by field, by name: a field whose
+ * meaning changes gets another name. */
 struct flow {
 	__u64 stamp;       /* epoch << STAMP_SHIFT | stamp_bits */
 	__u64 basis;       /* what the allowing judgement rested on: identities, rulesets, halves */

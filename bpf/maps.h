@@ -17,6 +17,7 @@ struct control {
 	__u64 sweep_ticks;       /* ticks of the timer since it was armed: it lives */
 	__u64 flows;             /* entries in the table */
 	__u64 pickup_until;      /* clock; TCP flows whose entries are lost are picked up before it */
+	__u64 abi;               /* of the programs that were last loaded on these maps */
 };
 SEC(".data.control") volatile struct control node;
 

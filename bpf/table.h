@@ -158,6 +158,48 @@ __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 	return flow_start(w, f, owner, how);
 }
 
+/* Takes over a flow of the table that another build of the programs had: its stamp is of
+ * no epoch, so its next packet judges it. A flow that is here gets what was counted there.
+ * Returns a drop reason, or NO_ENTRY: it was here. */
+__noinline int flow_import(struct flow_key *key, struct flow *was)
+{
+	struct flow_slot *slot;
+	struct flow *f;
+	__u32 at = 0;
+
+	if (!key || !was)
+		return NO_ENTRY;
+	f = bpf_map_lookup_elem(&flows, key);
+	if (f) {
+		ADD(f->side[0].packets, was->side[0].packets);
+		ADD(f->side[0].bytes, was->side[0].bytes);
+		ADD(f->side[1].packets, was->side[1].packets);
+		ADD(f->side[1].bytes, was->side[1].bytes);
+		__sync_fetch_and_or(&f->tcp_flags, was->tcp_flags);
+		if (f->created == was->created)
+			__sync_fetch_and_or(&f->state,
+					    was->state & (FLOW_REPLIED | FLOW_FIN_0 | FLOW_FIN_1 | FLOW_RST));
+		return NO_ENTRY;
+	}
+	if (!share_take(was->owner))
+		return DROP_FLOW_SHARE;
+	if (!slot_take(&at)) {
+		share_give(was->owner);
+		return DROP_FLOW_TABLE_FULL;
+	}
+	was->slot = at;
+	slot = bpf_map_lookup_elem(&flow_slots, &at);
+	if (!slot || bpf_map_update_elem(&flows, key, was, BPF_NOEXIST)) {
+		bpf_map_push_elem(&flow_free, &at, BPF_ANY);
+		share_give(was->owner);
+		return DROP_FLOW_TABLE_FULL;
+	}
+	ADD(node.flows, 1);
+	slot->key = *key;
+	WRITE_ONCE(slot->used, 1);
+	return DROP_NONE;
+}
+
 static __always_inline __u32 end_of(__u32 state, __u64 stamp)
 {
 	return stamp & STAMP_DROP  ? END_REVOKED

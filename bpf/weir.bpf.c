@@ -121,6 +121,19 @@ SEC("tc") int arm_sweep(struct __sk_buff *skb)
 	return bpf_timer_start(&s->timer, 0, 0);
 }
 
+/* Takes over a flow: the packet is 14 bytes of no meaning, a struct flow_key, a struct flow.
+ * Run by the loader, see flow_import. */
+SEC("tc") int import_flow(struct __sk_buff *skb)
+{
+	struct flow_key key;
+	struct flow was;
+
+	if (bpf_skb_load_bytes(skb, 14, &key, sizeof(key)) ||
+	    bpf_skb_load_bytes(skb, 14 + sizeof(key), &was, sizeof(was)))
+		return DROP_TRUNCATED;
+	return flow_import(&key, &was);
+}
+
 /* Named here so that their BTF, and so their Go types, exist. */
 #define EXPORT(KIND, NAME) const KIND NAME *unused_##NAME __attribute__((unused))
 EXPORT(enum, limits);

@@ -3,13 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/agent"
 	"github.com/weirnet/weir/controlplane/api"
@@ -22,7 +19,6 @@ import (
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
 	"github.com/weirnet/weir/datapath/loader"
-	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/datapath/reader"
 	"github.com/weirnet/weir/datapath/sockets"
 )
@@ -42,20 +38,15 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := load(o)
+	kernel, err := load(o)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	kernel, err := maps.Open(o.bpffsDir)
-	if err != nil {
-		return err
-	}
-	defer kernel.Close()
+	defer kernel.close()
 	if err := forward(o); err != nil {
 		return err
 	}
-	left, err := sockets.Open(o.bpffsDir)
+	left, err := sockets.Open(o.bpffsDir, kernel.set)
 	if err != nil {
 		return err
 	}
@@ -71,7 +62,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: version(), Size: o.flowLog, Denials: kernel.Denials})
-	return serve(ctx, o, a, flows)
+	return serve(ctx, o, a, flows, kernel.inForce)
 }
 
 // cluster is where objects come from.
@@ -117,7 +108,7 @@ func withCNIConf(o *options, report agent.Report) agent.Report {
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before
 // the kernel has what the state directory says.
-func serve(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) error {
+func serve(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log, inForce <-chan struct{}) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.Run(ctx) })
 	group.Go(func() error {
@@ -126,16 +117,25 @@ func serve(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) 
 			return nil
 		case <-a.Ready():
 		}
-		events, err := reader.Open(o.bpffsDir)
-		if err != nil {
-			return err
-		}
-		group.Go(func() error { return flows.Run(ctx, events) })
+		group.Go(func() error { return readFlows(ctx, o, flows, inForce) })
 		return answer(ctx, o, a, flows)
 	})
 	err := group.Wait()
 	o.log.Info("agent ends; what is enforced stays")
 	return err
+}
+
+func readFlows(ctx context.Context, o *options, flows *flowlog.Log, inForce <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-inForce:
+	}
+	events, err := reader.Open(o.bpffsDir)
+	if err != nil {
+		return err
+	}
+	return flows.Run(ctx, events)
 }
 
 func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) error {
@@ -150,42 +150,6 @@ func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log)
 
 func (o *options) programs() loader.Config {
 	return loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot}
-}
-
-// load loads the programs. The bpffs directory is locked first where it exists: two
-// agents with two state directories must not share maps.
-func load(o *options) (unlock func(), err error) {
-	lock, err := lockDir(o.bpffsDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	loaded, err := loader.Load(o.programs())
-	if err != nil {
-		_ = lock.Close() // of nil, too: the error says more
-		return nil, err
-	}
-	o.log.Info("programs are in force", "bpffsDir", o.bpffsDir, "adopted", loaded.Adopted, "abi", loaded.Abi)
-	if err := loaded.Close(); err != nil {
-		return nil, fmt.Errorf("close programs: %w", err)
-	}
-	if lock == nil {
-		if lock, err = lockDir(o.bpffsDir); err != nil {
-			return nil, err
-		}
-	}
-	return func() { _ = lock.Close() }, nil
-}
-
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open bpffs directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("another agent holds --bpffs-dir %s: %w", dir, err)
-	}
-	return f, nil
 }
 
 func forward(o *options) error {

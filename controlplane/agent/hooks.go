@@ -62,6 +62,9 @@ func (b BPF) Attached() ([]loader.Attachment, error) { return loader.Attached(b.
 
 // Restore implements Hooks.
 func (b BPF) Restore() (bool, error) {
+	if loader.Switching(b.Dir) {
+		return false, nil // soon these programs are in force nowhere
+	}
 	intact, err := loader.Intact(b.Dir)
 	if err == nil && intact {
 		intact, err = loader.SocketsIntact(b.Programs)

@@ -39,12 +39,16 @@ var hooks = []struct {
 // dying, changes nothing.
 type Loaded struct {
 	Adopted  bool                     // the maps were there
+	Next     bool                     // the maps are to replace those that were there, see Switch
 	Abi      uint64                   // the word that chose these programs
 	Programs map[string]*ebpf.Program // by C name
 	Maps     map[string]*ebpf.Map     // by C name
 	stubs    *ebpf.Collection
 	weir     *ebpf.Collection
 	sockets  *ebpf.Collection
+	cfg      Config
+	flows    *flowCarrier
+	switched bool
 }
 
 // Close lets go of programs and maps.
@@ -57,11 +61,15 @@ func (l *Loaded) Close() error {
 	return nil
 }
 
-// Load loads the node's programs, on first use or in place of those that run. Maps and
-// stubs are pinned once and adopted for ever after; the programs are loaded fresh into
-// the prog arrays' free places, and one store to the abi word switches all links to
-// them. Until that store the programs in force keep running, so Load may die anywhere
-// and be called again.
+// Load loads the node's programs, on first use or in place of those that run. Stubs are
+// pinned once and adopted for ever after, and so are maps while builds agree on them and
+// their sizes; the programs are loaded fresh into the prog arrays' free places, and one
+// store to the abi word switches all links to them. Until that store the programs in force
+// keep running, so Load may die anywhere and be called again.
+//
+// Where the maps that are there are others than these programs', the programs are loaded on
+// maps of their own and do nothing yet: Next is set, and after a Commit to maps.OpenNext
+// Switch puts them in force.
 func Load(cfg Config) (*Loaded, error) {
 	if err := checkBPFFS(cfg.BPFFSDir); err != nil {
 		return nil, err
@@ -74,19 +82,14 @@ func Load(cfg Config) (*Loaded, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
 	}
-	l := &Loaded{Adopted: exists(maps.Path(cfg.BPFFSDir, maps.MapControl))}
-	var err error
-	if l.stubs, err = loadStubs(cfg.BPFFSDir); err != nil {
-		return nil, explain(err)
-	}
-	if l.weir, err = loadPrograms(cfg); err != nil {
+	l := &Loaded{cfg: cfg, Adopted: exists(maps.Path(cfg.BPFFSDir, maps.MapControl))}
+	if err := l.load(); err != nil {
 		return nil, errors.Join(explain(err), l.Close())
 	}
-	l.Programs, l.Maps = l.weir.Programs, l.weir.Maps
-	if l.sockets, err = loadSockets(cfg); err != nil {
-		return nil, errors.Join(explain(err), l.Close())
+	if l.Next {
+		return l, nil
 	}
-	if err := l.putInForce(); err != nil {
+	if err := errors.Join(l.putInForce(), l.vacate()); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	if err := attachSockets(cfg.BPFFSDir, cfg.CgroupRoot, l.sockets.Programs); err != nil {
@@ -95,15 +98,42 @@ func Load(cfg Config) (*Loaded, error) {
 	return l, nil
 }
 
-func loadPrograms(cfg Config) (*ebpf.Collection, error) {
-	spec, err := bpf.LoadWeir()
+func (l *Loaded) load() (err error) {
+	dir := l.cfg.BPFFSDir
+	weir, sock, err := l.cfg.specs()
 	if err != nil {
-		return nil, fmt.Errorf("read embedded programs: %w", err)
+		return err
 	}
-	if err := cfg.set(spec); err != nil {
-		return nil, err
+	set, err := chooseSet(dir, weir, sock)
+	if err != nil {
+		return err
 	}
-	return loadCollection(cfg.BPFFSDir, spec)
+	if l.Next = set == maps.Next; l.Next {
+		if err := continueFrom(dir, weir); err != nil {
+			return err
+		}
+	}
+	if l.stubs, err = loadStubs(dir); err != nil {
+		return err
+	}
+	if l.weir, err = loadCollection(dir, set, weir); err != nil {
+		return err
+	}
+	l.Programs, l.Maps = l.weir.Programs, l.weir.Maps
+	l.sockets, err = loadCollection(dir, set, sock)
+	return err
+}
+
+// specs are the programs of packets and of sockets, as configured.
+func (c Config) specs() (weir, sock *ebpf.CollectionSpec, err error) {
+	if weir, err = bpf.LoadWeir(); err != nil {
+		return nil, nil, fmt.Errorf("read embedded programs: %w", err)
+	}
+	if sock, err = bpf.LoadSock(); err != nil {
+		return nil, nil, fmt.Errorf("read embedded programs: %w", err)
+	}
+	c.Sizes.set(sock)
+	return weir, sock, c.set(weir)
 }
 
 // loadStubs adopts the pinned stubs; only those that are missing are loaded.
@@ -112,7 +142,7 @@ func loadStubs(dir string) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read embedded stubs: %w", err)
 	}
-	c, err := loadCollection(dir, spec)
+	c, err := loadCollection(dir, maps.InForce, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -134,9 +164,9 @@ func loadStubs(dir string) (*ebpf.Collection, error) {
 	return c, nil
 }
 
-// loadCollection loads a spec's programs on the pinned maps, and pins the maps that are new.
-func loadCollection(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	pinned, err := pinnedMaps(dir, spec)
+// loadCollection loads a spec's programs on a set's pinned maps, and pins the maps that are new.
+func loadCollection(dir, set string, spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	pinned, err := pinnedMaps(dir, set, spec)
 	defer func() {
 		for _, m := range pinned {
 			m.Close()
@@ -147,7 +177,7 @@ func loadCollection(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, er
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return nil, fmt.Errorf("adopt maps in %s, which another version or other sizes made "+
+		return nil, fmt.Errorf("adopt maps in %s, which are not as described there "+
 			"(detach and remove that directory to start anew): %w", dir, err)
 	}
 	if err != nil {
@@ -158,7 +188,7 @@ func loadCollection(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, er
 		if _, adopted := pinned[name]; adopted || !ok {
 			continue
 		}
-		if err := m.Pin(maps.Path(dir, pin)); err != nil {
+		if err := m.Pin(maps.PathIn(dir, set, pin)); err != nil {
 			c.Close()
 			return nil, fmt.Errorf("pin map %s: %w", name, err)
 		}
@@ -166,19 +196,19 @@ func loadCollection(dir string, spec *ebpf.CollectionSpec) (*ebpf.Collection, er
 	return c, nil
 }
 
-func pinnedMaps(dir string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+func pinnedMaps(dir, set string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	pinned := map[string]*ebpf.Map{}
 	for name := range spec.Maps {
 		pin, ok := pinOf(name)
 		if !ok {
 			continue
 		}
-		m, err := ebpf.LoadPinnedMap(maps.Path(dir, pin), nil)
+		m, err := ebpf.LoadPinnedMap(maps.PathIn(dir, set, pin), nil)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return pinned, fmt.Errorf("open pinned map %s: %w", maps.Path(dir, pin), err)
+			return pinned, fmt.Errorf("open pinned map %s: %w", maps.PathIn(dir, set, pin), err)
 		}
 		pinned[name] = m
 	}
@@ -194,15 +224,19 @@ func pinOf(name string) (string, bool) {
 	return pin, ok
 }
 
-// putInForce is the switch: the places of abi + 1, the sweep's timer, the abi word; then
-// the places of abi are emptied, once nobody is on his way there.
+// putInForce is the switch: the places of abi + 1, the sweep's timer, the abi word.
 func (l *Loaded) putInForce() error {
-	abi, unmap, err := abiWord(l.stubs.Maps[".data.abi"])
+	word, err := mapPage(l.stubs.Maps[".data.abi"])
 	if err != nil {
 		return err
 	}
-	defer unmap()
-	l.Abi = atomic.LoadUint64(abi) + 1
+	defer word.unmap()
+	control, err := mapPage(l.Maps[".data.control"])
+	if err != nil {
+		return err
+	}
+	defer control.unmap()
+	l.Abi = word.abi() + 1
 	for _, h := range hooks {
 		place := 2*uint32(h.hook) + uint32(l.Abi&1)
 		if err := l.stubs.Maps[h.array].Put(place, l.Programs[h.program]); err != nil {
@@ -212,7 +246,13 @@ func (l *Loaded) putInForce() error {
 	if err := armSweep(l.Programs[bpf.WeirProgArmSweep]); err != nil {
 		return err
 	}
-	atomic.StoreUint64(abi, l.Abi)
+	atomic.StoreUint64(&control.control().Abi, l.Abi)
+	atomic.StoreUint64(word.word(), l.Abi)
+	return nil
+}
+
+// vacate empties the places of the programs before these, once nobody is on his way there.
+func (l *Loaded) vacate() error {
 	if err := maps.Grace(); err != nil {
 		return err
 	}
@@ -243,18 +283,18 @@ func Intact(dir string) (bool, error) {
 		return false, fmt.Errorf("open the abi word: %w", err)
 	}
 	defer word.Close()
-	abi, unmap, err := abiWord(word)
+	page, err := mapPage(word)
 	if err != nil {
 		return false, err
 	}
-	defer unmap()
+	defer page.unmap()
 	for _, h := range hooks {
 		array, err := ebpf.LoadPinnedMap(maps.Path(dir, h.array), nil)
 		if err != nil {
 			return false, fmt.Errorf("open map %s: %w", h.array, err)
 		}
 		var id uint32
-		err = array.Lookup(2*uint32(h.hook)+uint32(atomic.LoadUint64(abi)&1), &id)
+		err = array.Lookup(2*uint32(h.hook)+uint32(page.abi()&1), &id)
 		array.Close()
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return false, nil
@@ -266,11 +306,18 @@ func Intact(dir string) (bool, error) {
 	return true, nil
 }
 
-// abiWord maps the word that chooses the programs.
-func abiWord(m *ebpf.Map) (*uint64, func(), error) {
+// page is a mapped map of one value.
+type page []byte
+
+func mapPage(m *ebpf.Map) (page, error) {
 	b, err := unix.Mmap(m.FD(), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, nil, fmt.Errorf("mmap the abi word: %w", err)
+		return nil, fmt.Errorf("mmap map %s: %w", m, err)
 	}
-	return (*uint64)(unsafe.Pointer(&b[0])), func() { _ = unix.Munmap(b) }, nil
+	return b, nil
 }
+
+func (p page) unmap()                    { _ = unix.Munmap(p) }
+func (p page) word() *uint64             { return (*uint64)(unsafe.Pointer(&p[0])) }
+func (p page) abi() uint64               { return atomic.LoadUint64(p.word()) }
+func (p page) control() *bpf.WeirControl { return (*bpf.WeirControl)(unsafe.Pointer(&p[0])) }

@@ -175,6 +175,15 @@ func idOf(t testing.TB, m *ebpf.Map) ebpf.MapID {
 	return id
 }
 
+func loadPrograms(t *testing.T, cfg Config) *ebpf.Collection {
+	t.Helper()
+	weir, _, err := cfg.specs()
+	must(t, err)
+	c, err := loadCollection(cfg.BPFFSDir, maps.InForce, weir)
+	must(t, err)
+	return c
+}
+
 // An agent that died anywhere in Load: what ran before runs on, and the next Load works.
 func TestLoadAfterDeath(t *testing.T) {
 	for name, die := range map[string]func(t *testing.T, dir string){
@@ -189,21 +198,19 @@ func TestLoadAfterDeath(t *testing.T) {
 			stubs, err := loadStubs(dir)
 			must(t, err)
 			stubs.Close()
-			weir, err := loadPrograms(small(dir))
-			must(t, err)
+			weir := loadPrograms(t, small(dir))
 			weir.Close()
 		},
 		"places half filled, abi not stored": func(t *testing.T, dir string) {
 			stubs, err := loadStubs(dir)
 			must(t, err)
 			defer stubs.Close()
-			weir, err := loadPrograms(small(dir))
-			must(t, err)
+			weir := loadPrograms(t, small(dir))
 			defer weir.Close()
-			abi, unmap, err := abiWord(stubs.Maps[".data.abi"])
+			word, err := mapPage(stubs.Maps[".data.abi"])
 			must(t, err)
-			defer unmap()
-			must(t, stubs.Maps[bpf.StubMapTcProgs].Put(uint32((*abi+1)&1), weir.Programs[bpf.WeirProgFromPod]))
+			defer word.unmap()
+			must(t, stubs.Maps[bpf.StubMapTcProgs].Put(uint32((word.abi()+1)&1), weir.Programs[bpf.WeirProgFromPod]))
 			if n := run(t, dir); n != 1 {
 				t.Errorf("half way the old programs counted %d drops, want 1", n)
 			}
@@ -212,16 +219,15 @@ func TestLoadAfterDeath(t *testing.T) {
 			stubs, err := loadStubs(dir)
 			must(t, err)
 			defer stubs.Close()
-			weir, err := loadPrograms(small(dir))
-			must(t, err)
+			weir := loadPrograms(t, small(dir))
 			defer weir.Close()
-			abi, unmap, err := abiWord(stubs.Maps[".data.abi"])
+			word, err := mapPage(stubs.Maps[".data.abi"])
 			must(t, err)
-			defer unmap()
+			defer word.unmap()
 			for _, h := range hooks {
-				must(t, stubs.Maps[h.array].Put(2*uint32(h.hook)+uint32((*abi+1)&1), weir.Programs[h.program]))
+				must(t, stubs.Maps[h.array].Put(2*uint32(h.hook)+uint32((word.abi()+1)&1), weir.Programs[h.program]))
 			}
-			*abi++
+			*word.word()++
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -280,9 +286,10 @@ func TestLoadErrorsSayWhatToDo(t *testing.T) {
 	}
 	dir := filepath.Join(sandbox.BPFFS(t), "weir")
 	load(t, small(dir))
-	_, err = Load(Config{BPFFSDir: dir, Sizes: Sizes{"flows": 2048}})
-	if err == nil || !strings.Contains(err.Error(), "flow") || !strings.Contains(err.Error(), dir) {
-		t.Errorf("error %v for another table size, want one that names map and directory", err)
+	must(t, os.Remove(maps.Path(dir, layoutPin)))
+	_, err = Load(small(dir))
+	if err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "start anew") {
+		t.Errorf("error %v for maps that nobody described, want one that names the directory", err)
 	}
 	if n := run(t, dir); n != 1 {
 		t.Errorf("after a refused load the programs counted %d drops, want 1", n)

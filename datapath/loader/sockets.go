@@ -28,17 +28,6 @@ var socketHooks = []struct {
 	{bpf.SockProgConnect6, ebpf.AttachCGroupInet6Connect},
 }
 
-// loadSockets loads the programs of sockets on their pinned maps, which are there whether
-// the programs are attached or not.
-func loadSockets(cfg Config) (*ebpf.Collection, error) {
-	spec, err := bpf.LoadSock()
-	if err != nil {
-		return nil, fmt.Errorf("read embedded programs: %w", err)
-	}
-	cfg.Sizes.set(spec)
-	return loadCollection(cfg.BPFFSDir, spec)
-}
-
 // attachSockets puts programs in force for the sockets of all processes below the cgroup
 // root, or, with none, for nobody's. Those in force before are replaced in place, so that
 // no socket meets none; what shows answers comes before what asks.

@@ -38,7 +38,7 @@ func TestCommitWaitsBeforeItRecycles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			waits := 0
-			k, err := open(pinMaps(t, nil), func() error { waits++; return nil })
+			k, err := open(pinMaps(t, nil), InForce, func() error { waits++; return nil })
 			must(t, err)
 			defer k.Close()
 			k.collecting = true // no background
@@ -56,7 +56,7 @@ func TestCommitWaitsBeforeItRecycles(t *testing.T) {
 
 func TestCommitAfterSettleDoesNotWait(t *testing.T) {
 	waits := 0
-	k, err := open(pinMaps(t, nil), func() error { waits++; return nil })
+	k, err := open(pinMaps(t, nil), InForce, func() error { waits++; return nil })
 	must(t, err)
 	defer k.Close()
 	k.collecting = true
@@ -76,7 +76,7 @@ func TestCommitAfterSettleDoesNotWait(t *testing.T) {
 // inserted beside a removed key before that.
 func TestRemovedIsFreeAGraceLater(t *testing.T) {
 	waits := 0
-	k, err := open(pinMaps(t, nil), func() error { waits++; return nil })
+	k, err := open(pinMaps(t, nil), InForce, func() error { waits++; return nil })
 	must(t, err)
 	defer k.Close()
 	k.collecting = true

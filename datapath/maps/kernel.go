@@ -24,8 +24,18 @@ const (
 	controlFlows       = unsafe.Offsetof(bpf.WeirControl{}.Flows) / 8
 )
 
-// Path is where a map is pinned.
-func Path(bpffsDir, name string) string { return filepath.Join(bpffsDir, "maps", name) }
+// Sets of maps, by their folders: that of the programs in force, and one that is made
+// ready to replace it, see loader.Loaded.Next.
+const (
+	InForce = "maps"
+	Next    = "maps-next"
+)
+
+// Path is where a map in force is pinned.
+func Path(bpffsDir, name string) string { return PathIn(bpffsDir, InForce, name) }
+
+// PathIn is where a set's map is pinned.
+func PathIn(bpffsDir, set, name string) string { return filepath.Join(bpffsDir, set, name) }
 
 // Kernel is a node's maps. It implements datapath.Kernel and is the only writer of the
 // maps on its node (the agent's lock sees to that). Safe for concurrent use.
@@ -36,6 +46,7 @@ type Kernel struct {
 
 	mu      sync.Mutex
 	dir     string // bpffs
+	set     string
 	maps    map[string]*ebpf.Map
 	opened  []*memory
 	control element
@@ -70,11 +81,25 @@ var _ datapath.Kernel = (*Kernel)(nil)
 // Open opens the maps that the loader pinned below bpffsDir and takes what they hold as
 // the state to compare with. Its first act is to forget what was staged for an epoch
 // that never came.
-func Open(bpffsDir string) (*Kernel, error) { return open(bpffsDir, Grace) }
+func Open(bpffsDir string) (*Kernel, error) { return open(bpffsDir, InForce, Grace) }
 
-func open(bpffsDir string, wait func() error) (*Kernel, error) {
-	k := &Kernel{maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, dir: bpffsDir, anew: true, tick: 1, retired: denialTotals{}, wait: wait}
-	if err := k.open(bpffsDir); err != nil {
+// OpenNext opens those that are to come in force when the first Commit is made.
+func OpenNext(bpffsDir string) (*Kernel, error) { return open(bpffsDir, Next, Grace) }
+
+// Promote is told how the pins of OpenNext's maps become those in force.
+func (k *Kernel) Promote(rename func() error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := rename(); err != nil {
+		return err
+	}
+	k.set = InForce
+	return nil
+}
+
+func open(bpffsDir, set string, wait func() error) (*Kernel, error) {
+	k := &Kernel{set: set, maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, dir: bpffsDir, anew: true, tick: 1, retired: denialTotals{}, wait: wait}
+	if err := k.open(); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
 	return k, nil
@@ -82,7 +107,7 @@ func open(bpffsDir string, wait func() error) (*Kernel, error) {
 
 const defaultFlowShare = 128 // bpf/config.h, cfg_flow_share
 
-func (k *Kernel) open(dir string) error {
+func (k *Kernel) open() error {
 	for _, name := range []string{
 		MapControl, bpf.WeirMapFlows, bpf.WeirMapEndpointIndex, bpf.WeirMapEndpoints, bpf.WeirMapEndpointStates,
 		bpf.WeirMapAddresses, bpf.WeirMapPrefixes, bpf.WeirMapPeers, bpf.WeirMapFacts, bpf.WeirMapRulesets,
@@ -90,9 +115,9 @@ func (k *Kernel) open(dir string) error {
 		bpf.WeirMapDenialCounts, bpf.WeirMapCounters,
 		bpf.SockMapNetnsEndpoints, bpf.SockMapServices, bpf.SockMapServiceLists, bpf.SockMapBackends,
 	} {
-		m, err := ebpf.LoadPinnedMap(Path(dir, name), nil)
+		m, err := ebpf.LoadPinnedMap(PathIn(k.dir, k.set, name), nil)
 		if err != nil {
-			return fmt.Errorf("open map %s: %w", Path(dir, name), err)
+			return fmt.Errorf("open map %s: %w", PathIn(k.dir, k.set, name), err)
 		}
 		k.maps[name] = m
 	}

@@ -174,7 +174,7 @@ func TestEqualPrefixNeedsNoEpoch(t *testing.T) {
 // grace waits for them, as the kernel's waits for programs.
 func TestReadersSeeOneEpoch(t *testing.T) {
 	var running sync.RWMutex
-	k, err := open(pinMaps(t, nil), func() error {
+	k, err := open(pinMaps(t, nil), InForce, func() error {
 		running.Lock()
 		defer running.Unlock()
 		return nil

@@ -43,7 +43,7 @@ func (k *Kernel) Recheck() (damaged []string, err error) {
 
 func (k *Kernel) pinAgain() (damaged []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(k.maps)) {
-		path := Path(k.dir, name)
+		path := PathIn(k.dir, k.set, name)
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

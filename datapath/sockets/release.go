@@ -25,9 +25,9 @@ type Sockets struct {
 	translated *ebpf.Map // connected UDP sockets, by cookie
 }
 
-// Open takes the programs' memory of sockets from below bpffsDir.
-func Open(bpffsDir string) (*Sockets, error) {
-	path := maps.Path(bpffsDir, bpf.SockMapUdpSockets)
+// Open takes the programs' memory of sockets from a set of maps below bpffsDir.
+func Open(bpffsDir, set string) (*Sockets, error) {
+	path := maps.PathIn(bpffsDir, set, bpf.SockMapUdpSockets)
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open map %s: %w", path, err)

@@ -96,6 +96,31 @@ func (n *Node) Load(t testing.TB) {
 	})
 }
 
+// Next loads programs that need maps of their own; those in force go on until Switch.
+func (n *Node) Next(t testing.TB, sizes loader.Sizes) *loader.Loaded {
+	t.Helper()
+	n.Config.Sizes = sizes
+	var loaded *loader.Loaded
+	n.must(t, "load", func() (err error) {
+		if loaded, err = loader.Load(n.Config); err != nil {
+			return err
+		}
+		t.Cleanup(func() { loaded.Close() })
+		if !loaded.Next {
+			return fmt.Errorf("the maps in force were adopted")
+		}
+		if n.Kernel, err = maps.OpenNext(n.Config.BPFFSDir); err != nil {
+			return err
+		}
+		t.Cleanup(func() { n.Kernel.Close() })
+		if n.Config.FlowShare != 0 {
+			n.Kernel.FlowShare = n.Config.FlowShare
+		}
+		return nil
+	})
+	return loaded
+}
+
 func emptyState() *datapath.State {
 	return &datapath.State{
 		Endpoints: map[uint32]datapath.Endpoint{}, Facts: map[datapath.Fact]uint32{},
