@@ -46,6 +46,11 @@ build: generate
 	$(GO_BUILD) -o bin/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni
 	$(GO_BUILD) -o bin/ github.com/containernetworking/plugins/plugins/ipam/host-local
 
+# An agent whose maps look different: what upgrades are tested with.
+build-other-layout: bin/weir-agent-other-layout
+bin/weir-agent-other-layout: $(C_SOURCES) $(shell git ls-files 'cmd/*.go' 'cni/*.go' 'controlplane/*.go' 'datapath/*.go' 'identity/*.go') go.mod
+	tests/otherlayout/build $@
+
 TAG = localhost/weir:0.1.0
 ARCHS = amd64 arm64
 PUSH =
@@ -62,13 +67,13 @@ demo: build
 	@$(GO_BUILD) -o bin/demo ./tests/demo
 	@bin/demo $(if $(KEEP),-keep)
 
-test: build
+test: build build-other-layout
 	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(DEPLOY) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
 test-unit: generate
 	$(GO_TEST) $(UNIT) | $(SUMMARY)
 test-packet: generate
 	$(GO_TEST) ./tests/packet ./tests/packetfuzz | $(SUMMARY)
-test-node: build
+test-node: build build-other-layout
 	$(GO_TEST) -timeout 20m ./tests/node | $(SUMMARY)
 # docs/bypasses.md by what comes of its attempts; `make test` holds them to it.
 bypasses: build
@@ -102,7 +107,7 @@ fuzz: generate
 	  $(GO_TEST) -timeout 120m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
 
 # Other kernels, in guests without a network (tests/kernels): what a kernel lacks may not be skipped.
-test-kernels: build
+test-kernels: build build-other-layout
 	@tools/deps kernels
 	tests/kernels/run.sh $(if $(QUICK),-quick) $(KERNELS) | go run ./tests/summary -no-skips
 
@@ -137,4 +142,4 @@ clean:
 	tests/lab/clean.sh weirt- /run/weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build image manifests demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout image manifests demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean

@@ -36,6 +36,16 @@ __noinline int ends_find(struct walk *w, __u32 iface, __u32 from)
 										    : walk_drop(w, DROP_NO_ENDPOINT);
 }
 
+/* Whether the entry's judgement is about the pod at whose door this is: it is not when its
+ * address was taken for somebody else's. */
+static __always_inline int is_judged_for(struct walk *w, struct flow *f)
+{
+	int receiver = w->side ^ 1;
+
+	return f && READ_ONCE(f->stamp) &
+			    ((READ_ONCE(f->state) & FLOW_INITIATOR) == receiver ? STAMP_EGRESS : STAMP_INGRESS);
+}
+
 static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from)
 {
 	struct endpoint *ep = endpoint_at(w->end[1].endpoint);
@@ -69,6 +79,8 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 	}
 	if (w->hit == HIT_STALE) {
 		reason = decide_stale(w, walk_entry(w));
+		if (!reason && !is_judged_for(w, walk_entry(w)))
+			reason = GONE;
 		if (!is_anew(w, reason))
 			return reason;
 		if (p->kind == PACKET_FRAGMENT)

@@ -78,8 +78,8 @@ var flaws = []bypass{{
 }, {
 	id: "R16", name: "several_agents",
 	title: "several agents on one kernel see each other's sockets",
-	note:  "does not apply yet: no socket hook is attached; maps and links are apart",
-	tests: []string{"controlplane/agent TestMapsOfAnotherStateDirectoryAreRefused", "tests/node TestSecondAgentRefuses"},
+	note:  "hooks of sockets leave those of other namespaces than this agent's pods' alone; maps and links are apart",
+	tests: []string{"tests/node TestServices", "controlplane/agent TestMapsOfAnotherStateDirectoryAreRefused", "tests/node TestSecondAgentRefuses"},
 }, {
 	id: "R17", name: "losses",
 	title: "losses are not exact",
@@ -88,8 +88,8 @@ var flaws = []bypass{{
 }, {
 	id: "R18", name: "upgrade",
 	title: "upgrade moves links one at a time",
-	note:  "B23; another layout of the maps: with the first release that has one",
-	tests: []string{"tests/packet TestReloadKeepsFlows", "datapath/loader TestLoadTwiceAdopts"},
+	note:  "B23",
+	tests: []string{"tests/packet TestReloadKeepsFlows", "tests/packet TestNewMapsKeepFlows", "datapath/loader TestSwitchAfterDeath", "tests/node TestUpgradeToOtherMaps"},
 }, {
 	id: "R19", name: "return_codes",
 	title: "accepting skips other people's filters; redirect needs both MACs",

@@ -51,6 +51,7 @@ type Node struct {
 	Outside *Host // beyond the node's uplink
 	opts    Options
 	source  []string
+	binary  string // of the agent, "" = weir-agent
 	agent   *exec.Cmd
 	exited  chan struct{}
 	pods    map[string]*Pod
@@ -139,6 +140,9 @@ func (n *Node) Remove(file string) error { return os.Remove(filepath.Join(n.Mani
 // Source replaces the directory of manifests: flags of the agent that say where objects come from.
 func (n *Node) Source(flags ...string) { n.source = flags }
 
+// Build says what StartAgent starts: another of the binaries, with these further flags.
+func (n *Node) Build(binary string, flags ...string) { n.binary, n.opts.Agent = binary, flags }
+
 // StartAgent starts the agent in the node's namespace and returns when it answers.
 func (n *Node) StartAgent(ctx context.Context) error {
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -151,7 +155,7 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		source = []string{"--standalone", n.Manifests(), "--cluster-cidr", n.opts.Pool4, "--cluster-cidr", n.opts.Pool6}
 	}
 	flags := []string{"--state-dir", n.StateDir(), "--bpffs-dir", n.BPFFSDir(), "--node-name", cmp.Or(n.opts.Name, "node")}
-	cmd := exec.Command(n.Binary("weir-agent"), slices.Concat(source, flags, n.opts.Agent)...)
+	cmd := exec.Command(n.Binary(cmp.Or(n.binary, "weir-agent")), slices.Concat(source, flags, n.opts.Agent)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Start(cmd); err != nil {
 		return fmt.Errorf("start weir-agent: %w", err)
