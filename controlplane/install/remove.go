@@ -172,10 +172,11 @@ func (r Removal) state(d *statedir.Dir) error {
 	return nil
 }
 
-// removeDir removes an empty directory, unless it is one that was mounted here.
+// removeDir removes an empty directory, unless it is one that was mounted here: then it is
+// busy, or what it is mounted in is a container's read-only root.
 func removeDir(dir string) error {
 	err := os.Remove(dir)
-	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) {
+	if err == nil || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) {
 		return nil
 	}
 	return fmt.Errorf("remove %s: %w", dir, err)

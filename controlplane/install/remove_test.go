@@ -207,3 +207,25 @@ func holdDir(t *testing.T, dir string) *os.File {
 	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB))
 	return f
 }
+
+// In a pod the state directory is mounted, in a root file system that is read-only: it stays,
+// empty.
+func TestRemoveWhatIsMounted(t *testing.T) {
+	sandbox.Root(t)
+	r := installed(t)
+	root := t.TempDir()
+	must(t, unix.Mount("tmpfs", root, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(root, unix.MNT_DETACH)) })
+	mounted := filepath.Join(root, "state")
+	must(t, os.Mkdir(mounted, 0o755))
+	must(t, unix.Mount(r.StateDir, mounted, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(mounted, unix.MNT_DETACH)) })
+	must(t, unix.Mount("", root, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	r.StateDir = mounted
+	if said := r.run(t); !strings.Contains(said, "shop/web") || !strings.Contains(said, "Weir is off this node") {
+		t.Errorf("said\n%s", said)
+	}
+	if left, err := os.ReadDir(mounted); err != nil || len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}

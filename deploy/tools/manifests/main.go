@@ -1,10 +1,15 @@
 // Manifests writes the plain manifests that the chart renders to, with helm's own engine,
-// for those who use kubectl alone.
+// for those who use kubectl alone; or, with -set, prints what installs Weir with other values.
+//
+//	manifests DEPLOY_DIR
+//	manifests -set k8sServiceHost=192.0.2.1,uninstall=true DEPLOY_DIR
 package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -13,6 +18,7 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/strvals"
 )
 
 // manifest is a file of deploy/, made of some templates of the chart.
@@ -29,11 +35,19 @@ var manifests = []manifest{
 }
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: manifests DEPLOY_DIR")
+	set := flag.String("set", "", "values as helm's --set takes them: print the manifest, write nothing")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "usage: manifests [-set VALUES] DEPLOY_DIR")
 		os.Exit(2)
 	}
-	if err := write(os.Args[1]); err != nil {
+	var err error
+	if *set != "" {
+		err = show(os.Stdout, flag.Arg(0), *set)
+	} else {
+		err = write(flag.Arg(0))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "manifests:", err)
 		os.Exit(1)
 	}
@@ -49,6 +63,20 @@ func write(deploy string) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// show prints what installs Weir, or takes it off, with these values.
+func show(to io.Writer, deploy, set string) error {
+	values, err := strvals.Parse(set)
+	if err != nil {
+		return fmt.Errorf("-set: %w", err)
+	}
+	m := manifest{"-", "Values: " + set, []string{"rbac.yaml", "config.yaml", "daemonset.yaml"}, values}
+	text, err := m.text(filepath.Join(deploy, "chart"))
+	if err == nil {
+		_, err = io.WriteString(to, text)
+	}
+	return err
 }
 
 func (m manifest) text(chart string) (string, error) {

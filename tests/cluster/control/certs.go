@@ -55,8 +55,8 @@ func (a *authority) template(subject pkix.Name) *x509.Certificate {
 	}
 }
 
-// sign makes a certificate for the loopback address and its key, both PEM.
-func (a *authority) sign(subject pkix.Name) (cert, key []byte, err error) {
+// sign makes a certificate for addresses (none: loopback's) and its key, both PEM.
+func (a *authority) sign(subject pkix.Name, addresses ...string) (cert, key []byte, err error) {
 	private, key, err := newKey()
 	if err != nil {
 		return nil, nil, err
@@ -64,7 +64,10 @@ func (a *authority) sign(subject pkix.Name) (cert, key []byte, err error) {
 	t := a.template(subject)
 	t.KeyUsage = x509.KeyUsageDigitalSignature
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	t.IPAddresses, t.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"}
+	t.DNSNames = []string{"localhost"}
+	for _, addr := range append(addresses, "127.0.0.1") {
+		t.IPAddresses = append(t.IPAddresses, net.ParseIP(addr))
+	}
 	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, &private.PublicKey, a.key)
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key, err
 }

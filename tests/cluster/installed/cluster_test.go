@@ -1,0 +1,156 @@
+// Package installed tests Weir as its users meet it: installed by its manifest on a real
+// Kubernetes of two nodes that has no network for pods yet (tests/cluster/bare), and judged
+// by Kubernetes' own tests.
+package installed
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/tests/cluster/bare"
+)
+
+var (
+	only = flag.String("only", "", "steps to run after the installation, separated by commas; all by default")
+	keep = flag.Bool("keep", false, "leave the cluster up until interrupted")
+)
+
+const (
+	root     = "../../.."
+	patience = 3 * time.Minute // for what takes seconds on an idle machine
+)
+
+// world is a cluster with Weir on it.
+type world struct {
+	*testing.T
+	*bare.Cluster
+	ctx context.Context
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// step is a part of the test that others can do without.
+type step struct {
+	name string
+	run  func(*world)
+}
+
+// TestCluster is one cluster's life. Every step begins and ends with Weir installed and
+// nothing else on it.
+func TestCluster(t *testing.T) {
+	bin := os.Getenv("WEIR_CLUSTER_BIN")
+	if bin == "" {
+		t.Fatal("WEIR_CLUSTER_BIN is not set: run `make test-cluster`")
+	}
+	image, err := filepath.Abs(root + "/bin/image")
+	if err != nil {
+		t.Fatal(err)
+	}
+	archives, err := filepath.Glob(image + "/weir-*.tar")
+	if err != nil || len(archives) == 0 {
+		t.Fatalf("no image in %s: run `make image`", image)
+	}
+	w := &world{T: t, ctx: t.Context()}
+	began := time.Now()
+	w.Cluster = bare.Up(t, bare.Options{Bin: bin, Nodes: 2, Images: archives})
+	t.Logf("the bare cluster is up after %s", time.Since(began).Round(time.Millisecond))
+	if *keep {
+		defer w.stay()
+	}
+	if !w.step("install", (*world).install) {
+		return
+	}
+	for _, s := range steps {
+		if *only == "" || strings.Contains(","+*only+",", ","+s.name+",") {
+			w.step(s.name, s.run)
+		}
+	}
+}
+
+var steps = []step{
+	{"smoke", (*world).smoke},
+	{"e2e", (*world).e2e},
+}
+
+func (w *world) step(name string, f func(*world)) bool {
+	w.Helper()
+	return w.Run(name, func(t *testing.T) {
+		f(&world{T: t, Cluster: w.Cluster, ctx: t.Context()})
+		if t.Failed() {
+			w.logs(t)
+		}
+	})
+}
+
+// logs of the agents, for a step that failed.
+func (w *world) logs(t *testing.T) {
+	out, err := w.Kubectl(context.Background(), "-n", "kube-system", "logs", "-l", "app.kubernetes.io/name=weir", "--all-containers", "--prefix", "--tail=40")
+	t.Logf("Weir logged (%v)\n%s", err, out)
+}
+
+// stay lets people look around.
+func (w *world) stay() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	fmt.Fprintf(os.Stderr, "the cluster stays up until you interrupt this. Kubectl, and commands on its nodes:\n  %s/k get pods -A\n  %s/on-node1 ip addr\n", w.Dir, w.Dir)
+	<-ctx.Done()
+}
+
+// manifest is what installs Weir here.
+func (w *world) manifest(more ...string) string {
+	w.Helper()
+	set := append([]string{"k8sServiceHost=" + w.Host.Addr4}, more...)
+	if _, err := os.Stat("/sys/fs/cgroup/unified"); err == nil {
+		set = append(set, "cgroupRoot=/sys/fs/cgroup/unified")
+	}
+	cmd := exec.CommandContext(w.ctx, "go", "run", "./manifests", "-set", strings.Join(set, ","), "..")
+	cmd.Dir = root + "/deploy/tools"
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	w.must(err)
+	return string(out)
+}
+
+func (w *world) kubectl(args ...string) string {
+	w.Helper()
+	out, err := w.Kubectl(w.ctx, args...)
+	w.must(err)
+	return out
+}
+
+func (w *world) apply(text string) {
+	w.Helper()
+	_, err := w.KubectlWith(w.ctx, text, "apply", "-f", "-")
+	w.must(err)
+}
+
+// rolledOut waits for the DaemonSet.
+func (w *world) rolledOut() {
+	w.Helper()
+	w.kubectl("-n", "kube-system", "rollout", "status", "daemonset/weir-agent", "--timeout="+patience.String())
+}
+
+// install does what docs/install.md says.
+func (w *world) install() {
+	began := time.Now()
+	w.apply(w.manifest())
+	w.rolledOut()
+	w.must(w.Ready(w.ctx))
+	w.Logf("installed, and the nodes ready, in %s", time.Since(began).Round(time.Millisecond))
+	if out := w.kubectl("-n", "kube-system", "exec", "ds/weir-agent", "--", "weir", "status"); !strings.Contains(out, "node") {
+		w.Errorf("weir status:\n%s", out)
+	}
+}

@@ -1,0 +1,137 @@
+package installed
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const agnhost = "localhost/agnhost:2.63.0"
+
+// server is a pod that answers on TCP port 8080 and UDP port 8081.
+func server(namespace, name, node string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {namespace: %s, name: %s, labels: {app: server, name: %s}}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: %s
+    args: [netexec, --http-port=8080, --udp-port=8081]
+    readinessProbe: {httpGet: {port: 8080, path: /hostname}, periodSeconds: 1}
+---`, namespace, name, name, node, agnhost)
+}
+
+// namespace makes one that goes with the step, with pods on nodes, and waits for those. A pod
+// is NAME@NODE.
+func (w *world) namespace(name string, pods ...string) {
+	w.Helper()
+	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---", name)
+	for _, p := range pods {
+		pod, node, _ := strings.Cut(p, "@")
+		text += server(name, pod, node)
+	}
+	w.Cleanup(func() {
+		if _, err := w.Kubectl(context.Background(), "delete", "namespace", name, "--ignore-not-found"); err != nil {
+			w.Error(err)
+		}
+	})
+	w.until("the namespace's service account", func() error {
+		_, err := w.KubectlWith(w.ctx, text, "apply", "-f", "-")
+		return err
+	})
+	w.kubectl("-n", name, "wait", "--for=condition=Ready", "pod", "--all", "--timeout="+patience.String())
+}
+
+func (w *world) until(what string, done func() error) {
+	w.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
+		err := done()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			w.Fatalf("not within %s: %s: %v", patience, what, err)
+		}
+	}
+}
+
+// addresses of a pod, one of each family.
+func (w *world) addresses(namespace, name string) []string {
+	w.Helper()
+	p, err := w.Admin.CoreV1().Pods(namespace).Get(w.ctx, name, metav1.GetOptions{})
+	w.must(err)
+	return ips(p)
+}
+
+func ips(p *corev1.Pod) (out []string) {
+	for _, ip := range p.Status.PodIPs {
+		out = append(out, ip.IP)
+	}
+	return out
+}
+
+// reach tries what a pod can reach: PROTOCOL/ADDRESS:PORT each. It returns what it could not.
+func (w *world) reach(namespace, from string, targets ...string) (failed []string) {
+	w.Helper()
+	script := ""
+	for _, t := range targets {
+		protocol, at, _ := strings.Cut(t, "/")
+		script += fmt.Sprintf("/agnhost connect --protocol=%s --timeout=2s '%s' >/dev/null 2>&1 || echo %s\n", protocol, at, t)
+	}
+	out := w.kubectl("-n", namespace, "exec", from, "--", "sh", "-c", script)
+	return strings.Fields(out)
+}
+
+// at is where a server answers.
+func at(addrs []string, tcp, udp int) (out []string) {
+	for _, a := range addrs {
+		if strings.Contains(a, ":") {
+			a = "[" + a + "]"
+		}
+		out = append(out, fmt.Sprintf("tcp/%s:%d", a, tcp), fmt.Sprintf("udp/%s:%d", a, udp))
+	}
+	return out
+}
+
+// smoke: pods of both nodes reach each other and a Service, on both families, and kubelet's
+// probes reach them.
+func (w *world) smoke() {
+	pods := []string{"a", "b", "c"}
+	w.namespace("smoke", "a@node1", "b@node1", "c@node2")
+	w.apply(`
+apiVersion: v1
+kind: Service
+metadata: {namespace: smoke, name: server}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: server}
+  ports: [{name: tcp, port: 80, targetPort: 8080}, {name: udp, protocol: UDP, port: 81, targetPort: 8081}]
+`)
+	service, err := w.Admin.CoreV1().Services("smoke").Get(w.ctx, "server", metav1.GetOptions{})
+	w.must(err)
+	api, err := w.Admin.CoreV1().Services("default").Get(w.ctx, "kubernetes", metav1.GetOptions{})
+	w.must(err)
+	var targets []string
+	for _, p := range pods {
+		addrs := w.addresses("smoke", p)
+		if len(addrs) != 2 {
+			w.Errorf("pod %s has addresses %v", p, addrs)
+		}
+		targets = append(targets, at(addrs, 8080, 8081)...)
+	}
+	targets = append(targets, at(service.Spec.ClusterIPs, 80, 81)...)
+	targets = append(targets, "tcp/"+api.Spec.ClusterIP+":443")
+	for _, p := range pods {
+		if failed := w.reach("smoke", p, targets...); len(failed) > 0 {
+			w.Errorf("%s does not reach %v", p, failed)
+		}
+	}
+}
