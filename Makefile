@@ -4,11 +4,14 @@
 #   generate   kernel programs and their Go face from bpf/*.c
 #   build      bin/weir, bin/weir-agent, bin/weir-cni
 #   image      bin/image: a container image (TAG=name:tag; ARCHS="amd64 arm64"; PUSH=1: to TAG's registry)
-#   manifests  deploy/*.yaml from deploy/chart
+#   manifests  deploy/*.yaml from deploy/chart (`make -s manifest SET=k8sServiceHost=...`: prints one with your values)
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-deploy test-oracle
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
+#   test-cluster  a real Kubernetes of two nodes (built at first: twelve minutes), Weir installed on it,
+#              Kubernetes' own tests (SHARD=1/4: the first quarter of those; CLUSTERFLAGS="-only smoke")
+#   cluster    the same, left up to look around in until interrupted
 #   fuzz       test-oracle and made-up packets, ten times as long (SEED=n: others),
 #              then every fuzz target for FUZZTIME
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
@@ -63,6 +66,9 @@ manifests:
 	cd deploy/tools && go run ./manifests ..
 	cd deploy/tools && go test ./manifests -update
 
+manifest:
+	@cd deploy/tools && go run ./manifests -set '$(SET)' ..
+
 demo: build
 	@$(GO_BUILD) -o bin/demo ./tests/demo
 	@bin/demo $(if $(KEEP),-keep)
@@ -93,7 +99,20 @@ test-conformance: build
 
 # What we make of a real API server: it is built at first (tests/cluster/build.sh).
 test-api: build
-	(cd tests/cluster && bin=$$(./build.sh) && WEIR_CLUSTER_BIN=$$bin $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
+	(cd tests/cluster && bin=$$(./build.sh kube) && WEIR_CLUSTER_BIN=$$bin $(GO_TEST) -timeout 20m . ./control) | $(SUMMARY)
+
+# Weir as its users meet it: the image, the manifest, kubelets, pods.
+IN_CLUSTER = bin=$$(tests/cluster/build.sh) && cd tests/cluster && WEIR_CLUSTER_BIN=$$bin go test -count=1 -timeout 80m
+SHARD =
+CLUSTERFLAGS = $(if $(SHARD),-shard $(SHARD))
+test-cluster: build
+	@tools/deps cluster
+	@$(MAKE) -s image ARCHS=$(shell go env GOARCH)
+	($(IN_CLUSTER) -json ./installed -args $(CLUSTERFLAGS)) | $(SUMMARY)
+cluster: build
+	@tools/deps cluster
+	@$(MAKE) -s image ARCHS=$(shell go env GOARCH)
+	@$(IN_CLUSTER) ./installed -args -only none -keep
 
 # The programs against the reference on random clusters, and commits under a flood.
 test-random: generate
@@ -140,6 +159,7 @@ bench: generate
 clean:
 	@flock -n /run/.weird.lock tests/lab/clean.sh weird- /run/weird || { echo "clean: a demo is running: interrupt it first"; exit 1; }
 	tests/lab/clean.sh weirt- /run/weirt-
+	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout image manifests demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean

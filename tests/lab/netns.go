@@ -23,11 +23,17 @@ const netnsDir = "/run/netns"
 type Host struct {
 	Name         string // for people: shop/web, node, outside
 	Netns        string // of `ip netns`
+	File         string // of the namespace, where `ip netns` has no name for it
 	Addr4, Addr6 string
 }
 
 // Path is the namespace's file.
-func (h *Host) Path() string { return filepath.Join(netnsDir, h.Netns) }
+func (h *Host) Path() string {
+	if h.File != "" {
+		return h.File
+	}
+	return filepath.Join(netnsDir, h.Netns)
+}
 
 // Addr returns the host's address of a family (4 or 6).
 func (h *Host) Addr(family int) string {
@@ -52,11 +58,11 @@ func (h *Host) Do(f func() error) error {
 func (h *Host) enter(f func() error) error {
 	fd, err := unix.Open(h.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("network namespace %s: %w", h.Netns, err)
+		return fmt.Errorf("network namespace %s: %w", h.Path(), err)
 	}
 	defer unix.Close(fd)
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter network namespace %s: %w", h.Netns, err)
+		return fmt.Errorf("enter network namespace %s: %w", h.Path(), err)
 	}
 	return f()
 }

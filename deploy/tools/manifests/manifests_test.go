@@ -31,6 +31,25 @@ func TestManifestsAreUpToDate(t *testing.T) {
 	}
 }
 
+// What `make manifest` prints for those who set values without helm.
+func TestShow(t *testing.T) {
+	var b bytes.Buffer
+	must(t, show(&b, deploy, "k8sServiceHost=192.0.2.7,uninstall=true"))
+	if text := b.String(); !strings.Contains(text, "[weir-agent, uninstall]") || strings.Contains(text, "kind: ConfigMap") {
+		t.Error(text)
+	}
+	b.Reset()
+	must(t, show(&b, deploy, "k8sServiceHost=192.0.2.7"))
+	if text := b.String(); !strings.Contains(text, `{name: KUBERNETES_SERVICE_HOST, value: "192.0.2.7"}`) || !strings.Contains(text, "kind: ConfigMap") {
+		t.Error(text)
+	}
+	for set, want := range map[string]string{"routing=vxlam": "routing", "nonsense=1": "nonsense", "a": "-set"} {
+		if err := show(&b, deploy, set); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", set, err)
+		}
+	}
+}
+
 func golden(t *testing.T, path, want, remedy string) {
 	t.Helper()
 	if *update {

@@ -85,6 +85,7 @@ func (c *Cluster) network() {
 	c.t.Helper()
 	c.Host = lab.Host{Name: "control", Netns: c.Name + "-c", Addr4: net4 + "1", Addr6: net6 + "1"}
 	c.addNetns(c.Host.Netns)
+	c.t.Cleanup(func() { c.ip("netns del %s", c.Host.Netns) })
 	c.ip("-n %s link add nodes type bridge", c.Host.Netns)
 	c.must(c.Host.Address("nodes", c.Host.Addr4+"/24", c.Host.Addr6+"/64"))
 }
@@ -92,7 +93,6 @@ func (c *Cluster) network() {
 func (c *Cluster) addNetns(name string) {
 	c.t.Helper()
 	c.ip("netns add %s", name)
-	c.t.Cleanup(func() { c.ip("netns del %s", name) })
 	c.ip("-n %s link set lo up", name)
 }
 

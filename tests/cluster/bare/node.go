@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,13 +42,8 @@ func (c *Cluster) newNode(number int) *Node {
 	n.Host = lab.Host{Name: fmt.Sprint("node", number), Netns: fmt.Sprint(c.Name, "-", number), Addr4: fmt.Sprint(net4, 10+number), Addr6: fmt.Sprint(net6, 10+number)}
 	n.Dir = filepath.Join(c.Dir, n.Name)
 	c.must(os.Mkdir(n.Dir, 0o755))
-	c.addNetns(n.Netns)
-	c.ip("-n %s link add node%d type veth peer name eth0 netns %s", c.Host.Netns, number, n.Netns)
-	c.ip("-n %s link set node%d master nodes up", c.Host.Netns, number)
-	c.must(n.Address("eth0", n.Addr4+"/24", n.Addr6+"/64"))
-	for _, via := range []string{c.Host.Addr4, c.Host.Addr6} {
-		c.ip("-n %s route add default via %s", n.Netns, via)
-	}
+	n.network(number)
+	c.t.Cleanup(func() { c.ip("netns del %s", n.Netns) })
 	c.UserKubeconfig(filepath.Join(c.Dir, n.Name+".kubeconfig"), pkix.Name{Organization: []string{"system:nodes"}, CommonName: "system:node:" + n.Name}, n.Addr4, n.Addr6)
 	n.cgroups()
 	c.t.Cleanup(func() {
@@ -61,27 +57,27 @@ func (c *Cluster) newNode(number int) *Node {
 	return n
 }
 
+func (n *Node) network(number int) {
+	c := n.c
+	c.t.Helper()
+	c.addNetns(n.Netns)
+	c.ip("-n %s link add node%d type veth peer name eth0 netns %s", c.Host.Netns, number, n.Netns)
+	c.ip("-n %s link set node%d master nodes up", c.Host.Netns, number)
+	c.must(n.Address("eth0", n.Addr4+"/24", n.Addr6+"/64"))
+	for _, via := range []string{c.Host.Addr4, c.Host.Addr6} {
+		c.ip("-n %s route add default via %s", n.Netns, via)
+	}
+}
+
 // cgroups of the node's own, one in each hierarchy: the roots that it sees. Else kubelets
 // would end each other's pods.
 func (n *Node) cgroups() {
 	n.c.t.Helper()
-	const root = "/sys/fs/cgroup"
-	hierarchies := []string{root}
-	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
-		entries, err := os.ReadDir(root)
-		n.c.must(err)
-		hierarchies = nil
-		for _, e := range entries {
-			if e.IsDir() {
-				hierarchies = append(hierarchies, filepath.Join(root, e.Name()))
-			}
-		}
-	}
-	for _, h := range hierarchies {
+	n.groups = nil
+	for _, h := range n.hierarchies() {
 		group := filepath.Join(h, n.Netns)
 		n.c.must(os.Mkdir(group, 0o755))
 		n.groups = append(n.groups, group)
-		n.c.t.Cleanup(func() { n.c.must(removeGroup(group)) })
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} { // empty in v1: nothing could run
 			if have, err := os.ReadFile(filepath.Join(group, file)); err == nil && len(bytes.TrimSpace(have)) == 0 {
 				if all, err := os.ReadFile(filepath.Join(h, file)); err == nil {
@@ -90,6 +86,23 @@ func (n *Node) cgroups() {
 			}
 		}
 	}
+}
+
+// hierarchies of cgroups that the machine has: one, or those of cgroup v1.
+func (n *Node) hierarchies() (all []string) {
+	n.c.t.Helper()
+	const root = "/sys/fs/cgroup"
+	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err == nil {
+		return []string{root}
+	}
+	entries, err := os.ReadDir(root)
+	n.c.must(err)
+	for _, e := range entries {
+		if e.IsDir() {
+			all = append(all, filepath.Join(root, e.Name()))
+		}
+	}
+	return all
 }
 
 // removeGroup removes a cgroup with all below it, once what ran there is gone.
@@ -136,8 +149,31 @@ func (n *Node) Start() {
 
 // Stop is a node that loses power: all that runs on it is gone at once.
 func (n *Node) Stop() {
+	n.c.t.Helper()
 	n.process.Stop(unix.SIGKILL)
 	n.process = nil
+	for _, group := range n.groups {
+		n.c.must(removeGroup(group))
+	}
+	n.groups = nil
+}
+
+// Reboot is a loss of power: the node has its disk, and nothing else, when it starts again.
+func (n *Node) Reboot() {
+	n.c.t.Helper()
+	n.Stop()
+	number := slices.Index(n.c.Nodes, n) + 1
+	n.c.ip("-n %s link del node%d", n.c.Host.Netns, number)
+	n.c.ip("netns del %s", n.Netns)
+	n.network(number)
+	n.cgroups()
+	n.Start()
+}
+
+// Path of a file as seen on the node.
+func (n *Node) Path(path string) string {
+	n.c.t.Helper()
+	return filepath.Join("/proc", n.enter()[2], "root", path)
 }
 
 // enter are the words of a command that runs another inside the node.

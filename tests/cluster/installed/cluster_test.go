@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -59,11 +60,13 @@ func TestCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	archives, err := filepath.Glob(image + "/weir-*.tar")
+	archives, err := filepath.Glob(image + "/weir-" + runtime.GOARCH + ".tar")
 	if err != nil || len(archives) == 0 {
 		t.Fatalf("no image in %s: run `make image`", image)
 	}
-	w := &world{T: t, ctx: t.Context()}
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt) // and clean up
+	defer stop()
+	w := &world{T: t, ctx: ctx}
 	began := time.Now()
 	w.Cluster = bare.Up(t, bare.Options{Bin: bin, Nodes: 2, Images: archives})
 	t.Logf("the bare cluster is up after %s", time.Since(began).Round(time.Millisecond))
@@ -82,13 +85,17 @@ func TestCluster(t *testing.T) {
 
 var steps = []step{
 	{"smoke", (*world).smoke},
+	{"restart", (*world).restart},
+	{"kill", (*world).kill},
+	{"reboot", (*world).reboot},
 	{"e2e", (*world).e2e},
+	{"uninstall", (*world).uninstall},
 }
 
 func (w *world) step(name string, f func(*world)) bool {
 	w.Helper()
 	return w.Run(name, func(t *testing.T) {
-		f(&world{T: t, Cluster: w.Cluster, ctx: t.Context()})
+		f(&world{T: t, Cluster: w.Cluster, ctx: w.ctx})
 		if t.Failed() {
 			w.logs(t)
 		}
@@ -103,10 +110,8 @@ func (w *world) logs(t *testing.T) {
 
 // stay lets people look around.
 func (w *world) stay() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	fmt.Fprintf(os.Stderr, "the cluster stays up until you interrupt this. Kubectl, and commands on its nodes:\n  %s/k get pods -A\n  %s/on-node1 ip addr\n", w.Dir, w.Dir)
-	<-ctx.Done()
+	<-w.ctx.Done()
 }
 
 // manifest is what installs Weir here.

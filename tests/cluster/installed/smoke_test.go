@@ -2,6 +2,7 @@ package installed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -57,8 +58,8 @@ func (w *world) until(what string, done func() error) {
 		if err == nil {
 			return
 		}
-		if time.Now().After(end) {
-			w.Fatalf("not within %s: %s: %v", patience, what, err)
+		if time.Now().After(end) || w.ctx.Err() != nil {
+			w.Fatalf("not within %s: %s: %v", patience, what, errors.Join(err, w.ctx.Err()))
 		}
 	}
 }
