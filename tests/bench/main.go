@@ -5,6 +5,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -20,21 +22,26 @@ type row struct {
 	name   string
 	repeat int
 	run    func(repeat int) (time.Duration, error) // per packet
+	more   bool                                    // the row before with more rules: compared with it
 }
+
+type gates struct{ established, more float64 }
 
 func main() {
 	rounds := flag.Int("rounds", 9, "rounds; figures are medians over them")
 	repeat := flag.Int("repeat", 300000, "packets per burst (keep a burst under a second)")
-	gate := flag.Float64("gate", 0, "fail if an established packet costs more than this many 1H (0: no gate)")
+	var gates gates
+	flag.Float64Var(&gates.established, "gate", 0, "fail if an established packet costs more than this many 1H (0: no gate)")
+	flag.Float64Var(&gates.more, "gate-more", 0, "fail if more rules make a first packet more than this many times as dear (0: no gate)")
 	flag.Parse()
 	*rounds = min(*rounds, mostRounds)
-	if err := bench(*rounds, *repeat, *gate); err != nil {
+	if err := bench(*rounds, *repeat, gates); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(rounds, repeat int, gate float64) error {
+func bench(rounds, repeat int, gates gates) error {
 	runtime.LockOSThread()
 	n, err := newNode()
 	if err != nil {
@@ -55,7 +62,7 @@ func bench(rounds, repeat int, gate float64) error {
 			samples[i] = append(samples[i], d)
 		}
 	}
-	return report(rows, samples, gate)
+	return report(rows, samples, gates)
 }
 
 // realtime pins the thread to the last CPU at SCHED_RR 20.
@@ -68,41 +75,51 @@ func realtime() error {
 	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 20}, 0)
 }
 
-// report prints each row net of the empty program and as a ratio to 1H, paired by round.
-func report(rows []row, samples [][]time.Duration, gate float64) error {
+// report prints each row net of the empty program, as a ratio to 1H and, where it has more
+// rules than the row before, to that; paired by round.
+func report(rows []row, samples [][]time.Duration, gates gates) error {
 	w := tabwriter.NewWriter(os.Stdout, 2, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "packet\tns net of empty\tx 1H\tspread\t")
-	established := 0.0
-	for i, r := range rows {
-		if i == 0 {
-			fmt.Fprintf(w, "%s\t%d (gross)\t\t\t\n", r.name, median(samples[0]).Nanoseconds())
-			continue
+	fmt.Fprintln(w, "packet\tns net of empty\tx 1H\tspread\tx fewer rules\t")
+	fmt.Fprintf(w, "%s\t%d (gross)\t\t\t\t\n", rows[0].name, median(samples[0]).Nanoseconds())
+	var errs []error
+	for i, r := range rows[1:] {
+		all, toFewer := ratios(samples, i+1, 1), ""
+		to1H := median(all)
+		if r.more {
+			ratio := median(ratios(samples, i+1, i))
+			toFewer = fmt.Sprintf("%.2f", ratio)
+			if gates.more > 0 && ratio > gates.more {
+				errs = append(errs, fmt.Errorf("%s: %.2f times as dear as with fewer rules, the gate is %.2f", r.name, ratio, gates.more))
+			}
 		}
-		var ratios []float64
-		var nets []time.Duration
-		for round := range samples[i] {
-			net, one := samples[i][round]-samples[0][round], samples[1][round]-samples[0][round]
-			nets = append(nets, net)
-			ratios = append(ratios, float64(net)/float64(max(one, 1)))
+		if r.name == establishedRow && gates.established > 0 && to1H > gates.established {
+			errs = append(errs, fmt.Errorf("an established packet costs %.2f x 1H, the gate is %.2f", to1H, gates.established))
 		}
-		slices.Sort(ratios)
-		m := ratios[len(ratios)/2]
-		if r.name == establishedRow {
-			established = m
-		}
-		fmt.Fprintf(w, "%s\t%d\t%.2f\t%.2f-%.2f\t\n", r.name, median(nets).Nanoseconds(), m, ratios[0], ratios[len(ratios)-1])
+		fmt.Fprintf(w, "%s\t%d\t%.2f\t%.2f-%.2f\t%s\t\n", r.name, median(net(samples, i+1)).Nanoseconds(), to1H, slices.Min(all), slices.Max(all), toFewer)
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if gate > 0 && established > gate {
-		return fmt.Errorf("an established packet costs %.2f x 1H, the gate is %.2f", established, gate)
-	}
-	return nil
+	return errors.Join(append(errs, w.Flush())...)
 }
 
-func median(d []time.Duration) time.Duration {
-	s := slices.Clone(d)
-	slices.Sort(s)
+// net is a row's samples, less the empty program's.
+func net(samples [][]time.Duration, i int) []time.Duration {
+	var out []time.Duration
+	for round, d := range samples[i] {
+		out = append(out, d-samples[0][round])
+	}
+	return out
+}
+
+// ratios of two rows, round by round.
+func ratios(samples [][]time.Duration, i, to int) []float64 {
+	var out []float64
+	other := net(samples, to)
+	for round, d := range net(samples, i) {
+		out = append(out, float64(d)/float64(max(other[round], 1)))
+	}
+	return out
+}
+
+func median[T cmp.Ordered](values []T) T {
+	s := slices.Sorted(slices.Values(values))
 	return s[len(s)/2]
 }
