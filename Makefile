@@ -120,7 +120,7 @@ test-random: generate
 SEED = 1
 FUZZTIME = 30s
 fuzz: generate
-	{ (cd tests/oracle && $(GO_TEST) -timeout 60m ./... -seed $(SEED) -nodes 140); status=$$?; \
+	{ (cd tests/oracle && $(GO_TEST) -timeout 60m ./... -seed $(SEED) -nodes 100); status=$$?; \
 	  $(GO_TEST) -timeout 30m ./tests/packetfuzz -seed $(SEED) -frames 10000000 || status=1; \
 	  tools/fuzz $(FUZZTIME) || status=1; \
 	  $(GO_TEST) -timeout 120m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)

@@ -128,19 +128,18 @@ func (r *reference) peerMiss(p networkingv1.NetworkPolicyPeer, namespace string,
 	case peer.pod == nil:
 		return difference{[]string{fmt.Sprintf("%s is no pod, rule has pods only", addressText(peer))}, otherKind}
 	}
-	reasons := r.selectorMisses(p, namespace, peer.pod)
-	return difference{reasons, len(reasons)}
+	return r.selectorMisses(p, namespace, peer.pod)
 }
 
-func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace string, pod *corev1.Pod) (out []string) {
+func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace string, pod *corev1.Pod) (out difference) {
 	switch {
 	case p.NamespaceSelector != nil:
-		out = labelMisses("namespace", p.NamespaceSelector, namespaceLabels(r.cluster, pod.Namespace))
+		out.addLabels("namespace", p.NamespaceSelector, namespaceLabels(r.cluster, pod.Namespace))
 	case pod.Namespace != namespace:
-		out = []string{fmt.Sprintf("pod's namespace is %s, not %s", pod.Namespace, namespace)}
+		out = difference{[]string{fmt.Sprintf("pod's namespace is %s, not %s", pod.Namespace, namespace)}, 1}
 	}
 	if p.PodSelector != nil {
-		out = append(out, labelMisses("pod", p.PodSelector, pod.Labels)...)
+		out.addLabels("pod", p.PodSelector, pod.Labels)
 	}
 	return out
 }
@@ -161,19 +160,83 @@ func addressText(p party) string {
 	return p.address.String()
 }
 
-func labelMisses(of string, s *metav1.LabelSelector, l map[string]string) []string {
-	var out []string
-	for _, k := range slices.Sorted(maps.Keys(s.MatchLabels)) {
-		if v, has := l[k]; !has || v != s.MatchLabels[k] {
-			out = append(out, fmt.Sprintf("%s, not %s=%s", labelText(of, k, l), k, s.MatchLabels[k]))
+// addLabels adds a text for every label that is not as the selector wants it. It names all
+// that is wanted of that label: what differs now may not be all that has to hold.
+func (d *difference) addLabels(of string, s *metav1.LabelSelector, l map[string]string) {
+	for _, key := range keysOf(s) {
+		wants := wantsOf(s, key)
+		if meets(wants, l) {
+			continue
 		}
+		d.differ++
+		text := missText(labelText(of, key, l), wants)
+		if contradict(of, key, wants) {
+			text, d.differ = text+", and nothing is that", d.differ+otherKind
+		}
+		d.reasons = append(d.reasons, text)
 	}
+}
+
+// want is what a selector requires of one label.
+type want struct {
+	metav1.LabelSelector
+	text string
+}
+
+func keysOf(s *metav1.LabelSelector) []string {
+	out := slices.Sorted(maps.Keys(s.MatchLabels))
 	for _, e := range s.MatchExpressions {
-		if !matches(&metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{e}}, l) {
-			out = append(out, fmt.Sprintf("%s, rule wants %s", labelText(of, e.Key, l), wanted(e)))
+		if !slices.Contains(out, e.Key) {
+			out = append(out, e.Key)
 		}
 	}
 	return out
+}
+
+func wantsOf(s *metav1.LabelSelector, key string) (out []want) {
+	if v, has := s.MatchLabels[key]; has {
+		out = append(out, want{metav1.LabelSelector{MatchLabels: map[string]string{key: v}}, key + "=" + v})
+	}
+	for _, e := range s.MatchExpressions {
+		if e.Key == key {
+			out = append(out, want{metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{e}}, wanted(e)})
+		}
+	}
+	return out
+}
+
+func meets(wants []want, l map[string]string) bool {
+	return !slices.ContainsFunc(wants, func(w want) bool { return !matches(&w.LabelSelector, l) })
+}
+
+// contradict: neither a value that is mentioned, nor another, nor none meets all.
+func contradict(of, key string, wants []want) bool {
+	candidates := []map[string]string{{key: "~"}} // no label has that value
+	if of != "namespace" || key != NamespaceLabel {
+		candidates = append(candidates, nil)
+	}
+	for _, w := range wants {
+		for _, v := range w.MatchLabels {
+			candidates = append(candidates, map[string]string{key: v})
+		}
+		for _, e := range w.MatchExpressions {
+			for _, v := range e.Values {
+				candidates = append(candidates, map[string]string{key: v})
+			}
+		}
+	}
+	return !slices.ContainsFunc(candidates, func(l map[string]string) bool { return meets(wants, l) })
+}
+
+func missText(has string, wants []want) string {
+	if len(wants) == 1 && wants[0].MatchLabels != nil {
+		return has + ", not " + wants[0].text
+	}
+	var texts []string
+	for _, w := range wants {
+		texts = append(texts, w.text)
+	}
+	return has + ", rule wants " + strings.Join(texts, " and ")
 }
 
 func labelText(of, key string, l map[string]string) string {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -50,6 +51,13 @@ type Answer struct {
 type RuleRef struct {
 	Ref
 	Index int `json:"index"`
+}
+
+func (r RuleRef) String() string {
+	if r.Kind != KindNetworkPolicy {
+		return r.Kind
+	}
+	return fmt.Sprintf("%s [%d]", r.Ref, r.Index)
 }
 
 // Side is what one direction says.

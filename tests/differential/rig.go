@@ -50,7 +50,7 @@ func newRig(t *testing.T, seed int64, o Options) *rig {
 		templates: map[template][]byte{}, denied: map[bpf.WeirDenialCountKey]uint64{},
 	}
 	r.world = randomcluster.New(r.rand)
-	idle := 20 * time.Second // of flows nobody needs any more: longer than any test waits
+	idle := 10 * time.Minute // longer than any node is asked: which flows are known depends on no clock
 	r.node = testnode.New(t, loader.Config{
 		NodeEgressAllow: r.world.Node.NodeEgressAllow, Sizes: loader.Sizes{"flows": 1 << 18},
 		Timeouts: loader.Timeouts{SYN: idle, TCP: idle, Closing: idle, UDP: idle, UDPStream: idle, ICMP: idle, Other: idle},

@@ -26,7 +26,8 @@ type Options struct {
 // of new flows, TCP from the middle of unknown ones, and more of those that began under
 // earlier clusters, from either end. Verdict, rule ids, marks, flow entries, denial counts and
 // events must be what the reference says; the judges must say the same, and the explanation.
-func Run(t *testing.T, o Options) {
+// It returns how many packets all of them spoke of.
+func Run(t *testing.T, o Options) (unanimous int) {
 	var sum tally
 	var mu sync.Mutex
 	t.Run("nodes", func(t *testing.T) {
@@ -50,6 +51,7 @@ func Run(t *testing.T, o Options) {
 	})
 	t.Attr("compared", sum.String())
 	sum.check(t)
+	return sum.unanimous
 }
 
 // Find is Run on one node until somebody disagrees: it returns what Run would print.

@@ -29,7 +29,9 @@ func (r *rig) explain(f *failure) string {
 	for r.smaller(c) {
 	}
 	r.fails(c)
-	text = c.failure.Error()
+	if got := c.failure.Error(); got != text {
+		text = "Met as: " + text + "\nShrunk: " + got
+	}
 	if c.before != nil {
 		text += "\nThe flow began under\n" + r.manifest(c.before, f) + "\nand the packet came under"
 	}

@@ -1,6 +1,7 @@
 package oracle
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,6 +55,7 @@ func TestFaultyEngineIsNoticed(t *testing.T) {
 			}}
 			text := differential.Find(t, differential.Options{Seed: *seed, Sets: 30, Judges: []differential.Judge{cyclonus, faulty}})
 			t.Log(text)
+			_, text, _ = strings.Cut(text, "\nShrunk: ")
 			if !strings.Contains(text, "faulty differs:") {
 				t.Fatal("nobody noticed")
 			}
@@ -81,6 +83,58 @@ func eachPeer(np *networkingv1.NetworkPolicy, f func(*networkingv1.NetworkPolicy
 	for i := range np.Spec.Egress {
 		for j := range np.Spec.Egress[i].To {
 			f(&np.Spec.Egress[i].To[j])
+		}
+	}
+}
+
+// TestFaultyExplanationIsNoticed has the reviewer see other explanations than were given.
+func TestFaultyExplanationIsNoticed(t *testing.T) {
+	for name, fault := range map[string]func(*policy.Side){
+		"one of two rules": func(s *policy.Side) {
+			if len(s.Rules) > 1 {
+				s.Rules = s.Rules[1:]
+			}
+		},
+		"one of two policies": func(s *policy.Side) {
+			if len(s.IsolatedBy) > 1 {
+				s.IsolatedBy = s.IsolatedBy[1:]
+			}
+		},
+		"another value":            inWords(" in (", " in (other"),
+		"another port":             inWords("rule has 80/", "rule has 81/"),
+		"the label has that value": inWords("pod label app=a, ", "pod label app=b, "),
+		"too little":               inWords("; port ", "; "),
+		"no near miss":             func(s *policy.Side) { s.NearMisses = s.NearMisses[:max(len(s.NearMisses)-1, 0)] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			faulty := func(c *policy.Cluster, n policy.Node) func(policy.Tuple, policy.Answer) error {
+				say := review(&counts{})(c, n)
+				return func(tuple policy.Tuple, a policy.Answer) error {
+					for _, s := range []**policy.Side{&a.Egress, &a.Ingress} {
+						if *s != nil {
+							other := **s
+							other.NearMisses = slices.Clone(other.NearMisses)
+							fault(&other)
+							*s = &other
+						}
+					}
+					return say(tuple, a)
+				}
+			}
+			text := differential.Find(t, differential.Options{Seed: *seed, Sets: 30, Review: faulty})
+			t.Log(text)
+			if !strings.Contains(text, "explanation differs:") {
+				t.Error("nobody noticed")
+			}
+		})
+	}
+}
+
+func inWords(is, said string) func(*policy.Side) {
+	return func(s *policy.Side) {
+		for i := range s.NearMisses {
+			s.NearMisses[i].Reason = strings.ReplaceAll(s.NearMisses[i].Reason, is, said)
 		}
 	}
 }
