@@ -13,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
@@ -25,6 +26,7 @@ type scene struct {
 	pods    []string
 	a, b    side
 	outside [][2]string // addresses that pods try too, by family
+	ranges  int         // over each other, that each rule allows; 0 = it allows all ports
 }
 
 // side is a cluster: the pods' roles, in order, and who may reach whom, by role. A policy
@@ -51,6 +53,13 @@ var scenes = map[string]scene{
 		pods: []string{"x", "y", "z"},
 		a:    side{name: "a", roles: []string{"x", "y", "z"}, allows: []allow{{"xy", "x", "y"}}},
 		b:    side{name: "b", roles: []string{"x", "y", "z"}, allows: []allow{{"yz", "y", "z"}}},
+	},
+	// Likewise with so many ranges that spans and masks are asked.
+	"ranges": {
+		pods:   []string{"x", "y", "z"},
+		a:      side{name: "a", roles: []string{"x", "y", "z"}, allows: []allow{{"xy", "x", "y"}}},
+		b:      side{name: "b", roles: []string{"x", "y", "z"}, allows: []allow{{"yz", "y", "z"}}},
+		ranges: datapath.ScanMax + 4,
 	},
 	// All pods change places: identities and rulesets of six pods at once, no policy.
 	"swap": {
@@ -131,11 +140,19 @@ func (s scene) cluster(d side) *policy.Cluster {
 	add("watch", watch)
 	for _, p := range d.allows {
 		add(p.name+"-out", networkingv1.NetworkPolicySpec{PodSelector: selector(p.from), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
-			Egress: []networkingv1.NetworkPolicyEgressRule{{To: peer(p.to)}}})
+			Egress: []networkingv1.NetworkPolicyEgressRule{{To: peer(p.to), Ports: s.ports()}}})
 		add(p.name+"-in", networkingv1.NetworkPolicySpec{PodSelector: selector(p.to), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
-			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: peer(p.from)}}})
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: peer(p.from), Ports: s.ports()}}})
 	}
 	return c
+}
+
+func (s scene) ports() (out []networkingv1.NetworkPolicyPort) {
+	for i := range s.ranges {
+		low, end := intstr.FromInt32(dport-int32(i)), int32(dport+1+i)
+		out = append(out, networkingv1.NetworkPolicyPort{Port: &low, EndPort: &end})
+	}
+	return out
 }
 
 // roles of both sides.
@@ -237,6 +254,9 @@ func TestEveryMixtureIsVisible(t *testing.T) {
 			continue // not every prefix has an address that is tried
 		}
 		a, b := s.states(s.locals())
+		if want := s.ranges > 0; want != (a.Size().Masks > 0) {
+			t.Errorf("%s: %d masks", name, a.Size().Masks)
+		}
 		mixtures := 0
 		for m := range mixed(a, b) {
 			mixtures++
