@@ -12,6 +12,7 @@
 #   test-cluster  a real Kubernetes of two nodes (built at first: twelve minutes), Weir installed on it,
 #              Kubernetes' own tests (SHARD=1/4: the first quarter of those; CLUSTERFLAGS="-only smoke")
 #   cluster    the same, left up to look around in until interrupted
+#   bench-latency  there: from an API call to its effect on packets, a pod's start (ROUNDS=100)
 #   fuzz       test-oracle and made-up packets, ten times as long (SEED=n: others),
 #              then every fuzz target for FUZZTIME
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
@@ -105,14 +106,16 @@ test-api: build
 IN_CLUSTER = bin=$$(tests/cluster/build.sh) && cd tests/cluster && WEIR_CLUSTER_BIN=$$bin go test -count=1 -timeout 80m
 SHARD =
 CLUSTERFLAGS = $(if $(SHARD),-shard $(SHARD))
-test-cluster: build
-	@tools/deps cluster
-	@$(MAKE) -s image ARCHS=$(shell go env GOARCH)
+test-cluster: image-here
 	($(IN_CLUSTER) -json ./installed -args $(CLUSTERFLAGS)) | $(SUMMARY)
-cluster: build
+cluster: image-here
+	@$(IN_CLUSTER) ./installed -args -only none -keep
+ROUNDS = 100
+bench-latency: image-here
+	@$(IN_CLUSTER) -v ./installed -args -only latency,starts -rounds $(ROUNDS)
+image-here: build
 	@tools/deps cluster
 	@$(MAKE) -s image ARCHS=$(shell go env GOARCH)
-	@$(IN_CLUSTER) ./installed -args -only none -keep
 
 # The programs against the reference on random clusters, and commits under a flood.
 test-random: generate
@@ -162,4 +165,4 @@ clean:
 	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean

@@ -98,6 +98,14 @@ func exchange(conn net.Conn) (Answer, error) {
 	return Answered, nil
 }
 
+// Judge says what a connection's error means; nil is an answer.
+func Judge(err error) (Answer, error) {
+	if err == nil {
+		return Answered, nil
+	}
+	return judge(err)
+}
+
 // judge says what an error means to a probe.
 func judge(err error) (Answer, error) {
 	switch {

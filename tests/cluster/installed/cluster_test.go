@@ -88,6 +88,8 @@ var steps = []step{
 	{"restart", (*world).restart},
 	{"kill", (*world).kill},
 	{"reboot", (*world).reboot},
+	{"latency", (*world).latency},
+	{"starts", (*world).starts},
 	{"e2e", (*world).e2e},
 	{"uninstall", (*world).uninstall},
 }

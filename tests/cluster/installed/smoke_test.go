@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weirnet/weir/tests/cluster/control"
+	"github.com/weirnet/weir/tests/lab"
 )
 
 const agnhost = "localhost/agnhost:2.63.0"
@@ -102,12 +107,7 @@ func at(addrs []string, tcp, udp int) (out []string) {
 	return out
 }
 
-// smoke: pods of both nodes reach each other and a Service, on both families, and kubelet's
-// probes reach them.
-func (w *world) smoke() {
-	pods := []string{"a", "b", "c"}
-	w.namespace("smoke", "a@node1", "b@node1", "c@node2")
-	w.apply(`
+const dualStack = `
 apiVersion: v1
 kind: Service
 metadata: {namespace: smoke, name: server}
@@ -115,12 +115,21 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {app: server}
   ports: [{name: tcp, port: 80, targetPort: 8080}, {name: udp, protocol: UDP, port: 81, targetPort: 8081}]
-`)
+`
+
+// smoke: pods of both nodes reach each other, a Service and the outside, on both families;
+// nodes reach all pods; kubelet's probes reach those that are isolated; the plugin of kubectl
+// asks all nodes.
+func (w *world) smoke() {
+	pods := []string{"a", "b", "c"}
+	w.namespace("smoke", "a@node1", "b@node1", "c@node2")
+	w.apply(dualStack)
 	service, err := w.Admin.CoreV1().Services("smoke").Get(w.ctx, "server", metav1.GetOptions{})
 	w.must(err)
 	api, err := w.Admin.CoreV1().Services("default").Get(w.ctx, "kubernetes", metav1.GetOptions{})
 	w.must(err)
-	var targets []string
+	targets := at(service.Spec.ClusterIPs, 80, 81)
+	targets = append(targets, "tcp/"+api.Spec.ClusterIP+":443")
 	for _, p := range pods {
 		addrs := w.addresses("smoke", p)
 		if len(addrs) != 2 {
@@ -128,11 +137,70 @@ spec:
 		}
 		targets = append(targets, at(addrs, 8080, 8081)...)
 	}
-	targets = append(targets, at(service.Spec.ClusterIPs, 80, 81)...)
-	targets = append(targets, "tcp/"+api.Spec.ClusterIP+":443")
+	// The control plane's network knows no way to pods: it answers nodes.
+	outside, stop := context.WithCancel(w.ctx)
+	defer stop()
+	w.must(w.Host.Serve(outside, 9999))
+	targets = append(targets, at([]string{w.Host.Addr4, w.Host.Addr6}, 9999, 9999)...)
 	for _, p := range pods {
 		if failed := w.reach("smoke", p, targets...); len(failed) > 0 {
 			w.Errorf("%s does not reach %v", p, failed)
+		}
+	}
+	for _, n := range w.Nodes {
+		for _, p := range pods {
+			for _, addr := range w.addresses("smoke", p) {
+				if got, err := n.Probe("tcp", addr, 8080); got != lab.Answered || err != nil {
+					w.Errorf("%s to pod %s at %s: %v %v", n.Name, p, addr, got, err)
+				}
+			}
+		}
+	}
+	w.isolated()
+	w.plugin()
+}
+
+// isolated: a pod that nobody may reach, and may reach nobody, becomes ready all the same.
+func (w *world) isolated() {
+	w.Helper()
+	w.apply(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: smoke, name: isolated}
+spec: {podSelector: {matchLabels: {name: d}}, policyTypes: [Ingress, Egress]}
+---` + server("smoke", "d", "node2"))
+	w.kubectl("-n", "smoke", "wait", "--for=condition=Ready", "pod", "d", "--timeout="+patience.String())
+	addrs := w.addresses("smoke", "d")
+	if failed := w.reach("smoke", "a", at(addrs, 8080, 8081)...); len(failed) != 4 {
+		w.Errorf("an isolated pod can be reached: of %v only %v fail", at(addrs, 8080, 8081), failed)
+	}
+	if failed := w.reach("smoke", "d", at(w.addresses("smoke", "a"), 8080, 8081)...); len(failed) != 4 {
+		w.Errorf("an isolated pod reaches another: only %v fail", failed)
+	}
+}
+
+// plugin of kubectl, as a user has it.
+func (w *world) plugin() {
+	w.Helper()
+	weir, err := filepath.Abs(root + "/bin/weir")
+	w.must(err)
+	bin := w.TempDir()
+	w.must(os.Symlink(weir, bin+"/kubectl-weir"))
+	for args, want := range map[string][]string{
+		"status": {"node1", "node2"},
+		"policy explain --from smoke/a --to smoke/d --port 8080/tcp": {"isolated"},
+		"flows --verdict dropped":                                    {"smoke/d"},
+	} {
+		cmd := control.In(w.Host.Netns, filepath.Join(os.Getenv("WEIR_CLUSTER_BIN"), "kubectl"), append([]string{"weir"}, strings.Fields(args)...)...)
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("WEIR_CLUSTER_BIN")+":"+os.Getenv("PATH"), "KUBECONFIG="+w.Kubeconfig(w.Addr(), ""))
+		out, err := cmd.CombinedOutput()
+		for _, word := range want {
+			if !strings.Contains(string(out), word) {
+				err = errors.Join(err, fmt.Errorf("no %q", word))
+			}
+		}
+		if err != nil {
+			w.Errorf("kubectl weir %s: %v\n%s", args, err, out)
 		}
 	}
 }
