@@ -91,7 +91,7 @@ func (w *world) addressOf(namespace, name string) string {
 func (w *world) reachable(from *lab.Host, addr string) {
 	w.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
-		conn, err := from.ConnectWithin(addr, 1, 20*time.Millisecond)
+		conn, err := from.ConnectWithin(addr, 1, 5*time.Millisecond)
 		if err == nil {
 			conn.Close()
 		}
