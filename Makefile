@@ -30,7 +30,7 @@ export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
-ORACLE    = (cd tests/oracle && $(GO_TEST) ./...)
+ORACLE    = (cd tests/oracle && $(GO_TEST) -timeout 30m ./...)
 DEPLOY    = (cd deploy/tools && $(GO_TEST) ./...)
 SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic# one after the other: they have time limits
 UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic)$$')

@@ -1,6 +1,7 @@
 package differential
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -58,14 +59,37 @@ func (r *rig) ruling(t policy.Tuple) *ruling {
 	if v := r.rulings[t]; v != nil {
 		return v
 	}
-	v := &ruling{Answer: policy.Explain(r.cluster, r.world.Node, t), judges: r.options.Judges}
-	v.fault = r.checkExplanation(t, v.Answer)
+	v := &ruling{judges: r.options.Judges}
+	asked, err := r.asked(t)
+	v.Answer = policy.Explain(r.cluster, r.world.Node, asked)
+	v.fault = cmp.Or(err, r.checkExplanation(t, v.Answer))
 	for _, say := range r.judges {
 		v.words = append(v.words, say(t))
 	}
 	r.rulings[t] = v
 	r.tally.questions++
 	return v
+}
+
+// asked is the tuple as `weir policy explain` is asked for it: by names of pods where there
+// are some.
+func (r *rig) asked(t policy.Tuple) (policy.Tuple, error) {
+	asked := t
+	for _, end := range []*policy.End{&asked.From, &asked.To} {
+		text := end.Addr.String()
+		if r.cluster.Pods[end.Pod] != nil {
+			text = end.Pod.String()
+		}
+		parsed, err := policy.ParseEnd(r.cluster, r.world.Locals, text, t.Family)
+		if err != nil {
+			return t, err
+		}
+		if parsed.Addr != end.Addr || parsed.Pod != end.Pod && r.cluster.Pods[end.Pod] != nil {
+			return t, fmt.Errorf("%s is taken for %+v", text, parsed)
+		}
+		*end = parsed
+	}
+	return asked, nil
 }
 
 // disagrees names who does not say what the explanation says, if anybody.

@@ -53,7 +53,7 @@ func TestFaultyEngineIsNoticed(t *testing.T) {
 				}
 				return takeKubeNetworkPolicies(&out, n)
 			}}
-			text := differential.Find(t, differential.Options{Seed: *seed, Sets: 30, Judges: []differential.Judge{cyclonus, faulty}})
+			text := differential.Find(t, differential.Options{Seed: 1, Sets: 30, Judges: []differential.Judge{cyclonus, faulty}})
 			t.Log(text)
 			_, text, _ = strings.Cut(text, "\nShrunk: ")
 			if !strings.Contains(text, "faulty differs:") {
@@ -122,7 +122,7 @@ func TestFaultyExplanationIsNoticed(t *testing.T) {
 					return say(tuple, a)
 				}
 			}
-			text := differential.Find(t, differential.Options{Seed: *seed, Sets: 30, Review: faulty})
+			text := differential.Find(t, differential.Options{Seed: 1, Sets: 30, Review: faulty})
 			t.Log(text)
 			if !strings.Contains(text, "explanation differs:") {
 				t.Error("nobody noticed")
