@@ -20,7 +20,7 @@ volatile const __u64 cfg_timeout_icmp = 30000;
 volatile const __u64 cfg_timeout_other = 600000;
 /* From closed to deleted: no program that found the entry still runs then, ms. */
 volatile const __u64 cfg_linger = 2000;
-/* UDP port of the node's tunnel device, 0 = none: pods may not send to it. */
+/* UDP port of the tunnel between nodes, 0 = there is none: pods may not send to it. */
 volatile const __u32 cfg_tunnel_port = 0;
 /* Source MAC of frames delivered to pods by redirect: the host sides all have it. */
 volatile const __u8 cfg_host_mac[8] = { 0xee, 0xee, 0xee, 0xee, 0xee, 0xee };

@@ -18,6 +18,7 @@ enum limits {
 	ERROR_BUDGET = 100,  /* ICMP errors a second that each end of a flow may be sent about it */
 	FRAGMENTS = 32,      /* fragmented datagrams that an endpoint can have under way */
 	FRAGMENTS_OUTSIDE = 4096, /* and the outside; both powers of two */
+	TUNNEL_NETWORK = 0x7765,  /* VNI of the tunnel between nodes */
 	TALKS_MAX = 16, /* Services that an unconnected socket talks to and gets answers from under their addresses */
 };
 
@@ -83,6 +84,10 @@ enum drop_reason {
 	DROP_QUARANTINE,       /* the endpoint is quarantined */
 	DROP_DESTINATION,      /* to a pod with an address not its own; to loopback; from a pod to the link */
 	DROP_ICMP_RATE,        /* ICMP errors about one flow past their budget */
+	DROP_TUNNEL_NETWORK,   /* out of the tunnel, of a network (VNI) that is not ours */
+	DROP_TUNNEL_NODE,      /* out of the tunnel, from an address that is no node's */
+	DROP_TUNNEL_SOURCE,    /* out of the tunnel, from a sender that is not of the node that sent it */
+	DROP_TUNNEL_BYPASSED,  /* from another node's pod, and not by the tunnel */
 	DROP_REASON_MAX,
 };
 
@@ -214,6 +219,12 @@ struct prefix_key {
 	__u8 family;  /* first byte of the key's data: families never cover each other */
 	__u8 addr[16];
 	__u8 pad[3];
+};
+
+/* Another node's address or range of pods, as what comes out of the tunnel is held against. */
+struct origin {
+	__u64 node;    /* a number for the node, never 0 */
+	__u64 address; /* 1: the node's own address, 0: its pods' */
 };
 
 enum endpoint_flags {

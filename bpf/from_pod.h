@@ -51,8 +51,7 @@ __noinline int destination_find(struct walk *w)
 	/* The node by the one name that it has for pods alone: no policy excepts it from a block. */
 	if (w->packet.tuple.family == 6 && !cfg_node_egress_allow && is_link_local(w->packet.tuple.daddr))
 		return walk_drop(w, DROP_DESTINATION);
-	if (cfg_tunnel_port && w->packet.tuple.protocol == IPPROTO_UDP && w->packet.tuple.dport == cfg_tunnel_port &&
-	    (identity == IDENTITY_HOST || identity == IDENTITY_REMOTE_NODE))
+	if (to_tunnel_port(w))
 		return walk_drop(w, DROP_TUNNEL);
 	if (policy_port(w, 1) && is_frontend(w, identity == IDENTITY_HOST))
 		return UNDECIDED;

@@ -13,6 +13,14 @@ static __always_inline int is_odd_address(__u8 *a, __u8 family)
 	return a[0] == 0xff || (*(__u64 *)a == 0 && (*(__u32 *)(a + 8) == 0 || *(__u32 *)(a + 8) == bpf_htonl(0xffff)));
 }
 
+/* A pod writes to no node's tunnel. Which addresses are nodes' is not asked: one that is not
+ * known would be reached under this node's address, which its tunnel trusts. */
+static __always_inline int to_tunnel_port(struct walk *w)
+{
+	return cfg_tunnel_port && w->packet.tuple.protocol == IPPROTO_UDP && w->packet.tuple.dport == cfg_tunnel_port &&
+	       identity_of(w->end[1].word) < IDENTITY_FIRST;
+}
+
 /* The walk of a later fragment: its first's ports, then a flow entry or nothing. */
 static __always_inline int fragment_walk(struct walk *w, __u32 iface, enum hook_side hook)
 {

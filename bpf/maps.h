@@ -189,6 +189,15 @@ struct {
 	__type(value, __u32); /* 1 = drop */
 } shield_deny SEC(".maps");
 
+/* The other nodes' addresses and their ranges of pods, where there is a tunnel. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_key);
+	__type(value, struct origin);
+} origins SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);

@@ -3,6 +3,7 @@
  * comes in by an uplink, before it. */
 #pragma once
 #include "to_pod.h"
+#include "tunnel.h"
 
 /* A local pod's packet that no hook could judge before NAT named its destination. */
 static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)
@@ -24,7 +25,7 @@ static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w
 		walk_peer(w, 1);
 		w->end[1].endpoint = 0; /* a pod's ingress is its own hook's business */
 		w->end[1].iface = IFACE_OUTSIDE;
-		way = decide_new(w, walk_entry(w), 0);
+		way = to_tunnel_port(w) ? walk_drop(w, DROP_TUNNEL) : decide_new(w, walk_entry(w), 0);
 	}
 	walk_settle(w, iface, way);
 	if (way != DROP_NONE && way < NO_ENTRY)
@@ -69,4 +70,29 @@ static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk 
 		}
 	}
 	return way ? refuse(w) : TC_NEXT;
+}
+
+/* What comes from outside and may be what it says it is. */
+static __always_inline int from_outside(struct __sk_buff *skb, struct walk *w)
+{
+	struct flow *f;
+
+	if (!w->reason && w->packet.kind == PACKET_FLOW) {
+		f = walk_flow(w, IFACE_OUTSIDE, RECEIVER);
+		if (f && w->hit == HIT_LIVE) {
+			walk_live(w, f, IFACE_OUTSIDE);
+			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
+			return TC_NEXT;
+		}
+	}
+	walk_slow(w);
+	return from_network_slow(skb, w);
+}
+
+/* Drops what never got to a walk. */
+static __always_inline int refuse_for(struct walk *w, int reason)
+{
+	walk_slow(w);
+	walk_drop(w, reason);
+	return refuse(w);
 }

@@ -19,6 +19,7 @@ enum hook {
 	HOOK_FROM_NETWORK,
 	HOOK_SHIELD_POD,
 	HOOK_SHIELD_UPLINK,
+	HOOK_FROM_TUNNEL,
 	HOOK_MAX
 };
 
@@ -53,6 +54,7 @@ STUB(stub_from_pod, "tc", __sk_buff, tc_progs, HOOK_FROM_POD, 2)
 STUB(stub_to_pod, "tc", __sk_buff, tc_progs, HOOK_TO_POD, 2)
 STUB(stub_to_network, "tc", __sk_buff, tc_progs, HOOK_TO_NETWORK, 2)
 STUB(stub_from_network, "tc", __sk_buff, tc_progs, HOOK_FROM_NETWORK, 2)
+STUB(stub_from_tunnel, "tc", __sk_buff, tc_progs, HOOK_FROM_TUNNEL, 2)
 STUB(stub_shield_pod, "xdp", xdp_md, xdp_progs, HOOK_SHIELD_POD, XDP_DROP)
 STUB(stub_shield_uplink, "xdp", xdp_md, xdp_progs, HOOK_SHIELD_UPLINK, XDP_DROP)
 

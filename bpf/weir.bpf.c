@@ -8,6 +8,7 @@
  *     eth0 --> veth  from_pod --(redirect_peer)--> eth0 of pod B
  *                            \--> stack --> to_network --> uplink
  *     eth0 <-- veth  to_pod  <--- stack <-- from_network <-- uplink
+ *                                       <-- from_tunnel  <-- tunnel
  *
  * An established packet costs one lookup in flows, or by the stack one more look at its
  * mark. Everything else is decide.h.
@@ -82,18 +83,27 @@ SEC("tc") int to_network(struct __sk_buff *skb)
 SEC("tc") int from_network(struct __sk_buff *skb)
 {
 	struct walk w;
-	struct flow *f;
 
-	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
-		f = walk_flow(&w, IFACE_OUTSIDE, RECEIVER);
-		if (f && w.hit == HIT_LIVE) {
-			walk_live(&w, f, IFACE_OUTSIDE);
-			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
-			return TC_NEXT;
-		}
-	}
-	walk_slow(&w);
-	return from_network_slow(skb, &w);
+	walk_begin(skb, &w);
+	if (cfg_tunnel_port && is_untunnelled(&w))
+		return refuse_for(&w, DROP_TUNNEL_BYPASSED);
+	return from_outside(skb, &w);
+}
+
+/* Nobody but the nodes' tunnels ever addresses a frame to this device: what the program
+ * does not take for itself the stack does not see either. */
+SEC("tc") int from_tunnel(struct __sk_buff *skb)
+{
+	struct walk w;
+	int reason;
+
+	walk_begin(skb, &w);
+	reason = tunnel_check(skb, &w);
+	if (reason)
+		return refuse_for(&w, reason);
+	if (bpf_skb_change_type(skb, PACKET_HOST))
+		return TC_DROP;
+	return from_outside(skb, &w);
 }
 
 SEC("xdp") int shield_pod(struct xdp_md *ctx)

@@ -82,7 +82,7 @@ func (a *adding) allocate() (err error) {
 // create also promises the removal of the links: they may go only after the veth, or
 // the pod would be free for a moment.
 func (a *adding) create() error {
-	if err := a.veth.create(a.conf.MTU); err != nil {
+	if err := a.veth.create(a.conf.MTU, a.conf.podMTU); err != nil {
 		return err
 	}
 	a.onUndo(func() error { return loader.DetachPod(a.conf.pins, a.veth.hostName) })

@@ -200,7 +200,6 @@ dns [10.96.0.10]
 	}
 }
 
-// Without a value, a pod's MTU is that of the node's way out.
 // The pod's names alone, as a script gives them: host-local knows none of them.
 func TestArgsWithoutIgnoreUnknown(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24")
@@ -212,6 +211,7 @@ func TestArgsWithoutIgnoreUnknown(t *testing.T) {
 	}
 }
 
+// Without a value, a pod's MTU is that of the node's way out, or what fits the tunnel.
 func TestMTUOfTheNode(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24")
 	n.ip(n.name, "link add up0 mtu 1450 type veth peer name up1")
@@ -219,6 +219,12 @@ func TestMTUOfTheNode(t *testing.T) {
 	n.ip(n.name, "route add default dev up0")
 	if r := n.newContainer("a").mustAdd(); r.Interfaces[1].Mtu != 1450 {
 		t.Errorf("got MTU %d, want 1450", r.Interfaces[1].Mtu)
+	}
+	for tunnel, want := range map[int]int{1400: 1400, 8950: 1450} {
+		n.agent.ping.MTU = tunnel
+		if r := n.newContainer(fmt.Sprint("tunnel", tunnel)).mustAdd(); r.Interfaces[0].Mtu != want || r.Interfaces[1].Mtu != want {
+			t.Errorf("MTU %d and %d, want %d: the agent says that %d fits its tunnel", r.Interfaces[0].Mtu, r.Interfaces[1].Mtu, want, tunnel)
+		}
 	}
 }
 

@@ -43,7 +43,7 @@ func findAgent(c *config) (*api.Client, error) {
 			"bpffsDir: the agent at %s runs with --bpffs-dir %s, the configuration says %s: make them equal",
 			agent.Socket(), p.BPFFSDir, c.BPFFSDir)
 	}
-	c.pins = reachBPFFS(c.BPFFSDir, agent)
+	c.pins, c.podMTU = reachBPFFS(c.BPFFSDir, agent), p.MTU
 	return agent, nil
 }
 

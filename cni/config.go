@@ -41,9 +41,10 @@ type config struct {
 
 	Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
 
-	raw  []byte
-	xdp  loader.XDPMode
-	pins string // BPFFSDir as the plugin can open it, see reachBPFFS
+	raw    []byte
+	xdp    loader.XDPMode
+	pins   string // BPFFSDir as the plugin can open it, see reachBPFFS
+	podMTU int    // the agent's: what fits its tunnel, 0 = there is none
 }
 
 // known are the keys a configuration may have; those in the second line are the

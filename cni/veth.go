@@ -81,10 +81,14 @@ func (v *veth) absent() error {
 	return nil
 }
 
-// create makes the pair, both ends down.
-func (v *veth) create(mtu int) error {
+// create makes the pair, both ends down. Without an MTU it gets what both the node's way out
+// and, if there is one, the tunnel to other nodes take.
+func (v *veth) create(mtu, tunnel int) error {
 	if mtu == 0 {
 		mtu = wayOutMTU(v.node)
+		if tunnel != 0 && (mtu == 0 || tunnel < mtu) {
+			mtu = tunnel
+		}
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr, attrs.MTU = v.hostName, hostMAC, mtu

@@ -20,7 +20,7 @@ var reasonNames = [...]string{
 	"foreign source", "ethertype", "vlan", "truncated", "bad header", "ip options", "extension header",
 	"fragment short", "fragment unknown", "tcp flags", "tcp stray", "icmp type", "icmp unrelated",
 	"neighbour", "multicast", "family", "tunnel", "flow table full", "flow share", "shield", "quarantine",
-	"destination", "icmp rate",
+	"destination", "icmp rate", "tunnel network", "tunnel node", "tunnel source", "tunnel bypassed",
 }
 
 // Reasons is how many there are.

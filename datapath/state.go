@@ -49,7 +49,20 @@ type State struct {
 	Facts     map[Fact]uint32       // value: ordinal of the first member of the set that matches
 	Rulesets  map[uint32]Ruleset    // by ruleset id; immutable: another content has another id
 	Frontends map[Frontend]struct{}
-	Services  map[Frontend]*Service // what sockets of endpoints get instead; one may stand behind several
+	Services  map[Frontend]*Service   // what sockets of endpoints get instead; one may stand behind several
+	Origins   map[netip.Prefix]Origin // where a tunnel's packets may come from; none without a tunnel
+}
+
+// The tunnel between nodes: its number (VNI) and each node's device.
+const (
+	TunnelNetwork = 0x7765
+	TunnelDevice  = "weir-vxlan"
+)
+
+// Origin is the other node that an address or range of pods is of.
+type Origin struct {
+	Node    uint64 // a number for it, not 0
+	Address bool   // an address of its own, not of its pods
 }
 
 // Endpoint is a pod's interface on this node.

@@ -20,6 +20,8 @@ import (
 //	  tcp/80 set 3 labels rules 301
 //	frontend 10.96.0.10 udp/53
 //	service 10.96.0.10 udp/53 affinity 10800 to 10.0.0.2:5353
+//	origin 192.0.2.2/32 address of node 7
+//	origin 10.0.2.0/24 pods of node 7
 func (s *State) Text() string {
 	var b strings.Builder
 	for _, n := range slices.Sorted(maps.Keys(s.Endpoints)) {
@@ -39,6 +41,13 @@ func (s *State) Text() string {
 	}
 	for _, f := range slices.SortedFunc(maps.Keys(s.Services), compareFrontends) {
 		fmt.Fprintf(&b, "service %s %s/%d %s\n", f.Addr, protocolName(f.Protocol), f.Port, s.Services[f].text())
+	}
+	for _, x := range slices.SortedFunc(maps.Keys(s.Origins), comparePrefixes) {
+		what := "pods"
+		if s.Origins[x].Address {
+			what = "address"
+		}
+		fmt.Fprintf(&b, "origin %s %s of node %d\n", x, what, s.Origins[x].Node)
 	}
 	return b.String()
 }

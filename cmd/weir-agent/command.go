@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,7 @@ type options struct {
 	nodeEgress   string
 	masquerade   bool
 	routing      string
+	tunnelPort   uint16
 	addWait      time.Duration
 	recheck      time.Duration
 	mapSizes     []string
@@ -106,7 +108,8 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
 	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
-	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network) or none (not in standalone)")
+	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network), vxlan (a tunnel over any network) or none (not in standalone)")
+	f.Uint16Var(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")
 	f.BoolVar(&o.masquerade, "masquerade", true, "translate pods' addresses on the way out of the cluster (not in standalone)")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
 	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s)")
@@ -131,8 +134,11 @@ func (o *options) check(c *cobra.Command) error {
 	if o.cniConf != "" && (o.standalone != "" || filepath.Ext(o.cniConf) != ".conflist") {
 		return usage("--cni-conf %q must name a .conflist, and has no meaning with --standalone", o.cniConf)
 	}
-	if o.routing != "native" && o.routing != "none" {
-		return usage("--routing %q is neither native nor none", o.routing)
+	if !slices.Contains([]string{"native", "vxlan", "none"}, o.routing) {
+		return usage("--routing %q is none of native, vxlan, none", o.routing)
+	}
+	if o.tunnelPort == 0 {
+		return usage("--tunnel-port must not be 0")
 	}
 	if o.standalone != "" && (c.Flags().Changed("masquerade") && o.masquerade || c.Flags().Changed("routing")) {
 		return usage("--masquerade and --routing have no meaning with --standalone: it knows no other nodes")

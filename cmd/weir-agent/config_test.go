@@ -73,7 +73,9 @@ func TestConfigFileIsStrict(t *testing.T) {
 		{"routing: native\nlog-levle: debug\n", `FILE:2: unknown key "log-levle" (known: add-wait, bpffs-dir, `},
 		{"config: /etc/other.yaml\n", `FILE:1: unknown key "config"`},
 		{"help: true\n", `FILE:1: unknown key "help"`},
-		{"\nrouting: vxlam\n", `FILE:2: routing "vxlam" is neither native nor none`},
+		{"tunnel-port: 0\n", `FILE:1: tunnel-port must not be 0`},
+		{"tunnel-port: 65536\n", `FILE:1: tunnel-port: "65536" is no whole number`},
+		{"\nrouting: vxlam\n", `FILE:2: routing "vxlam" is none of native, vxlan, none`},
 		{"log-level: 5\n", `FILE:1: log-level "5" is none of debug, info, warn, error`},
 		{"log-format: xml\n", `FILE:1: log-format "xml" is neither text nor json`},
 		{"node-egress: [policy]\n", `FILE:1: node-egress: must be a string`},
@@ -108,7 +110,7 @@ func TestConfigFileIsStrict(t *testing.T) {
 
 // An argument that is wrong is not the file's.
 func TestWrongArgumentBesideAFile(t *testing.T) {
-	if _, err := settled(t, "routing: native\n", "--routing", "vxlam"); err == nil || err.Error() != `--routing "vxlam" is neither native nor none` {
+	if _, err := settled(t, "routing: native\n", "--routing", "vxlam"); err == nil || err.Error() != `--routing "vxlam" is none of native, vxlan, none` {
 		t.Error(err)
 	}
 }

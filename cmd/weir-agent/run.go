@@ -53,7 +53,7 @@ func run(ctx context.Context, o *options) error {
 	defer left.Close()
 	a, err := agent.New(agent.Config{
 		CgroupRoot: o.cgroupRoot, Sockets: left,
-		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
@@ -64,6 +64,8 @@ func run(ctx context.Context, o *options) error {
 	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: version(), Size: o.flowLog, Denials: kernel.Denials})
 	return serve(ctx, o, a, flows, kernel.inForce)
 }
+
+const routingVXLAN = "vxlan"
 
 // cluster is where objects come from.
 type cluster struct {
@@ -89,8 +91,15 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 	if o.cniConf != "" {
 		out.report = withCNIConf(o, out.report)
 	}
-	if o.routing == "native" {
+	switch o.routing {
+	case "native":
 		out.router = routing.Native{Masquerade: o.masquerade}
+	case "none":
+		out.router = routing.None{}
+	case routingVXLAN:
+		out.router = routing.VXLAN{Masquerade: o.masquerade, Port: int(o.tunnelPort), Attach: func(ifindex int, name string) error {
+			return loader.AttachNetwork(o.bpffsDir, ifindex, name, loader.Tunnel, loader.XDPOff)
+		}}
 	}
 	return out, nil
 }
@@ -149,7 +158,11 @@ func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log)
 }
 
 func (o *options) programs() loader.Config {
-	return loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot}
+	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot}
+	if o.routing == routingVXLAN {
+		c.TunnelPort = o.tunnelPort
+	}
+	return c
 }
 
 func forward(o *options) error {

@@ -78,6 +78,7 @@ type Config struct {
 	CgroupRoot      string        // whose processes get Services translated; none = nobody's
 	Sockets         Sockets       // nil: what backends leave behind stays
 	Router          Router        // nil: other nodes are somebody else's matter
+	Tunnel          bool          // other nodes' packets come by the tunnel: its programs are told from where
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 }
 

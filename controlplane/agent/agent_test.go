@@ -199,7 +199,7 @@ func TestLostHooksAreAttachedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = b.hooks.Detach(e.HostIfName)
-	_ = b.hooks.AttachDevice(50, "gone0", false)
+	_ = b.hooks.AttachDevice(50, "gone0", loader.Plain)
 	b.stop()
 	b.start()
 	want := loader.Attachment{Name: e.HostIfName, Hook: "from_pod", Ifindex: 101}

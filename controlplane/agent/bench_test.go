@@ -168,10 +168,13 @@ func (h *fakeHooks) AttachPod(ifindex int, name string, shield bool) error {
 	return nil
 }
 
-func (h *fakeHooks) AttachDevice(ifindex int, name string, uplink bool) error {
+func (h *fakeHooks) AttachDevice(ifindex int, name string, role loader.Role) error {
 	h.attach(ifindex, name, "to_network")
-	if uplink {
+	switch role {
+	case loader.Uplink:
 		h.attach(ifindex, name, "from_network")
+	case loader.Tunnel:
+		h.attach(ifindex, name, "from_tunnel")
 	}
 	return nil
 }

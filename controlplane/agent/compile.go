@@ -35,6 +35,9 @@ func (a *Agent) compile(before policy.Before, limits datapath.Limits) *attempt {
 		t.node.RemoteNodes = in.update.Nodes.OtherAddresses
 	}
 	t.result = policy.Recompile(before, t.cluster, t.node, t.locals, a.ids)
+	if a.Tunnel {
+		t.result.State.Origins = origins(in.update.Nodes)
+	}
 	t.cluster = t.result.Enforced
 	t.sourceErrors = in.update.Errors
 	for _, p := range t.result.Errors {

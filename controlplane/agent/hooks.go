@@ -22,7 +22,7 @@ type Hooks interface {
 	// AttachPod attaches to the host side of a pod's veth; shield, XDP too.
 	AttachPod(ifindex int, name string, shield bool) error
 	// AttachDevice attaches to a device that is no pod's.
-	AttachDevice(ifindex int, name string, uplink bool) error
+	AttachDevice(ifindex int, name string, role loader.Role) error
 	// Detach detaches everything of a device that is gone; a live one keeps its programs.
 	Detach(name string) error
 	Attached() ([]loader.Attachment, error)
@@ -50,8 +50,8 @@ func (b BPF) AttachPod(ifindex int, name string, shield bool) error {
 }
 
 // AttachDevice implements Hooks.
-func (b BPF) AttachDevice(ifindex int, name string, uplink bool) error {
-	return loader.AttachNetwork(b.Dir, ifindex, name, uplink, b.UplinkXDP)
+func (b BPF) AttachDevice(ifindex int, name string, role loader.Role) error {
+	return loader.AttachNetwork(b.Dir, ifindex, name, role, b.UplinkXDP)
 }
 
 // Detach implements Hooks.
@@ -195,15 +195,15 @@ func (a *Agent) attachDevices(s *node.State) {
 	here := map[string]bool{}
 	for _, d := range a.hooked.state.Devices {
 		here[d.Name] = true
-		uplink := a.isUplink(d)
-		if uplink && d.Raw {
+		role := a.role(d)
+		if role == loader.Uplink && d.Raw {
 			// The programs read Ethernet. On a raw device a sender could write what they take
 			// for a header; what leaves there undecided fails to parse, and is dropped.
-			uplink = false
+			role = loader.Plain
 			warnings = append(warnings, fmt.Sprintf("uplink %s: its packets have no Ethernet header: from_network is not attached; "+
 				"what comes in is judged at the pods, answers through the node's NAT as new traffic", d.Name))
 		}
-		err := a.Hooks.AttachDevice(d.Index, d.Name, uplink)
+		err := a.Hooks.AttachDevice(d.Index, d.Name, role)
 		if err != nil && !errors.Is(err, unix.ENODEV) {
 			warnings = append(warnings, fmt.Sprintf("device %s: %v", d.Name, err))
 		}
@@ -221,11 +221,14 @@ func (a *Agent) attachDevices(s *node.State) {
 	a.hooked.set(a.Log.Warn, hookNames(attached, here), warnings)
 }
 
-func (a *Agent) isUplink(d node.Device) bool {
-	if len(a.Uplinks) == 0 {
-		return d.DefaultRoute
+func (a *Agent) role(d node.Device) loader.Role {
+	switch {
+	case d.Tunnel:
+		return loader.Tunnel
+	case len(a.Uplinks) == 0 && d.DefaultRoute, slices.Contains(a.Uplinks, d.Name):
+		return loader.Uplink
 	}
-	return slices.Contains(a.Uplinks, d.Name)
+	return loader.Plain
 }
 
 func (a *Agent) detachGone(attached []loader.Attachment) []string {

@@ -2,12 +2,15 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/weirnet/weir/controlplane/source"
+	"github.com/weirnet/weir/datapath"
 )
 
 // Router brings packets to the pods of other nodes, and to the outside.
@@ -15,6 +18,52 @@ type Router interface {
 	// Route makes it so for these nodes; cluster has the pods' ranges. Calls with the same
 	// nodes mend what others changed.
 	Route(nodes *source.Nodes, cluster []netip.Prefix) error
+}
+
+// tunneller is a Router whose packets have less room than the node's own.
+type tunneller interface {
+	// PodMTU is what pods' packets may have, 0 = not known yet.
+	PodMTU() int
+}
+
+// origins are what the other nodes' packets may come from out of the tunnel: their addresses
+// and those of their pods. An address that two nodes claim is the first one's by name; one
+// of this node's is nobody's.
+func origins(nodes *source.Nodes) map[netip.Prefix]datapath.Origin {
+	out := map[netip.Prefix]datapath.Origin{}
+	if nodes == nil {
+		return out
+	}
+	add := func(n *source.Node, p netip.Prefix, address bool) {
+		if _, taken := out[p.Masked()]; !taken {
+			out[p.Masked()] = datapath.Origin{Node: nodeNumber(n.Name), Address: address}
+		}
+	}
+	for i := range nodes.Others {
+		n := &nodes.Others[i]
+		for _, a := range n.Addresses {
+			if a.IsGlobalUnicast() {
+				add(n, netip.PrefixFrom(a, a.BitLen()), true)
+			}
+		}
+	}
+	for i := range nodes.Others {
+		for _, p := range nodes.Others[i].PodCIDRs {
+			add(&nodes.Others[i], p, false)
+		}
+	}
+	if nodes.Own != nil {
+		for _, a := range nodes.Own.Addresses {
+			delete(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return out
+}
+
+// nodeNumber stands for a node's name, before and after a restart.
+func nodeNumber(name string) uint64 {
+	sum := sha256.Sum256([]byte(name))
+	return binary.LittleEndian.Uint64(sum[:]) | 1
 }
 
 // routed is what the Router works on, and what it could not do.

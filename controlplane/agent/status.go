@@ -29,6 +29,9 @@ func (a *Agent) Ping() api.Ping {
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), &st); err == nil {
 		p.NetnsInode = st.Ino
 	}
+	if r, ok := a.Router.(tunneller); ok {
+		p.MTU = r.PodMTU()
+	}
 	return p
 }
 

@@ -42,7 +42,8 @@ type Ping struct {
 	Version    string `json:"version"`
 	NodeName   string `json:"nodeName"`
 	BPFFSDir   string `json:"bpffsDir"`
-	NetnsInode uint64 `json:"netnsInode"` // of the agent's network namespace
+	NetnsInode uint64 `json:"netnsInode"`    // of the agent's network namespace
+	MTU        int    `json:"mtu,omitempty"` // that pods' packets may have at most; 0 = that of the node's way out
 }
 
 // AddRequest asks for an endpoint: the interface exists, its programs are attached

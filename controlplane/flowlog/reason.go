@@ -37,6 +37,10 @@ var dropReasons = map[string]flowpb.DropReason{
 	"quarantine":       flowpb.DropReason_POLICY_DENY,
 	"destination":      flowpb.DropReason_UNKNOWN_L3_TARGET_ADDRESS,
 	"icmp rate":        flowpb.DropReason_DROP_RATE_LIMITED,
+	"tunnel network":   flowpb.DropReason_INVALID_VNI,
+	"tunnel node":      flowpb.DropReason_ENCAPSULATION_TRAFFIC_IS_PROHIBITED,
+	"tunnel source":    flowpb.DropReason_INVALID_SOURCE_IP,
+	"tunnel bypassed":  flowpb.DropReason_INVALID_SOURCE_IP,
 }
 
 // dropReason is UNKNOWN for a reason that Hubble has nothing close to.

@@ -141,7 +141,7 @@ func (r Removal) routes() error {
 	if err := routing.Remove(); err != nil {
 		return fmt.Errorf("remove routes and translation: %w", err)
 	}
-	r.Say("removed Weir's routes to other nodes' pods and its nftables tables, if there were any")
+	r.Say("removed Weir's routes to other nodes' pods, its tunnel and its nftables tables, if there were any")
 	return nil
 }
 

@@ -46,7 +46,7 @@ func installed(t *testing.T) Removal {
 	must(t, err)
 	must(t, loaded.Close())
 	up, pod := veth(t, "up0", "up1"), veth(t, podSide, "pod0")
-	must(t, loader.AttachNetwork(r.BPFFSDir, up, "up0", true, loader.XDPOff))
+	must(t, loader.AttachNetwork(r.BPFFSDir, up, "up0", loader.Uplink, loader.XDPOff))
 	must(t, loader.AttachPod(r.BPFFSDir, pod, podSide, loader.XDPGeneric))
 
 	pods := []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/endpoint"
+	"github.com/weirnet/weir/datapath"
 )
 
 // State is what there is at a moment, sorted.
@@ -31,6 +32,8 @@ type Device struct {
 	Index        int
 	DefaultRoute bool // a default route goes out here
 	Raw          bool // its packets have no Ethernet header (tun, WireGuard, ipip)
+	Tunnel       bool // Weir's own, to the other nodes
+	MTU          int
 }
 
 // Network asks netlink about the namespace of the calling thread.
@@ -146,9 +149,12 @@ func read() (State, error) {
 			continue
 		case a.Name == "kube-ipvs0": // kube-proxy binds Services' addresses there
 			skip[a.Index] = true
+		case a.Name == datapath.TunnelDevice: // it has addresses of other devices
+			skip[a.Index] = true
 		}
 		if a.Flags&net.FlagLoopback == 0 {
-			s.Devices = append(s.Devices, Device{Name: a.Name, Index: a.Index, DefaultRoute: defaults[a.Index], Raw: a.EncapType != "ether"})
+			s.Devices = append(s.Devices, Device{Name: a.Name, Index: a.Index, DefaultRoute: defaults[a.Index], Raw: a.EncapType != "ether",
+				Tunnel: a.Name == datapath.TunnelDevice, MTU: a.MTU})
 		}
 	}
 	slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })

@@ -20,9 +20,18 @@ func (n Native) Route(nodes *source.Nodes, cluster []netip.Prefix) error {
 	if nodes.Own == nil || len(nodes.Own.PodCIDRs) == 0 {
 		return nil // the source says so; what is routed stays
 	}
-	err := Routes(*nodes.Own, nodes.Others)
-	if !n.Masquerade {
-		return errors.Join(err, removeMasquerade())
-	}
-	return errors.Join(err, Masquerade(nodes.Own.PodCIDRs, cluster, nodes.OtherAddresses))
+	return errors.Join(Routes(*nodes.Own, nodes.Others), removeTunnel(), masquerade(n.Masquerade, nodes, cluster))
 }
+
+func masquerade(on bool, nodes *source.Nodes, cluster []netip.Prefix) error {
+	if !on {
+		return removeMasquerade()
+	}
+	return Masquerade(nodes.Own.PodCIDRs, cluster, nodes.OtherAddresses)
+}
+
+// None leaves the way to other nodes' pods to others, and takes away what another mode made.
+type None struct{}
+
+// Route removes.
+func (None) Route(*source.Nodes, []netip.Prefix) error { return Remove() }

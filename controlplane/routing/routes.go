@@ -5,6 +5,7 @@ package routing
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/source"
@@ -36,18 +38,25 @@ func address(n source.Node, p netip.Prefix) (netip.Addr, bool) {
 // route is one of ours: to a node's pods by way of that node, or, without one, of this
 // node's range, to nowhere: an address there that no pod has must not leave the node.
 type route struct {
-	to  netip.Prefix
-	via netip.Addr
-	dev int
+	table int
+	to    netip.Prefix
+	via   netip.Addr // the node, as next hop
+	node  netip.Addr // the node, as the far end of the tunnel
+	dev   int
+}
+
+func unreachable(self source.Node) map[route]bool {
+	out := map[route]bool{}
+	for _, cidr := range self.PodCIDRs {
+		out[route{table: unix.RT_TABLE_MAIN, to: cidr.Masked()}] = true
+	}
+	return out
 }
 
 // Routes makes the routes to other nodes' pods what they should be (mode native). What
 // cannot be routed is in the error, by node; the rest is routed.
 func Routes(self source.Node, others []source.Node) error {
-	wanted := map[route]bool{}
-	for _, cidr := range self.PodCIDRs {
-		wanted[route{to: cidr.Masked()}] = true
-	}
+	wanted := unreachable(self)
 	var errs []error
 	for _, n := range others {
 		for _, cidr := range n.PodCIDRs {
@@ -76,7 +85,7 @@ func native(n source.Node, to netip.Prefix) (route, error) {
 		return route{}, fmt.Errorf("its address %s is behind the router %s, which would have to know where its pods %s are: "+
 			"use --routing vxlan, or give the nodes one network", via, gw, to)
 	}
-	return route{to: to, via: via, dev: found[0].LinkIndex}, nil
+	return route{table: unix.RT_TABLE_MAIN, to: to, via: via, dev: found[0].LinkIndex}, nil
 }
 
 // reconcile adds what is missing and removes what is ours and not wanted. A route that
@@ -87,22 +96,27 @@ func reconcile(wanted map[route]bool) error {
 		return err
 	}
 	var errs []error
-	replaced := map[netip.Prefix]bool{}
+	type place struct {
+		table int
+		to    netip.Prefix
+	}
+	replaced := map[place]bool{}
 	for _, r := range sorted(wanted) {
-		replaced[r.to] = true
-		if _, ok := have[r]; ok {
+		if have[r] {
 			continue
 		}
 		if err := netlink.RouteReplace(r.kernel()); err != nil {
-			errs = append(errs, fmt.Errorf("route %s via %s: %w", r.to, r.via, err))
+			errs = append(errs, fmt.Errorf("route %s: %w", r, err))
+		} else if r.isUnicast() {
+			replaced[place{r.table, r.to}] = true
 		}
 	}
-	for r, kernel := range have {
-		if wanted[r] || replaced[r.to] && kernel.Type == unix.RTN_UNICAST {
+	for _, r := range sorted(have) {
+		if wanted[r] || r.isUnicast() && replaced[place{r.table, r.to}] {
 			continue // gone by the replacement
 		}
-		if err := netlink.RouteDel(&kernel); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("remove route %s: %w", r.to, err))
+		if err := netlink.RouteDel(r.kernel()); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route %s: %w", r, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -113,45 +127,104 @@ func sorted(routes map[route]bool) (out []route) {
 		out = append(out, r)
 	}
 	slices.SortFunc(out, func(a, b route) int {
-		return cmp.Or(a.to.Addr().Compare(b.to.Addr()), a.to.Bits()-b.to.Bits())
+		return cmp.Or(a.table-b.table, a.to.Addr().Compare(b.to.Addr()), a.to.Bits()-b.to.Bits())
 	})
 	return out
 }
 
-// ours are the kernel's routes that carry our mark.
-func ours() (map[route]netlink.Route, error) {
-	out := map[route]netlink.Route{}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
+// ours are the kernel's routes that carry our mark. They are read here because the library
+// does not tell the far ends of tunnels.
+func ours() (map[route]bool, error) {
+	out := map[route]bool{}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+		ask := nl.NewRtMsg()
+		ask.Family, ask.Protocol, ask.Table, ask.Type = family, 0, 0, 0
+		req.AddData(ask)
+		list, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
+		if errors.Is(err, nl.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list routes: they changed meanwhile: %w", err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
-		for _, k := range list {
-			ones, _ := k.Dst.Mask.Size()
-			to, _ := netip.AddrFromSlice(k.Dst.IP)
-			r := route{to: netip.PrefixFrom(to.Unmap(), ones)}
-			if k.Type == unix.RTN_UNICAST {
-				via, _ := netip.AddrFromSlice(k.Gw)
-				r.via, r.dev = via.Unmap(), k.LinkIndex
+		for _, m := range list {
+			if head := nl.DeserializeRtMsg(m); head.Protocol == Protocol {
+				r, err := read(head, m[head.Len():])
+				if err != nil {
+					return nil, fmt.Errorf("list routes: %w", err)
+				}
+				out[r] = true
 			}
-			out[r] = k
 		}
 	}
 	return out, nil
 }
 
+func read(head *nl.RtMsg, rest []byte) (route, error) {
+	r := route{table: int(head.Table)}
+	attrs, err := nl.ParseRouteAttr(rest)
+	if err != nil {
+		return r, err
+	}
+	to := netip.IPv4Unspecified()
+	if head.Family == unix.AF_INET6 {
+		to = netip.IPv6Unspecified()
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case unix.RTA_DST:
+			to, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_TABLE:
+			r.table = int(binary.NativeEndian.Uint32(a.Value))
+		case unix.RTA_GATEWAY:
+			r.via, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_ENCAP:
+			if r.node, err = farEnd(a.Value); err != nil {
+				return r, err
+			}
+		case unix.RTA_OIF:
+			if head.Type == unix.RTN_UNICAST {
+				r.dev = int(binary.NativeEndian.Uint32(a.Value))
+			}
+		}
+	}
+	r.to = netip.PrefixFrom(to, int(head.Dst_len))
+	return r, nil
+}
+
+func (r route) isUnicast() bool { return r.dev != 0 }
+
+func (r route) String() string {
+	switch {
+	case r.node.IsValid():
+		return fmt.Sprintf("%s by the tunnel to %s", r.to, r.node)
+	case r.via.IsValid():
+		return fmt.Sprintf("%s via %s", r.to, r.via)
+	}
+	return fmt.Sprintf("unreachable %s", r.to)
+}
+
 func (r route) kernel() *netlink.Route {
 	k := &netlink.Route{
-		Protocol: Protocol,
-		Dst:      &net.IPNet{IP: r.to.Addr().AsSlice(), Mask: net.CIDRMask(r.to.Bits(), r.to.Addr().BitLen())},
+		Protocol: Protocol, Table: r.table,
+		Dst: &net.IPNet{IP: r.to.Addr().AsSlice(), Mask: net.CIDRMask(r.to.Bits(), r.to.Addr().BitLen())},
 	}
-	if !r.via.IsValid() {
+	if !r.isUnicast() {
 		k.Type, k.Priority = unix.RTN_UNREACHABLE, unreachableMetric
 		return k
 	}
-	k.Type, k.Gw, k.LinkIndex = unix.RTN_UNICAST, r.via.AsSlice(), r.dev
+	k.Type, k.LinkIndex = unix.RTN_UNICAST, r.dev
+	if r.node.IsValid() {
+		k.Encap = encap{r.node}
+		if r.to.Addr().Is4() {
+			k.Scope = unix.RT_SCOPE_LINK
+		}
+	} else {
+		k.Gw = r.via.AsSlice()
+	}
 	return k
 }
 
-// Remove takes all of our routes away.
-func Remove() error { return errors.Join(reconcile(nil), removeMasquerade()) }
+// Remove takes all of it away.
+func Remove() error { return errors.Join(reconcile(nil), removeTunnel(), removeMasquerade()) }

@@ -57,11 +57,11 @@ func listed(t *testing.T) string {
 	must(t, err)
 	var lines []string
 	for r := range have {
-		if r.via.IsValid() {
-			lines = append(lines, fmt.Sprintf("%s via %s", r.to, r.via))
-		} else {
-			lines = append(lines, fmt.Sprintf("unreachable %s", r.to))
+		line := r.String()
+		if r.table != unix.RT_TABLE_MAIN {
+			line = fmt.Sprintf("pods: %s", line)
 		}
+		lines = append(lines, line)
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, ", ")

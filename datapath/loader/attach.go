@@ -21,6 +21,7 @@ const (
 	toPod        = "to_pod"
 	toNetwork    = "to_network"
 	fromNetwork  = "from_network"
+	fromTunnel   = "from_tunnel"
 	shield       = "shield" // of either kind
 	shieldPod    = "shield_pod"
 	shieldUplink = "shield_uplink"
@@ -29,7 +30,7 @@ const (
 // Attachment is a hook of an interface that is pinned.
 type Attachment struct {
 	Name    string // as given to AttachPod or AttachNetwork
-	Hook    string // from_pod, to_pod, to_network, from_network or shield
+	Hook    string // from_pod, to_pod, to_network, from_network, from_tunnel or shield
 	Ifindex int    // 0 = nowhere any more: the interface is gone, or somebody removed the filter
 	Filter  bool   // a netlink filter, where the kernel has no TCX
 }
@@ -43,16 +44,37 @@ func AttachPod(bpffsDir string, ifindex int, name string, xdp XDPMode) error {
 		tcHook{fromPod, ebpf.AttachTCXIngress}, tcHook{toPod, ebpf.AttachTCXEgress})
 }
 
+// Role is what a device that is no endpoint is to the node.
+type Role int
+
+// Roles.
+const (
+	Plain  Role = iota
+	Uplink      // it leads out of the node
+	Tunnel      // to the other nodes alone
+)
+
+// ingress is the hook for what comes in by a device of that role, "" = none.
+func (r Role) ingress() string { return [...]string{"", fromNetwork, fromTunnel}[r] }
+
 // AttachNetwork attaches to a device of the node that is no endpoint: to_network always,
-// from_network and the shield if it is an uplink (or the tunnel). Repeatable as AttachPod.
-func AttachNetwork(bpffsDir string, ifindex int, name string, uplink bool, xdp XDPMode) error {
+// what its role asks for at ingress, and the shield to an uplink. Repeatable as AttachPod.
+func AttachNetwork(bpffsDir string, ifindex int, name string, role Role, xdp XDPMode) error {
 	a := attacher{bpffsDir, ifindex, name}
-	if !uplink {
-		return errors.Join(a.attach(XDPOff, shieldUplink, tcHook{toNetwork, ebpf.AttachTCXEgress}),
-			a.release(fromNetwork), a.releaseFilters(fromNetwork, 0))
+	hooks := []tcHook{{toNetwork, ebpf.AttachTCXEgress}}
+	if in := role.ingress(); in != "" {
+		hooks = append(hooks, tcHook{in, ebpf.AttachTCXIngress})
 	}
-	return a.attach(xdp, shieldUplink,
-		tcHook{toNetwork, ebpf.AttachTCXEgress}, tcHook{fromNetwork, ebpf.AttachTCXIngress})
+	if role != Uplink {
+		xdp = XDPOff
+	}
+	errs := []error{a.attach(xdp, shieldUplink, hooks...)}
+	for _, in := range []string{fromNetwork, fromTunnel} {
+		if in != role.ingress() {
+			errs = append(errs, a.release(in), a.releaseFilters(in, 0))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // attacher is one interface's place below links.

@@ -169,8 +169,8 @@ func TestAttachNetwork(t *testing.T) {
 	dir := filepath.Join(sandbox.BPFFS(t), "weir")
 	load(t, small(dir))
 	up, other := veth(t, "up.100"), veth(t, "other")
-	must(t, AttachNetwork(dir, up, "up.100", true, XDPGeneric))
-	must(t, AttachNetwork(dir, other, "other", false, XDPNative))
+	must(t, AttachNetwork(dir, up, "up.100", Uplink, XDPGeneric))
+	must(t, AttachNetwork(dir, other, "other", Plain, XDPNative))
 	want := map[string]int{"up.100/to_network": up, "up.100/from_network": up, "up.100/shield": up, "other/to_network": other}
 	got := attachedTo(t, dir)
 	for hook, ifindex := range want {
@@ -181,7 +181,11 @@ func TestAttachNetwork(t *testing.T) {
 	if len(got) != len(want) {
 		t.Errorf("attached: %v, want %v", got, want)
 	}
-	must(t, AttachNetwork(dir, up, "up.100", false, XDPOff)) // an uplink no more
+	must(t, AttachNetwork(dir, up, "up.100", Tunnel, XDPGeneric)) // an uplink no more: no shield on what is inside
+	if got := attachedTo(t, dir); len(got) != 3 || got["up.100/from_tunnel"] != up {
+		t.Errorf("attached: %v, want from_tunnel and to_network twice", got)
+	}
+	must(t, AttachNetwork(dir, up, "up.100", Plain, XDPOff))
 	if got := attachedTo(t, dir); len(got) != 2 {
 		t.Errorf("attached: %v, want to_network twice", got)
 	}

@@ -93,7 +93,7 @@ func (a attacher) pinFilter(hook string, p *ebpf.Program) error {
 // filter is the place of a hook's filter.
 func (a attacher) filter(hook string) *netlink.BpfFilter {
 	parent := uint32(netlink.HANDLE_MIN_EGRESS)
-	if hook == fromPod || hook == fromNetwork {
+	if hook == fromPod || hook == fromNetwork || hook == fromTunnel {
 		parent = netlink.HANDLE_MIN_INGRESS
 	}
 	return &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{

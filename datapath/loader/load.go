@@ -31,6 +31,7 @@ var hooks = []struct {
 	{bpf.StubHookHOOK_TO_POD, bpf.WeirProgToPod, bpf.StubMapTcProgs},
 	{bpf.StubHookHOOK_TO_NETWORK, bpf.WeirProgToNetwork, bpf.StubMapTcProgs},
 	{bpf.StubHookHOOK_FROM_NETWORK, bpf.WeirProgFromNetwork, bpf.StubMapTcProgs},
+	{bpf.StubHookHOOK_FROM_TUNNEL, bpf.WeirProgFromTunnel, bpf.StubMapTcProgs},
 	{bpf.StubHookHOOK_SHIELD_POD, bpf.WeirProgShieldPod, bpf.StubMapXdpProgs},
 	{bpf.StubHookHOOK_SHIELD_UPLINK, bpf.WeirProgShieldUplink, bpf.StubMapXdpProgs},
 }

@@ -92,6 +92,14 @@ func decodeFrontend(k bpf.WeirFrontendKey) datapath.Frontend {
 	return datapath.Frontend{Addr: a, Port: k.Port, Protocol: k.Protocol}
 }
 
+func encodeOrigin(o datapath.Origin) bpf.WeirOrigin {
+	out := bpf.WeirOrigin{Node: o.Node}
+	if o.Address {
+		out.Address = 1
+	}
+	return out
+}
+
 // peerWord is what a peer's slot holds.
 func peerWord(p datapath.Peer) uint64 { return uint64(p.Identity) | uint64(p.Block)<<32 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/weirnet/weir/bpf"
@@ -77,6 +78,7 @@ type commit struct {
 	gone      []datapath.Frontend         // removed by write
 	endpoints endpointDelta
 	peers     peerDelta
+	origins   delta[netip.Prefix, bpf.WeirOrigin]
 	services  serviceDelta // in force apart from the epoch: policy judges what they lead to
 
 	staged []stagedSlot
@@ -107,6 +109,13 @@ func (k *Kernel) plan(s *datapath.State) (*commit, error) {
 			}
 		}
 	}, has(s.Frontends))
+	c.origins = k.origins.diff(func(yield func(netip.Prefix, bpf.WeirOrigin) bool) {
+		for x, o := range s.Origins {
+			if !yield(x, encodeOrigin(o)) {
+				return
+			}
+		}
+	}, has(s.Origins))
 	if err := c.planRulesets(); err != nil {
 		return nil, err
 	}
@@ -171,7 +180,7 @@ func (c *commit) fits() error {
 		}
 	}
 	for _, err := range []error{
-		k.facts.fits(len(c.facts.keys)), k.masks.fits(len(c.masks.keys)), k.frontends.fits(len(c.frontends.keys)),
+		k.facts.fits(len(c.facts.keys)), k.masks.fits(len(c.masks.keys)), k.frontends.fits(len(c.frontends.keys)), k.origins.fits(len(c.origins.keys)),
 		k.rulesets.keys.fits(len(c.rulesets)), k.rulesets.exact.fits(exact), k.peers.fits(c.peers), k.services.fits(c.services),
 	} {
 		if err != nil {
@@ -188,7 +197,7 @@ func (c *commit) needsGrace() bool {
 	return c.endpoints.busy || max(c.endpoints.oldest, c.peers.oldest) > k.gracedEpoch ||
 		young(k.facts.removed, len(c.facts.keys)) ||
 		young(k.masks.removed, len(c.masks.keys)) ||
-		young(k.frontends.removed, len(c.frontends.keys)) ||
+		young(k.frontends.removed, len(c.frontends.keys)) || young(k.origins.removed, len(c.origins.keys)) ||
 		young(max(k.rulesets.keys.removed, k.rulesets.exact.removed), len(c.rulesets)) ||
 		young(k.endpoints.numbers.removed, len(c.endpoints.numbers.keys)) ||
 		young(k.peers.addresses.removed, len(c.peers.addresses)) ||
@@ -228,6 +237,9 @@ func (c *commit) write() error {
 	}
 	c.stagePeers(since)
 	if err := k.peers.addAddresses(c.peers.addresses, c.s.Peers, since, k.tick); err != nil {
+		return err
+	}
+	if err := k.origins.put(c.origins.keys, c.origins.values, k.tick); err != nil {
 		return err
 	}
 	if err := c.writeFrontends(); err != nil {
@@ -310,6 +322,7 @@ func (c *commit) markStale() {
 	k := c.k
 	k.facts.mark(c.facts.unwanted, k.tick)
 	k.masks.mark(c.masks.unwanted, k.tick)
+	k.origins.mark(c.origins.unwanted, k.tick)
 	k.rulesets.keys.mark(c.unwanted, k.tick)
 	k.endpoints.numbers.mark(c.endpoints.numbers.unwanted, k.tick)
 	k.peers.mark(c.peers.unwanted, k.tick)

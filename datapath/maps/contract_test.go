@@ -39,6 +39,7 @@ func TestConstantsAreTheContracts(t *testing.T) {
 		"WideMax":         {datapath.WideMax, uint64(bpf.WeirLimitsWIDE_MAX)},
 		"ScanMax":         {datapath.ScanMax, uint64(bpf.WeirLimitsSCAN_MAX)},
 		"a mask":          {uint64(unsafe.Sizeof(datapath.Mask{})), uint64(unsafe.Sizeof(bpf.WeirWideMask{}))},
+		"TunnelNetwork":   {datapath.TunnelNetwork, uint64(bpf.WeirLimitsTUNNEL_NETWORK)},
 		"endpoint":        {uint64(endpointSize), uint64(unsafe.Sizeof(bpf.WeirEndpoint{})) / 8},
 		"peer endpoint":   {peerEndpoint, uint64(unsafe.Offsetof(bpf.WeirPeerEntry{}.Endpoint)) / 8},
 	} {

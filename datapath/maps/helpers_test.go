@@ -124,6 +124,7 @@ func state() *datapath.State {
 		Endpoints: map[uint32]datapath.Endpoint{}, Peers: map[netip.Prefix]datapath.Peer{},
 		Facts: map[datapath.Fact]uint32{}, Rulesets: map[uint32]datapath.Ruleset{},
 		Frontends: map[datapath.Frontend]struct{}{}, Services: map[datapath.Frontend]*datapath.Service{},
+		Origins: map[netip.Prefix]datapath.Origin{},
 	}
 }
 

@@ -69,7 +69,7 @@ func (k *Kernel) changedByOthers() (changed []string, err error) {
 	note(MapControl, k.Epoch() == k.committed, nil)
 	for _, t := range []interface {
 		same() (string, bool, error)
-	}{k.facts, k.masks, k.frontends, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.addresses, k.peers.prefixes, k.services.keys, k.services.netns} {
+	}{k.facts, k.masks, k.frontends, k.origins, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.addresses, k.peers.prefixes, k.services.keys, k.services.netns} {
 		note(t.same())
 	}
 	if err != nil || len(changed) > 0 {

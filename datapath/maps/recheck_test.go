@@ -43,6 +43,9 @@ var damages = map[string]struct {
 	"address gone": {"addresses", func(t *testing.T, k *Kernel) {
 		must(t, k.peers.addresses.m.Delete(encodeAddress(prefix("10.0.0.1/32"))))
 	}},
+	"node trusted with another's pods": {"origins", func(t *testing.T, k *Kernel) {
+		must(t, k.origins.m.Put(encodePrefix(prefix("10.1.0.0/24")), bpf.WeirOrigin{Node: 9}))
+	}},
 	"epoch turned back": {"control", func(t *testing.T, k *Kernel) { k.control.store(controlEpoch, 1) }},
 	"pin gone":          {"pin of facts", func(t *testing.T, k *Kernel) { must(t, os.Remove(Path(k.dir, bpf.WeirMapFacts))) }},
 }
