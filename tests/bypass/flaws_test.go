@@ -103,7 +103,8 @@ var flaws = []bypass{{
 }, {
 	id: "R21", name: "node_edge",
 	title: "trust at the node's edge",
-	note:  "B12, B35, B37; tunnels: with the cluster, tests/cluster",
+	note:  "B12, B35, B37",
+	tests: []string{"tests/packet TestTunnelTrustsNodesForTheirOwnPods", "tests/cluster TestTunnel"},
 }, {
 	id: "R22", name: "icmp_errors",
 	title: "ICMP errors with a chosen inner packet",

@@ -31,7 +31,6 @@ const (
 	icmpUnrelated   = datapath.Reason(bpf.WeirDropReasonDROP_ICMP_UNRELATED)
 	neighbour       = datapath.Reason(bpf.WeirDropReasonDROP_NEIGHBOUR)
 	multicast       = datapath.Reason(bpf.WeirDropReasonDROP_MULTICAST)
-	tunnel          = datapath.Reason(bpf.WeirDropReasonDROP_TUNNEL)
 	flowShare       = datapath.Reason(bpf.WeirDropReasonDROP_FLOW_SHARE)
 	destination     = datapath.Reason(bpf.WeirDropReasonDROP_DESTINATION)
 )

@@ -3,12 +3,6 @@ package bypass
 import (
 	"encoding/binary"
 	"net/netip"
-	"testing"
-
-	"github.com/weirnet/weir/datapath"
-	"github.com/weirnet/weir/datapath/loader"
-	"github.com/weirnet/weir/identity"
-	"github.com/weirnet/weir/tests/testnode"
 )
 
 // Spoofing: packets in another's name, or hidden in another packet.
@@ -87,48 +81,15 @@ var spoofing = []bypass{{
 				v4(e.Addr4, node, 4, inner[14:]), v4(e.Addr4, node, 41, inner[14:]),
 				v4(e.Addr4, node, 47, append([]byte{0, 0, 8, 0}, inner[14:]...)))
 		}
-		tunnelPort(a.T)
-		a.note("dropped: "+tunnel.String()+" (by the programs alone, as no tunnel is built yet)", 4)
 	},
-	note: "tunnels between nodes, and trust in what comes out of one: with the cluster, tests/cluster",
+	note:  "where there is a tunnel, its port is closed to pods, and only what the sender's own node sent comes out of it",
+	tests: []string{"tests/packet TestPodsDoNotWriteToTunnels", "tests/packet TestTunnelTrustsNodesForTheirOwnPods"},
 }}
 
 // vxlan is the header of network 1 before a frame.
 func vxlan(inner []byte) []byte { return append([]byte{8, 0, 0, 0, 0, 0, 1, 0}, inner...) }
 
 func prefixOf(s string) netip.Prefix { return netip.MustParsePrefix(s) }
-
-// tunnelPort shows that no pod may speak to a node's tunnel, whatever its policy.
-func tunnelPort(t *testing.T) {
-	const open = 1
-	n := testnode.New(t, loader.Config{TunnelPort: 4789})
-	n.State.Rulesets[open] = datapath.Ruleset{Default: datapath.RuleNotIsolated, Allow: true}
-	pod := n.AddPod(t, "10.0.0.1", "fd00::1", 1000, open, open)
-	for prefix, who := range map[string]identity.Number{
-		"192.0.2.1/32": identity.Host, "2001:db8::1/128": identity.Host, "192.0.2.2/32": identity.RemoteNode, "2001:db8::2/128": identity.RemoteNode,
-	} {
-		n.State.Peers[prefixOf(prefix)] = datapath.Peer{Identity: who}
-	}
-	n.Commit(t)
-	for _, to := range []string{"192.0.2.1", "192.0.2.2"} {
-		judged(t, n, pod, v4(pod.Addr4, to, protoUDP, datagram(1, 4789, nil)), testnode.Drop)
-		judged(t, n, pod, v4(pod.Addr4, to, protoUDP, datagram(1, 4790, nil)), testnode.Next)
-	}
-	for _, to := range []string{"2001:db8::1", "2001:db8::2"} {
-		judged(t, n, pod, v6(pod.Addr6, to, protoUDP, datagram(1, 4789, nil)), testnode.Drop)
-	}
-	judged(t, n, pod, v4(pod.Addr4, beyond4, protoUDP, datagram(1, 4789, nil)), testnode.Next)
-	if d := n.Drops(t); len(d) != 1 || d[tunnel] != 4 {
-		t.Errorf("dropped for %v, want 4 for %q", d, tunnel)
-	}
-}
-
-func judged(t *testing.T, n *testnode.Node, pod testnode.Pod, frame []byte, want int) {
-	t.Helper()
-	if got := n.Run(t, "from_pod", frame, pod.Ifindex, pod.Ifindex, 0).Verdict; got != want {
-		t.Errorf("%x: verdict %d, want %d", frame, got, want)
-	}
-}
 
 // sportOf is the source port of an IPv4 frame.
 func sportOf(frame []byte) uint16 { return binary.BigEndian.Uint16(frame[34:]) }

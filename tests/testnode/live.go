@@ -159,3 +159,77 @@ func (p *LivePod) Thread(f func() error) <-chan error {
 	}()
 	return done
 }
+
+// Network is what lies beyond the node's uplink.
+type Network struct {
+	Uplink int // ifindex of the node's side
+	netns  netns.NsHandle
+}
+
+// AddNetwork makes the uplink "up" with the hooks attached, and beyond it a namespace. The
+// first addresses are the node's, the others all of the network's.
+func (n *Node) AddNetwork(t testing.TB, own, others []netip.Prefix) *Network {
+	t.Helper()
+	w := &Network{}
+	var err error
+	if w.netns, err = newNetns(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.netns.Close() })
+	n.must(t, "up", func() error {
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up"}, PeerName: "up", PeerNamespace: netlink.NsFd(w.netns)}
+		if err := netlink.LinkAdd(link); err != nil {
+			return err
+		}
+		h, err := netlink.NewHandle()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		if w.Uplink, err = joinNetwork(h, own); err != nil {
+			return err
+		}
+		return loader.AttachNetwork(n.Config.BPFFSDir, w.Uplink, "up", loader.Uplink, loader.XDPOff)
+	})
+	h, err := netlink.NewHandleAt(w.netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if _, err := joinNetwork(h, others); err != nil {
+		t.Fatalf("network: %v", err)
+	}
+	return w
+}
+
+func joinNetwork(h *netlink.Handle, addrs []netip.Prefix) (ifindex int, err error) {
+	link, err := h.LinkByName("up")
+	if err != nil {
+		return 0, err
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return 0, err
+	}
+	for _, a := range addrs {
+		net := ipNet(a)
+		net.IP = a.Addr().AsSlice()
+		if err := h.AddrAdd(link, &netlink.Addr{IPNet: net, Flags: unix.IFA_F_NODAD}); err != nil {
+			return 0, fmt.Errorf("address %s: %w", a, err)
+		}
+	}
+	return link.Attrs().Index, nil
+}
+
+// Do runs f in the network's namespace.
+func (w *Network) Do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with f
+		if err := netns.Set(w.netns); err != nil {
+			done <- fmt.Errorf("enter the network's namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
