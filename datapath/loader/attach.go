@@ -68,13 +68,15 @@ func AttachNetwork(bpffsDir string, ifindex int, name string, role Role, xdp XDP
 	if role != Uplink {
 		xdp = XDPOff
 	}
-	errs := []error{a.attach(xdp, shieldUplink, hooks...)}
-	for _, in := range []string{fromNetwork, fromTunnel} {
-		if in != role.ingress() {
-			errs = append(errs, a.release(in), a.releaseFilters(in, 0))
+	for _, in := range []string{fromNetwork, fromTunnel} { // first: filters of either have one place
+		if in == role.ingress() || !exists(a.dir()) {
+			continue
+		}
+		if err := errors.Join(a.release(in), a.releaseFilters(in, 0)); err != nil {
+			return err
 		}
 	}
-	return errors.Join(errs...)
+	return a.attach(xdp, shieldUplink, hooks...)
 }
 
 // attacher is one interface's place below links.

@@ -31,6 +31,8 @@ type pair struct {
 	nodes [2]*lab.Node
 	confs [2]string // the runtime's configuration, as the agents write it
 	pods  map[string]*lab.Pod
+
+	addresses [2][]string // as their Nodes have them
 }
 
 const (
@@ -38,8 +40,18 @@ const (
 	quiet = 600 * time.Millisecond // silence for so long is a drop
 )
 
-func newPair(t *testing.T) *pair {
-	p := &pair{scene: &scene{T: t, Server: control.Start(t, bin)}, pods: map[string]*lab.Pod{}}
+func newPair(t *testing.T, flags ...string) *pair {
+	p := &pair{scene: &scene{T: t, Server: control.Start(t, bin)}, pods: map[string]*lab.Pod{}, addresses: [2][]string{
+		{"198.51.100.1", "2001:db8:1::1"}, {"198.51.100.2", "2001:db8:1::2"},
+	}}
+	p.up(flags)
+	return p
+}
+
+// up builds the nodes and starts their agents.
+func (p *pair) up(flags []string) {
+	p.Helper()
+	t := p.T
 	p.makeNamespace("shop")
 	var cancel context.CancelFunc
 	p.ctx, cancel = context.WithTimeout(context.Background(), 5*time.Minute)
@@ -55,7 +67,7 @@ func newPair(t *testing.T) *pair {
 			Pool4: fmt.Sprintf("10.244.%d.0/24", i+1), Pool6: fmt.Sprintf("fd44:%d::/112", i+1),
 		}
 		p.confs[i] = filepath.Join(t.TempDir(), "05-weir.conflist")
-		o.Agent = []string{"--cni-conf", p.confs[i], "--uplink", "up0", "--uplink", "join"}
+		o.Agent = append([]string{"--cni-conf", p.confs[i], "--uplink", "up0", "--uplink", "join"}, flags...)
 		n, err := lab.Up(o)
 		p.must(err)
 		p.nodes[i] = n
@@ -83,7 +95,6 @@ func newPair(t *testing.T) *pair {
 		p.must(n.StartAgent(p.ctx))
 		p.must(n.Wait(p.ctx))
 	}
-	return p
 }
 
 // join makes the nodes neighbours.
@@ -100,7 +111,14 @@ func (p *pair) join() {
 func (p *pair) register(i int) {
 	p.Helper()
 	n := p.makeNode([]string{"node-a", "node-b"}[i], fmt.Sprintf("10.244.%d.0/24", i+1), fmt.Sprintf("fd44:%d::/112", i+1))
-	for _, a := range []string{fmt.Sprintf("198.51.100.%d", i+1), fmt.Sprintf("2001:db8:1::%d", i+1)} {
+	p.report(n, p.addresses[i]...)
+}
+
+// report gives a Node its addresses.
+func (p *pair) report(n *corev1.Node, addrs ...string) {
+	p.Helper()
+	n.Status.Addresses = nil
+	for _, a := range addrs {
 		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 	}
 	_, err := p.Admin.CoreV1().Nodes().UpdateStatus(p.ctx, n, metav1.UpdateOptions{})
@@ -176,10 +194,18 @@ func (p *pair) deletePolicy(name string) {
 	p.must(p.Admin.NetworkingV1().NetworkPolicies("shop").Delete(p.ctx, name, metav1.DeleteOptions{}))
 }
 
+// modes of routing that two neighbours may be in.
+var modes = []string{"native", "vxlan"}
+
 // TestTwoNodes: pods of two nodes reach one another by the routes the agents made, under
 // one policy, known by their labels; the outside sees the nodes' addresses alone.
 func TestTwoNodes(t *testing.T) {
-	p := newPair(t)
+	for _, mode := range modes {
+		t.Run(mode, func(t *testing.T) { twoNodes(t, newPair(t, "--routing", mode)) })
+	}
+}
+
+func twoNodes(t *testing.T, p *pair) {
 	web, client, db := p.add(0, "web", "web"), p.add(0, "client", "client"), p.add(1, "db", "db")
 	p.enforced()
 	p.routed(&web.Host, &db.Host)

@@ -143,6 +143,9 @@ func (n *Node) Source(flags ...string) { n.source = flags }
 // Build says what StartAgent starts: another of the binaries, with these further flags.
 func (n *Node) Build(binary string, flags ...string) { n.binary, n.opts.Agent = binary, flags }
 
+// Flags are further flags of the agent, from its next start on: the last of a kind counts.
+func (n *Node) Flags(flags ...string) { n.opts.Agent = slices.Concat(n.opts.Agent, flags) }
+
 // StartAgent starts the agent in the node's namespace and returns when it answers.
 func (n *Node) StartAgent(ctx context.Context) error {
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
