@@ -69,7 +69,7 @@ func TestChartsConfigFits(t *testing.T) {
 			return o.routing == "native" && o.masquerade && o.cniConf == "/etc/cni/net.d/05-weir.conflist" && o.cgroupRoot == "/host/cgroup2"
 		},
 		"../../deploy/tools/manifests/testdata/everything.yaml": func(o *options) bool {
-			return o.routing == "none" && !o.masquerade && len(o.cidrs) == 2 && o.nodeEgress == "allow" && o.sizes["flows"] == 65536 &&
+			return o.routing == "vxlan" && o.tunnelPort == 4789 && !o.masquerade && len(o.cidrs) == 2 && o.nodeEgress == "allow" && o.sizes["flows"] == 65536 &&
 				slices.Equal(o.uplinks, []string{"eth0", "eth1.100"}) && o.stateDir == "/var/run/weir" && o.logFormat == "json" && o.cgroupRoot == ""
 		},
 	} {

@@ -10,6 +10,7 @@ cni-conf: {{ printf "%s/05-weir.conflist" .Values.cniConfDir | quote }}
 cgroup-root: /host/cgroup2
 {{- end }}
 routing: {{ .Values.routing }}
+tunnel-port: {{ int64 .Values.tunnelPort }}
 masquerade: {{ .Values.masquerade }}
 {{- with .Values.clusterCIDRs }}
 cluster-cidr: {{ toJson . }}

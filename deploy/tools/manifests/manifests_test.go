@@ -65,7 +65,7 @@ func golden(t *testing.T, path, want, remedy string) {
 // everything sets all there is to set.
 var everything = map[string]any{
 	"image":   map[string]any{"repository": "example.test/weir", "tag": "1.2.3", "pullPolicy": "Always"},
-	"routing": "none", "masquerade": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
+	"routing": "vxlan", "tunnelPort": 4789, "masquerade": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
 	"uplinks": []any{"eth0", "eth1.100"}, "mapSizes": map[string]any{"flows": 65536, "facts": float64(1048576)},
 	"logLevel": "debug", "logFormat": "json", "k8sServiceHost": "192.0.2.1", "k8sServicePort": 16443,
 	"stateDir": "/var/run/weir", "cniConfDir": "/etc/cni/other", "cniBinDir": "/usr/libexec/cni", "cgroupRoot": "",
@@ -97,6 +97,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"loglevel": "debug"}, "loglevel"},
 		{map[string]any{"logLevel": "verbose"}, "logLevel"},
 		{map[string]any{"routing": "vxlam"}, "routing"},
+		{map[string]any{"tunnelPort": 0}, "tunnelPort"},
 		{map[string]any{"masquerade": "yes"}, "masquerade"},
 		{map[string]any{"clusterCIDRs": "10.0.0.0/8"}, "clusterCIDRs"},
 		{map[string]any{"clusterCIDRs": []any{"10.0.0.0"}}, "clusterCIDRs"},
