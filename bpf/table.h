@@ -161,14 +161,12 @@ __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 /* Takes over a flow of the table that another build of the programs had: its stamp is of
  * no epoch, so its next packet judges it. A flow that is here gets what was counted there.
  * Returns a drop reason, or NO_ENTRY: it was here. */
-__noinline int flow_import(struct flow_key *key, struct flow *was)
+static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 {
 	struct flow_slot *slot;
 	struct flow *f;
 	__u32 at = 0;
 
-	if (!key || !was)
-		return NO_ENTRY;
 	f = bpf_map_lookup_elem(&flows, key);
 	if (f) {
 		ADD(f->side[0].packets, was->side[0].packets);

@@ -72,6 +72,48 @@ func TestAddWaitsForThePod(t *testing.T) {
 	}
 }
 
+// lateSource learns of policies only when it is asked for them.
+type lateSource struct {
+	Source
+	tell func()
+	err  error
+}
+
+func (s *lateSource) SyncPolicies(ctx context.Context, namespace string) error {
+	if s.err == nil && namespace == "shop" {
+		s.tell()
+		_, s.err = s.Sync(ctx)
+	}
+	return s.err
+}
+
+// A pod is ready with the policies that there were when it was added, however late the
+// source brings them, or not at all.
+func TestAddWaitsForThePolicies(t *testing.T) {
+	b := newBench(t)
+	b.start()
+	b.apply("web.yaml", fmt.Sprintf(podYAML, "web", "web"))
+	late := &lateSource{Source: b.agent.Source, tell: func() {
+		b.write("deny.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\nspec: {podSelector: {}}\n")
+	}}
+	b.agent.Source = late
+	if _, err := b.added(t.Context(), 101, "web", "10.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.kernel.State(); s.Rulesets[s.Endpoints[1].Ingress].Allow {
+		t.Fatalf("the pod began open:\n%s", s.Text())
+	}
+	late.err = errors.New("policies are newer")
+	b.apply("api.yaml", fmt.Sprintf(podYAML, "api", "api"))
+	var e *api.Error
+	if _, err := b.added(t.Context(), 102, "api", "10.0.0.2"); !errors.As(err, &e) || e.Code != api.CodeTryLater || !strings.Contains(e.Message, "pod shop/api: policies are newer") {
+		t.Fatalf("got %v", err)
+	}
+	if len(b.agent.Endpoints()) != 1 {
+		t.Fatal("something is left")
+	}
+}
+
 func TestCallerThatLeavesLeavesNothing(t *testing.T) {
 	b := newBench(t)
 	b.addWait = time.Minute

@@ -37,6 +37,9 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 	if err != nil {
 		return api.Endpoint{}, err
 	}
+	if err := a.awaitPolicies(ctx, r); err != nil {
+		return api.Endpoint{}, err
+	}
 	r = r.WithPod(pod)
 	added, fresh, err := a.insert(ctx, r)
 	if err != nil {
@@ -78,6 +81,26 @@ func (a *Agent) awaitPod(ctx context.Context, r *endpoint.Record) (*corev1.Pod, 
 			"pod %s with uid %s is not in %s after %s: the one there has uid %s", r.Pod(), r.UID, a.SourceName, a.AddWait, other)}
 	}
 	return nil, &api.Error{Code: api.CodeTryLater, Message: fmt.Sprintf("pod %s is not in %s after %s", r.Pod(), a.SourceName, a.AddWait)}
+}
+
+// A source whose policies may come later than its pods can wait for those of a namespace.
+type policySyncer interface {
+	SyncPolicies(ctx context.Context, namespace string) error
+}
+
+// awaitPolicies returns when the policies that there are for the pod now are in the input:
+// a new pod is never open for want of news.
+func (a *Agent) awaitPolicies(ctx context.Context, r *endpoint.Record) error {
+	source, ok := a.Source.(policySyncer)
+	if !ok {
+		return nil
+	}
+	wait, cancel := context.WithTimeout(ctx, a.AddWait)
+	defer cancel()
+	if err := source.SyncPolicies(wait, r.Namespace); err != nil {
+		return &api.Error{Code: api.CodeTryLater, Message: fmt.Sprintf("pod %s: %v", r.Pod(), err)}
+	}
+	return nil
 }
 
 // insert gives r a number. What another endpoint left behind makes way: a DEL that no

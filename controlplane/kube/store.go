@@ -254,6 +254,16 @@ func (s *store[T, P]) behind(version uint64, listed map[types.NamespacedName]uin
 	return false
 }
 
+// has reports whether the store has seen what is listed, or that it has gone; the lock is held.
+func (s *store[T, P]) has(listed map[types.NamespacedName]uint64) bool {
+	for key, v := range listed {
+		if s.versions[key] < v && s.version < v {
+			return false
+		}
+	}
+	return s.synced
+}
+
 // filled reports whether the API server was heard; the lock is held.
 func (s *store[T, P]) filled() bool { return s.synced }
 

@@ -209,6 +209,22 @@ func TestBehind(t *testing.T) {
 			t.Errorf("%s: %v", c.name, got)
 		}
 	}
+	for _, c := range []struct {
+		name   string
+		listed map[types.NamespacedName]uint64
+		want   bool
+	}{
+		{"all", all, true},
+		{"those of a namespace", map[types.NamespacedName]uint64{key("b"): 20}, true},
+		{"none", nil, true},
+		{"a newer one", map[types.NamespacedName]uint64{key("b"): 21}, false},
+		{"one that it saw go", map[types.NamespacedName]uint64{key("c"): 19}, true},
+		{"one that it has not seen", map[types.NamespacedName]uint64{key("c"): 21}, false},
+	} {
+		if got := fresh().pods.has(c.listed); got != c.want {
+			t.Errorf("has %s: %v", c.name, got)
+		}
+	}
 	w := fresh()
 	late := w.pod("x", "c", "")
 	late.ResourceVersion = "501" // made after the list

@@ -22,6 +22,9 @@ const (
 	tryAgain = 200 * time.Millisecond
 )
 
+// patience with an API server that says nothing, while a pod waits.
+const patience = 2 * time.Second
+
 // Sync reads from the API server which versions of all objects are there now, waits until
 // the watches have brought them, and returns the revision that holds them; Run has called
 // back with it. A watch alone does not tell how far behind it is. It is an error if the API
@@ -30,13 +33,13 @@ func (s *Source) Sync(ctx context.Context) (uint64, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, k := range s.stores.kinds() {
 		group.Go(func() error {
-			version, listed, err := s.versions(ctx, k)
+			version, listed, err := s.versions(ctx, k, "")
 			for try := 1; try < tries && classify(err) == away; try++ {
 				select {
 				case <-ctx.Done():
 				case <-time.After(tryAgain):
 				}
-				version, listed, err = s.versions(ctx, k)
+				version, listed, err = s.versions(ctx, k, "")
 			}
 			if err != nil {
 				return fmt.Errorf("API server %s: list %s: %s", s.Client.Host, k.resource, reason(err))
@@ -50,9 +53,32 @@ func (s *Source) Sync(ctx context.Context) (uint64, error) {
 	return s.awaitPublished(context.WithoutCancel(ctx))
 }
 
-// versions of a kind's objects, from a consistent read.
-func (s *Source) versions(ctx context.Context, k kind) (version uint64, listed map[types.NamespacedName]uint64, err error) {
-	answer := request(s.Client.groups[k.group], k, metav1.ListOptions{}).SetHeader("Accept", versionsOnly).Do(ctx)
+// SyncPolicies waits until the watch has brought what policies a namespace has now, for a
+// pod that begins there: pods and policies are watched apart, and the one may be ahead of
+// the other. An API server that does not answer has nothing newer to say; that is no error.
+func (s *Source) SyncPolicies(ctx context.Context, namespace string) error {
+	for _, k := range s.stores.kinds() {
+		if k.store != s.stores.policies {
+			continue
+		}
+		ask, cancel := context.WithTimeout(ctx, patience)
+		_, listed, err := s.versions(ask, k, namespace)
+		cancel()
+		if err != nil {
+			s.health.note(call{k.resource, "list"}, err)
+			return nil
+		}
+		if err := s.await(ctx, func() bool { return s.stores.policies.has(listed) }); err != nil {
+			return fmt.Errorf("%s of %s are newer in API server %s than its watch has brought: %w", k.resource, namespace, s.Client.Host, err)
+		}
+	}
+	_, err := s.awaitPublished(ctx)
+	return err
+}
+
+// versions of a kind's objects, of one namespace or all, from a consistent read.
+func (s *Source) versions(ctx context.Context, k kind, namespace string) (version uint64, listed map[types.NamespacedName]uint64, err error) {
+	answer := request(s.Client.groups[k.group], k, metav1.ListOptions{}).Namespace(namespace).SetHeader("Accept", versionsOnly).Do(ctx)
 	if err := answer.Error(); err != nil { // that of Raw lacks the server's words
 		return 0, nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weirnet/weir/controlplane/source"
 )
@@ -196,4 +197,29 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	s.must(err)
 	s.eventually("the range", func(u source.Update) bool { return len(u.Nodes.Own.PodCIDRs) == 1 })
 	s.until("no warnings", func() bool { return len(s.source.Warnings()) == 0 })
+}
+
+// TestSyncPolicies: whatever the watch is about, who asks for a namespace's policies gets
+// those that there are; and with no API server those that were.
+func TestSyncPolicies(t *testing.T) {
+	s := newScene(t)
+	s.begin()
+	s.sync()
+	for i := range 10 {
+		name := fmt.Sprint("p", i)
+		s.makePolicy(name, networkingv1.NetworkPolicySpec{})
+		if i%3 == 0 {
+			s.proxy.Break()
+		}
+		s.must(s.source.SyncPolicies(t.Context(), "shop"))
+		if s.last().Cluster.NetworkPolicies[shop(name)] == nil {
+			t.Fatalf("policy %s is not there", name)
+		}
+	}
+	s.proxy.Cut()
+	began := time.Now()
+	s.must(s.source.SyncPolicies(t.Context(), "shop"))
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("an API server that is away was waited for %v", took)
+	}
 }
