@@ -112,14 +112,15 @@ func TestLoadTwiceAdopts(t *testing.T) {
 	}
 }
 
-// Maps of another layout are refused by name, and what is in force stays, to the last pin.
-func TestMapsOfAnotherVersionAreRefused(t *testing.T) {
+// A map that is not as the pinned layout says is refused by name, and what is in force
+// stays, to the last pin.
+func TestMapsNotAsDescribedAreRefused(t *testing.T) {
 	dir := filepath.Join(sandbox.BPFFS(t), "weir")
 	first := load(t, small(dir))
 	spec, err := bpf.LoadWeir()
 	must(t, err)
 	older := spec.Maps[bpf.WeirMapRulesets]
-	older.ValueSize, older.Value = 12, nil // as it was before rulesets had spans
+	older.ValueSize, older.Value = 12, nil
 	path := maps.Path(dir, bpf.WeirMapRulesets)
 	must(t, os.Remove(path))
 	must(t, os.Remove(maps.Path(dir, bpf.WeirMapPeerMasks)))
@@ -135,7 +136,7 @@ func TestMapsOfAnotherVersionAreRefused(t *testing.T) {
 		l.Close()
 		t.Fatal("adopted")
 	}
-	if text := err.Error(); !strings.Contains(text, "another version") || !strings.Contains(text, "remove that directory") || !strings.Contains(text, bpf.WeirMapRulesets) {
+	if text := err.Error(); !strings.Contains(text, "not as described") || !strings.Contains(text, "remove that directory") || !strings.Contains(text, bpf.WeirMapRulesets) {
 		t.Errorf("refused with %q", text)
 	}
 	if after := pins(t, dir); !slices.Equal(before, after) {
