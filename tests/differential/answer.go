@@ -121,7 +121,7 @@ func (r *rig) send(p packet) (forwarded bool, err error) {
 		return false, r.checkDenial(p, at, want, fail)
 	}
 	if !want.forwarded {
-		return fail("verdict %d at %s", verdict, at.hook)
+		return fail("%s, verdict %d at %s", policy.Forwarded, verdict, at.hook)
 	}
 	return true, r.checkFlow(p, at, verdict, want, fail)
 }

@@ -58,6 +58,7 @@ func TestDamageIsNoticed(t *testing.T) {
 					if n := strings.Count(text, "kind: NetworkPolicy"); n == 0 || n > 2 {
 						t.Errorf("%d policies are left of a failure that needs one or two:\n%s", n, text)
 					}
+					t.Log(text)
 					return
 				} else if err != nil {
 					t.Fatal(err)

@@ -126,6 +126,11 @@ func lesserPods(pod *corev1.Pod) (out []*corev1.Pod) {
 			out = append(out, less)
 		}
 	}
+	for c := range pod.Spec.Containers {
+		less := pod.DeepCopy()
+		less.Spec.Containers = slices.Delete(less.Spec.Containers, c, c+1)
+		out = append(out, less)
+	}
 	for c := range pod.Spec.InitContainers {
 		less := pod.DeepCopy()
 		less.Spec.InitContainers = slices.Delete(less.Spec.InitContainers, c, c+1)

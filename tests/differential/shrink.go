@@ -41,10 +41,13 @@ func (r *rig) explain(f *failure) string {
 // fails tries a repro; its failure is then the newest.
 func (r *rig) fails(c *repro) bool {
 	q := *c.failure.question
+	kernels := c.failure.who == kernel || c.failure.who == kernelAccount // to others all packets of a flow are one
+	if kernels && q.key.Port == [2]uint16{} {
+		return false // there is no fresh flow of these two
+	}
 	q.port = r.freshPort()
 	q.key, q.side = keyOf(&q)
-	reply := c.failure.reply && (c.failure.who == kernel || c.failure.who == kernelAccount) // to others it is all one
-	p := packet{question: &q, reply: reply, first: c.before == nil}
+	p := packet{question: &q, reply: c.failure.reply && kernels, first: c.before == nil}
 	if c.before == nil && p.reply {
 		return false
 	}
