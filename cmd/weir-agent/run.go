@@ -11,6 +11,7 @@ import (
 	"github.com/weirnet/weir/controlplane/agent"
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/cniconf"
+	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
@@ -53,7 +54,7 @@ func run(ctx context.Context, o *options) error {
 	defer left.Close()
 	a, err := agent.New(agent.Config{
 		CgroupRoot: o.cgroupRoot, Sockets: left,
-		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
@@ -73,6 +74,8 @@ type cluster struct {
 	name   string
 	report agent.Report
 	router agent.Router
+	// announce new pods to other nodes
+	announce agent.Announce
 }
 
 func objects(ctx context.Context, o *options) (cluster, error) {
@@ -86,8 +89,14 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		return cluster{}, err
 	}
 	o.log.Info("objects come from an API server", "server", client.Host)
-	config := kube.Config{Client: client, NodeName: o.nodeName, Log: o.log}
-	out := cluster{Source: kube.New(config), name: "API server " + client.Host, report: kube.NewRecorder(ctx, config).Report}
+	config := kube.Config{Client: client, NodeName: o.nodeName, Log: o.log, AnnounceIn: o.announceIn}
+	objects := kube.New(config)
+	out := cluster{Source: objects, name: "API server " + client.Host, report: kube.NewRecorder(ctx, config).Report}
+	if o.announceIn != "" {
+		out.announce = func(ctx context.Context, r *endpoint.Record) error {
+			return objects.Announce(ctx, kube.Announced{Namespace: r.Namespace, Name: r.Name, UID: r.LastPod.UID, Addresses: r.Addresses()})
+		}
+	}
 	if o.cniConf != "" {
 		out.report = withCNIConf(o, out.report)
 	}

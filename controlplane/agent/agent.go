@@ -47,6 +47,9 @@ type warner interface{ Warnings() []string }
 // goroutine and does not wait.
 type Report func(*source.Update, *policy.Result)
 
+// Announce tells other nodes a new pod's addresses, before its object has them.
+type Announce func(context.Context, *endpoint.Record) error
+
 // Network is the node's network namespace.
 type Network interface {
 	// Watch calls changed with the state at first and after every change, until ctx is
@@ -79,6 +82,7 @@ type Config struct {
 	Sockets         Sockets       // nil: what backends leave behind stays
 	Router          Router        // nil: other nodes are somebody else's matter
 	Tunnel          bool          // other nodes' packets come by the tunnel: its programs are told from where
+	Announce        Announce      // nil: other nodes learn of a new pod from its object alone
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 }
 

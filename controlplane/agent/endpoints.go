@@ -16,10 +16,12 @@ import (
 
 var _ api.Endpoints = (*Agent)(nil)
 
-// commitWait bounds what a call waits for its commit, undoWait for that of an undo.
+// commitWait bounds what a call waits for its commit, undoWait for that of an undo. A pod starts
+// also where others were not told of it within announceWait.
 const (
-	commitWait = 1500 * time.Millisecond
-	undoWait   = 5 * time.Second
+	announceWait = 500 * time.Millisecond
+	commitWait   = 1500 * time.Millisecond
+	undoWait     = 5 * time.Second
 )
 
 // AddEndpoint implements api.Endpoints: it waits for the pod's object, gives the
@@ -45,13 +47,33 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 	if err != nil {
 		return api.Endpoint{}, &api.Error{Code: api.CodeInternal, Message: fmt.Sprintf("add pod %s: %v", r.Pod(), err)}
 	}
+	told := a.tellOthers(ctx, added)
 	if err := a.awaitEndpoint(ctx, added); err != nil {
 		return api.Endpoint{}, a.refuse(added, fresh, err)
 	}
+	<-told
 	a.Log.Info("endpoint added", "endpoint", added.Number, "pod", added.Pod(), "addresses", added.Addresses(), "container", added.ContainerID)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.describe(added), nil
+}
+
+// tellOthers announces a new pod to other nodes; the channel is closed when that is over.
+func (a *Agent) tellOthers(ctx context.Context, r *endpoint.Record) <-chan struct{} {
+	over := make(chan struct{})
+	if a.Announce == nil {
+		close(over)
+		return over
+	}
+	go func() {
+		defer close(over)
+		ctx, cancel := context.WithTimeout(ctx, announceWait)
+		defer cancel()
+		if err := a.Announce(ctx, r); err != nil {
+			a.Log.Warn("other nodes may drop a new pod's packets until its object has its addresses", "pod", r.Pod(), "error", err)
+		}
+	}()
+	return over
 }
 
 // awaitPod returns the object of the pod that r is for.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -24,7 +25,7 @@ var scheme = runtime.NewScheme()
 
 func init() {
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, networkingv1.AddToScheme, discoveryv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, networkingv1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme} {
 		utilruntime.Must(add(scheme))
 	}
 }
@@ -44,7 +45,7 @@ func Connect(kubeconfig, userAgent string) (*Client, error) {
 		return nil, err
 	}
 	config.UserAgent = userAgent
-	config.QPS = -1 // six watches; the server has its own limits
+	config.QPS = -1 // a few watches; the server has its own limits
 	config.WarningHandler = rest.NoWarnings{}
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -55,7 +56,7 @@ func Connect(kubeconfig, userAgent string) (*Client, error) {
 		return nil, fmt.Errorf("%s: %w", origin(kubeconfig), err)
 	}
 	c := &Client{Host: config.Host, groups: map[schema.GroupVersion]rest.Interface{}}
-	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion} {
+	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, coordinationv1.SchemeGroupVersion} {
 		if c.groups[gv], err = client(*config, gv, transport); err != nil {
 			return nil, fmt.Errorf("%s: %w", origin(kubeconfig), err)
 		}

@@ -3,6 +3,7 @@ package kube
 import (
 	"maps"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -21,6 +22,7 @@ type stores struct {
 	nodes      *store[corev1.Node, *corev1.Node]
 	services   *store[corev1.Service, *corev1.Service]
 	slices     *store[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]
+	leases     *store[coordinationv1.Lease, *coordinationv1.Lease] // nothing waits for them
 
 	// The last snapshot.
 	lastNodes      *source.Nodes
@@ -37,6 +39,7 @@ func newStores() *stores {
 		nodes:      newStore(s, stripNode),
 		services:   newStore(s, stripService),
 		slices:     newStore(s, stripEndpointSlice),
+		leases:     newStore(s, stripLease),
 	}
 }
 
@@ -49,6 +52,7 @@ func (s *stores) snapshot(nodeName string) (*policy.Cluster, *source.Nodes) {
 	c.Services, _ = s.services.share()
 	c.EndpointSlices, _ = s.slices.share()
 	s.addNamespaces(c)
+	s.addAnnounced(c)
 	if nodes, fresh := s.nodes.share(); fresh {
 		s.lastNodes = nodesOf(nodes, nodeName)
 	}

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/source"
 )
@@ -26,19 +28,23 @@ const (
 	waitMost  = time.Minute          // until it is said again
 )
 
-// Config is what a Source works with; all must be set.
+// Config is what a Source works with; all but AnnounceIn must be set.
 type Config struct {
 	Client   *Client
 	NodeName string
 	Log      *slog.Logger
+	// AnnounceIn is the namespace of the leases in which agents tell each other of new pods; "": they
+	// do not.
+	AnnounceIn string
 }
 
 // Source is the API server's objects. One Run; the other methods from anywhere.
 type Source struct {
 	Config
-	stores *stores
-	health *health
-	ended  chan struct{} // closed when Run returns
+	stores    *stores
+	health    *health
+	ended     chan struct{} // closed when Run returns
+	announcer announcer
 
 	// With the stores' lock held.
 	base      uint64        // what revisions begin with; 0: nothing is published
@@ -49,7 +55,8 @@ type Source struct {
 
 // New makes a Source that knows nothing yet.
 func New(c Config) *Source {
-	return &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{})}
+	return &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{}),
+		announcer: announcer{pods: map[types.NamespacedName]Announced{}}}
 }
 
 // Run calls update with everything, once all of it was read and the node is in it, then

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -20,6 +21,14 @@ func meta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 func labelled(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	out := meta(m)
 	out.Labels = m.Labels
+	return out
+}
+
+func stripLease(l *coordinationv1.Lease) *coordinationv1.Lease {
+	out := &coordinationv1.Lease{ObjectMeta: meta(&l.ObjectMeta)}
+	if pods, ok := l.Annotations[announcedKey]; ok {
+		out.Annotations = map[string]string{announcedKey: pods}
+	}
 	return out
 }
 

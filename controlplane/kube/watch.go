@@ -8,6 +8,7 @@ import (
 
 	"github.com/go-logr/logr"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -28,6 +29,8 @@ type kind struct {
 	group    schema.GroupVersion
 	resource string
 	example  runtime.Object
+	in       string // a namespace: those alone
+	selector string // of labels
 	store    interface {
 		cache.ReflectorStore
 		behind(version uint64, listed map[types.NamespacedName]uint64) bool
@@ -38,12 +41,12 @@ type kind struct {
 func (s *stores) kinds() []kind {
 	core := corev1.SchemeGroupVersion
 	return []kind{
-		{core, "namespaces", &corev1.Namespace{}, s.namespaces},
-		{core, "nodes", &corev1.Node{}, s.nodes},
-		{core, "pods", &corev1.Pod{}, s.pods},
-		{core, "services", &corev1.Service{}, s.services},
-		{discoveryv1.SchemeGroupVersion, "endpointslices", &discoveryv1.EndpointSlice{}, s.slices},
-		{networkingv1.SchemeGroupVersion, "networkpolicies", &networkingv1.NetworkPolicy{}, s.policies},
+		{group: core, resource: "namespaces", example: &corev1.Namespace{}, store: s.namespaces},
+		{group: core, resource: "nodes", example: &corev1.Node{}, store: s.nodes},
+		{group: core, resource: "pods", example: &corev1.Pod{}, store: s.pods},
+		{group: core, resource: "services", example: &corev1.Service{}, store: s.services},
+		{group: discoveryv1.SchemeGroupVersion, resource: "endpointslices", example: &discoveryv1.EndpointSlice{}, store: s.slices},
+		{group: networkingv1.SchemeGroupVersion, resource: "networkpolicies", example: &networkingv1.NetworkPolicy{}, store: s.policies},
 	}
 }
 
@@ -55,7 +58,12 @@ var retries = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 
 func (s *Source) watchAll(ctx context.Context) {
 	ctx = withQuietLogger(ctx, s.Log)
 	logger := klog.FromContext(ctx)
-	for _, k := range s.stores.kinds() {
+	kinds := s.stores.kinds()
+	if s.AnnounceIn != "" {
+		kinds = append(kinds, kind{group: coordinationv1.SchemeGroupVersion, resource: "leases", example: &coordinationv1.Lease{},
+			in: s.AnnounceIn, selector: leaseSelector, store: s.stores.leases})
+	}
+	for _, k := range kinds {
 		backoff := retries
 		r := cache.NewReflectorWithOptions(s.listWatch(k), k.example, k.store,
 			cache.ReflectorOptions{Name: k.resource, Backoff: &backoff, Logger: &logger})
@@ -96,7 +104,8 @@ func (s *Source) listWatch(k kind) *cache.ListWatch {
 }
 
 func request(client rest.Interface, k kind, o metav1.ListOptions) *rest.Request {
-	return client.Get().Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec)
+	o.LabelSelector = k.selector
+	return client.Get().NamespaceIfScoped(k.in, k.in != "").Resource(k.resource).VersionedParams(&o, metav1.ParameterCodec)
 }
 
 // SetLog sends what client-go says without a context to log, too. It is called before

@@ -9,6 +9,9 @@ cni-conf: {{ printf "%s/05-weir.conflist" .Values.cniConfDir | quote }}
 {{- if .Values.cgroupRoot }}
 cgroup-root: /host/cgroup2
 {{- end }}
+{{- if .Values.announce }}
+announce-in: {{ .Release.Namespace }}
+{{- end }}
 routing: {{ .Values.routing }}
 tunnel-port: {{ int64 .Values.tunnelPort }}
 masquerade: {{ .Values.masquerade }}

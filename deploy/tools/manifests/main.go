@@ -29,8 +29,8 @@ type manifest struct {
 }
 
 var manifests = []manifest{
-	{"weir.yaml", "Weir with the chart's defaults: `kubectl apply -f weir.yaml`.", []string{"rbac.yaml", "config.yaml", "daemonset.yaml"}, nil},
-	{"uninstall.yaml", "Takes Weir off every node: apply it, wait for the rollout, then delete it.", []string{"rbac.yaml", "daemonset.yaml"}, map[string]any{"uninstall": true}},
+	{"weir.yaml", "Weir with the chart's defaults: `kubectl apply -f weir.yaml`.", []string{"rbac.yaml", "announce.yaml", "config.yaml", "daemonset.yaml"}, nil},
+	{"uninstall.yaml", "Takes Weir off every node: apply it, wait for the rollout, then delete it.", []string{"rbac.yaml", "announce.yaml", "daemonset.yaml"}, map[string]any{"uninstall": true}},
 	{"rbac.yaml", "The account of the agent alone, and what it may do.", []string{"rbac.yaml"}, nil},
 }
 
@@ -71,7 +71,7 @@ func show(to io.Writer, deploy, set string) error {
 	if err != nil {
 		return fmt.Errorf("-set: %w", err)
 	}
-	m := manifest{"-", "Values: " + set, []string{"rbac.yaml", "config.yaml", "daemonset.yaml"}, values}
+	m := manifest{"-", "Values: " + set, []string{"rbac.yaml", "announce.yaml", "config.yaml", "daemonset.yaml"}, values}
 	text, err := m.text(filepath.Join(deploy, "chart"))
 	if err == nil {
 		_, err = io.WriteString(to, text)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -18,7 +19,12 @@ var kinds = map[string]func() any{
 	"ConfigMap":          func() any { return &corev1.ConfigMap{} },
 	"ClusterRole":        func() any { return &rbacv1.ClusterRole{} },
 	"ClusterRoleBinding": func() any { return &rbacv1.ClusterRoleBinding{} },
+	"Role":               func() any { return &rbacv1.Role{} },
+	"RoleBinding":        func() any { return &rbacv1.RoleBinding{} },
 	"DaemonSet":          func() any { return &appsv1.DaemonSet{} },
+
+	"ValidatingAdmissionPolicy":        func() any { return &admissionv1.ValidatingAdmissionPolicy{} },
+	"ValidatingAdmissionPolicyBinding": func() any { return &admissionv1.ValidatingAdmissionPolicyBinding{} },
 }
 
 // Every object has only fields that the API knows, and every mount a volume.

@@ -42,6 +42,9 @@ show() { echo "$2" >"/run/${1##*/}" && mount --bind "/run/${1##*/}" "$1"; }
 show /proc/sys/vm/overcommit_memory 1
 show /proc/sys/kernel/panic 10
 show /proc/sys/kernel/panic_on_oops 1
+show /proc/sys/vm/panic_on_oom 0
+show /proc/sys/kernel/keys/root_maxkeys 1000000
+show /proc/sys/kernel/keys/root_maxbytes 25000000
 mount --make-rshared /
 : >/run/resolv.conf # not the machine's: pods would ask its resolver
 

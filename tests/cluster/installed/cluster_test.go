@@ -67,6 +67,12 @@ func TestCluster(t *testing.T) {
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt) // and clean up
 	defer stop()
 	w := &world{T: t, ctx: ctx}
+	before := machine(t)
+	t.Cleanup(func() {
+		if after := machine(t); after != before {
+			t.Errorf("the machine's own network or sysctls changed, from\n%s\nto\n%s", before, after)
+		}
+	})
 	began := time.Now()
 	w.Cluster = bare.Up(t, bare.Options{Bin: bin, Nodes: 2, Images: archives})
 	t.Logf("the bare cluster is up after %s", time.Since(began).Round(time.Millisecond))
@@ -81,6 +87,18 @@ func TestCluster(t *testing.T) {
 			w.step(s.name, s.run)
 		}
 	}
+}
+
+// machine is what of it must stay as it is.
+func machine(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", `ip -o link show type bridge; ip addr show eth0 2>/dev/null | grep -v valid_lft; ip route; ip -6 route show default; nft list tables
+		sysctl vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops kernel.keys net.ipv4.ip_forward net.ipv6.conf.all.forwarding
+		ls /etc/cni /opt/cni 2>&1`).CombinedOutput()
+	if err != nil && len(out) == 0 {
+		t.Fatal(err)
+	}
+	return string(out)
 }
 
 var steps = []step{
@@ -148,6 +166,17 @@ func (w *world) apply(text string) {
 func (w *world) rolledOut() {
 	w.Helper()
 	w.kubectl("-n", "kube-system", "rollout", "status", "daemonset/weir-agent", "--timeout="+patience.String())
+}
+
+// vxlan: the same, with a tunnel between the nodes.
+func (w *world) vxlan() {
+	w.apply(w.manifest("routing=vxlan"))
+	w.rolledOut()
+	w.smoke()
+	w.suite(policySpecs, "1/8")
+	w.apply(w.manifest())
+	w.rolledOut()
+	w.smoke()
 }
 
 // install does what docs/install.md says.

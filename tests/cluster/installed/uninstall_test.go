@@ -25,6 +25,7 @@ func (w *world) uninstall() {
 	_, err := w.KubectlWith(w.ctx, w.manifest("uninstall=true"), "delete", "-f", "-", "--wait")
 	w.must(err)
 	w.kubectl("-n", "kube-system", "delete", "configmap", "weir-agent")
+	w.kubectl("-n", "kube-system", "delete", "lease", "-l", "app.kubernetes.io/name=weir")
 	for _, n := range w.Nodes {
 		w.nothingOn(n)
 	}
@@ -61,7 +62,7 @@ func (w *world) nothingOn(n *bare.Node) {
 func (w *world) nothingInTheAPI() {
 	w.Helper()
 	w.until("nothing of Weir in the API", func() error {
-		out, err := w.Kubectl(w.ctx, "get", "all,configmap,serviceaccount,clusterrole,clusterrolebinding", "-A", "-o", "name")
+		out, err := w.Kubectl(w.ctx, "get", "all,configmap,serviceaccount,role,rolebinding,clusterrole,clusterrolebinding,lease,validatingadmissionpolicy,validatingadmissionpolicybinding", "-A", "-o", "name")
 		if left := grep(out, "weir"); err == nil && left != "" {
 			err = errors.New(left)
 		}

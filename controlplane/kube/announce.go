@@ -1,0 +1,182 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/controlplane/policy"
+)
+
+// A pod sends its first packets before its addresses are in its object: kubelet writes them
+// there a second or so after the pod was started. Until then other nodes could not say who it
+// is, and a policy that lets it in would drop them. So each agent says in a Lease of its own,
+// before an ADD returns, which addresses the node's new pods have, and the others believe
+// that of the node's own pods and podCIDRs, until the pod's object has addresses.
+//
+//	ADD --> agent --lease--> API server --watch--> other agents
+//	ADD --> kubelet --pod's status, much later---^
+const (
+	leasePrefix   = "weir-" // and the node's name
+	leaseLabel    = "app.kubernetes.io/name"
+	leaseValue    = "weir"
+	leaseSelector = leaseLabel + "=" + leaseValue
+	announcedKey  = "weir/pods" // annotation: []Announced
+	announcedMost = 256         // of a node, at a time
+)
+
+// Announced is a new pod's addresses.
+type Announced struct {
+	Namespace string       `json:"namespace"`
+	Name      string       `json:"name"`
+	UID       types.UID    `json:"uid"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+func (p Announced) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
+}
+
+// announcer writes this node's lease.
+type announcer struct {
+	mu      sync.Mutex
+	pods    map[types.NamespacedName]Announced
+	changes uint64
+
+	sending sync.Mutex // held over a request
+	sent    uint64     // changes that are in the lease
+}
+
+// Announce tells other nodes a new pod's addresses; they were told when it returns without
+// an error. Calls that come while one is on its way go together.
+func (s *Source) Announce(ctx context.Context, p Announced) error {
+	a := &s.announcer
+	a.mu.Lock()
+	for key, other := range a.pods { // who had such an address is gone
+		if slices.ContainsFunc(other.Addresses, func(had netip.Addr) bool { return slices.Contains(p.Addresses, had) }) {
+			delete(a.pods, key)
+		}
+	}
+	a.pods[p.key()] = p
+	a.changes++
+	mine := a.changes
+	a.mu.Unlock()
+
+	a.sending.Lock()
+	defer a.sending.Unlock()
+	if a.sent >= mine {
+		return nil
+	}
+	pods, changes := s.unknown()
+	if err := s.writeLease(ctx, pods); err != nil {
+		return fmt.Errorf("tell other nodes the addresses of pod %s: lease %s/%s: %s", p.key(), s.AnnounceIn, leasePrefix+s.NodeName, reason(err))
+	}
+	a.sent = changes
+	return nil
+}
+
+// unknown are the pods whose objects have no addresses yet.
+func (s *Source) unknown() (out []Announced, changes uint64) {
+	s.stores.Lock()
+	defer s.stores.Unlock()
+	s.announcer.mu.Lock()
+	defer s.announcer.mu.Unlock()
+	pods := s.announcer.pods
+	maps.DeleteFunc(pods, func(key types.NamespacedName, p Announced) bool {
+		object := s.stores.pods.objects[key]
+		return object == nil || object.UID != p.UID || len(object.Status.PodIPs) > 0
+	})
+	for _, p := range pods {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b Announced) int { return strings.Compare(a.key().String(), b.key().String()) })
+	return out[:min(len(out), announcedMost)], s.announcer.changes
+}
+
+func (s *Source) writeLease(ctx context.Context, pods []Announced) error {
+	text, err := json.Marshal(pods)
+	if err != nil {
+		return err
+	}
+	lease := coordinationv1.Lease{
+		TypeMeta: metav1.TypeMeta{APIVersion: coordinationv1.SchemeGroupVersion.String(), Kind: "Lease"},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: s.AnnounceIn, Name: leasePrefix + s.NodeName,
+			Labels: map[string]string{leaseLabel: leaseValue}, Annotations: map[string]string{announcedKey: string(text)},
+			OwnerReferences: s.ownedByNode(),
+		},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &s.NodeName},
+	}
+	body, err := json.Marshal(lease)
+	if err != nil {
+		return err
+	}
+	return s.Client.groups[coordinationv1.SchemeGroupVersion].Patch(types.ApplyPatchType).
+		Namespace(s.AnnounceIn).Resource("leases").Name(lease.Name).
+		Param("fieldManager", component).Param("force", "true").Body(body).Do(ctx).Error()
+}
+
+// ownedByNode has the lease go with the node.
+func (s *Source) ownedByNode() []metav1.OwnerReference {
+	s.stores.Lock()
+	defer s.stores.Unlock()
+	n := s.stores.nodes.objects[named(s.NodeName)]
+	if n == nil {
+		return nil
+	}
+	return []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}
+}
+
+// addAnnounced gives pods the addresses that their nodes announced; the lock is held. A node
+// is believed about pods of its own that have no address yet, and about its own podCIDRs.
+func (s *stores) addAnnounced(c *policy.Cluster) {
+	fresh := map[types.NamespacedName]*corev1.Pod{}
+	for _, lease := range s.leases.objects {
+		node := s.nodes.objects[named(strings.TrimPrefix(lease.Name, leasePrefix))]
+		if node == nil {
+			continue
+		}
+		var pods []Announced
+		if err := json.Unmarshal([]byte(lease.Annotations[announcedKey]), &pods); err != nil {
+			continue // a stranger's lease
+		}
+		ranges := podCIDRs(node)
+		for _, p := range pods[:min(len(pods), announcedMost)] {
+			if pod := c.Pods[p.key()]; p.isOf(pod, node.Name, ranges) {
+				fresh[p.key()] = p.at(pod)
+			}
+		}
+	}
+	if len(fresh) > 0 {
+		c.Pods = maps.Clone(c.Pods)
+		maps.Copy(c.Pods, fresh)
+	}
+}
+
+func (p Announced) isOf(pod *corev1.Pod, node string, ranges []netip.Prefix) bool {
+	return pod != nil && pod.UID == p.UID && pod.Spec.NodeName == node && !pod.Spec.HostNetwork &&
+		pod.Status.PodIP == "" && len(pod.Status.PodIPs) == 0 && pod.Status.Phase == "" && len(p.Addresses) > 0 &&
+		!slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool {
+			return !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+		})
+}
+
+// at is the pod with its addresses.
+func (p Announced) at(pod *corev1.Pod) *corev1.Pod {
+	out := *pod
+	for _, a := range p.Addresses {
+		out.Status.PodIPs = append(out.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	out.Status.PodIP = out.Status.PodIPs[0].IP
+	return &out
+}
