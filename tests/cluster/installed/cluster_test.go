@@ -109,6 +109,7 @@ var steps = []step{
 	{"latency", (*world).latency},
 	{"starts", (*world).starts},
 	{"e2e", (*world).e2e},
+	{"vxlan", (*world).vxlan},
 	{"uninstall", (*world).uninstall},
 }
 
