@@ -14,7 +14,7 @@
 #   cluster    the same, left up to look around in until interrupted
 #   bench-latency  there: from an API call to its effect on packets, a pod's start (ROUNDS=100)
 #   fuzz       test-oracle and made-up packets, ten times as long (SEED=n: others),
-#              then every fuzz target for FUZZTIME
+#              then every fuzz target for FUZZTIME (FUZZNODES, FRAMES, COMMITS: less of it)
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
 #                 (KERNELS="6.1 6.12": on those; QUICK=1: less of them)
 #   bypasses   tries the known ways around a policy, and writes docs/bypasses.md
@@ -122,11 +122,14 @@ test-random: generate
 	$(GO_TEST) ./tests/differential ./tests/atomic | $(SUMMARY)
 SEED = 1
 FUZZTIME = 30s
+FUZZNODES = 100
+FRAMES = 10000000
+COMMITS = 10000
 fuzz: generate
-	{ (cd tests/oracle && $(GO_TEST) -timeout 60m ./... -seed $(SEED) -nodes 100); status=$$?; \
-	  $(GO_TEST) -timeout 30m ./tests/packetfuzz -seed $(SEED) -frames 10000000 || status=1; \
+	{ (cd tests/oracle && $(GO_TEST) -timeout 120m ./... -seed $(SEED) -nodes $(FUZZNODES)); status=$$?; \
+	  $(GO_TEST) -timeout 30m ./tests/packetfuzz -seed $(SEED) -frames $(FRAMES) || status=1; \
 	  tools/fuzz $(FUZZTIME) || status=1; \
-	  $(GO_TEST) -timeout 120m ./tests/atomic -commits 10000 && exit $$status; } | $(SUMMARY)
+	  $(GO_TEST) -timeout 120m ./tests/atomic -commits $(COMMITS) && exit $$status; } | $(SUMMARY)
 
 # Other kernels, in guests without a network (tests/kernels): what a kernel lacks may not be skipped.
 test-kernels: build build-other-layout
