@@ -19,8 +19,10 @@ enum hook {
 	HOOK_FROM_NETWORK,
 	HOOK_SHIELD_POD,
 	HOOK_SHIELD_UPLINK,
-	HOOK_FROM_TUNNEL,
-	HOOK_MAX
+	HOOK_MAX,
+	/* Programs of TC and of XDP have an array each: that of the shield is free in the
+	 * other, and the arrays stay as large as those of builds without a tunnel. */
+	HOOK_FROM_TUNNEL = HOOK_SHIELD_POD,
 };
 
 SEC(".data.abi") volatile __u64 abi; /* mmap */
