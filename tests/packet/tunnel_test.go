@@ -328,6 +328,12 @@ func TestTunnelTrustsNodesForTheirOwnPods(t *testing.T) {
 	s.must(s.Kernel.Settle())
 	s.try(sent{what: "a node that left", from: "192.0.2.3", vni: vni, inner: in4("10.0.3.9"), dropped: stranger})
 
+	// By a device that is no uplink nothing is held against the tunnel but at its own end.
+	s.must(s.Do(func() error {
+		return loader.AttachNetwork(s.Config.BPFFSDir, s.network.Uplink, "up", loader.Plain, loader.XDPOff)
+	}))
+	s.try(sent{what: "from a pod's address, by a plain device", from: "10.0.2.9", vni: vni, inner: in4("10.0.2.9"), dropped: stranger})
+
 	// Without programs the device hears nothing but what is for everybody.
 	s.must(s.Do(func() error { return loader.DetachNetwork(s.Config.BPFFSDir, datapath.TunnelDevice) }))
 	s.try(sent{what: "without programs", from: "192.0.2.2", vni: vni, inner: in4("10.0.2.9"), silent: true})
