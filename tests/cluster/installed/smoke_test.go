@@ -130,6 +130,16 @@ func (w *world) smoke() {
 	w.must(err)
 	targets := at(service.Spec.ClusterIPs, 80, 81)
 	targets = append(targets, "tcp/"+api.Spec.ClusterIP+":443")
+	w.until("the Service has all its backends everywhere", func() error {
+		for _, p := range pods {
+			for range 5 { // a backend is chosen at random
+				if failed := w.reach("smoke", p, targets...); len(failed) > 0 {
+					return fmt.Errorf("%s does not reach %v", p, failed)
+				}
+			}
+		}
+		return nil
+	})
 	for _, p := range pods {
 		addrs := w.addresses("smoke", p)
 		if len(addrs) != 2 {
