@@ -395,7 +395,7 @@ func (s *scene) label(l label, value *string) {
 // there is one at an end of the block or beside an exception.
 func inside(b *networkingv1.IPBlock) (netip.Addr, bool) {
 	cidr := netip.MustParsePrefix(b.CIDR)
-	candidates := []netip.Addr{cidr.Addr()}
+	candidates := []netip.Addr{cidr.Masked().Addr()}
 	for _, e := range b.Except {
 		candidates = append(candidates, last(netip.MustParsePrefix(e)).Next())
 	}

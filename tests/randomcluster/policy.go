@@ -128,25 +128,41 @@ func (w *World) peers() (out []networkingv1.NetworkPolicyPeer) {
 	return out
 }
 
-// block cuts the pods' range at a random place, with up to four exceptions inside it: around
-// one address, one inside the other as it comes, or beside each other.
+// block cuts the pods' range, or one outside, at a random place, with up to four exceptions
+// inside it: around one address, one inside the other as it comes, or beside each other.
 func (w *World) block() *networkingv1.IPBlock {
-	base, most := func() string { return fmt.Sprintf("10.0.0.%d", w.r.Intn(32)) }, []int{0, 8, 24, 27, 28, 29, 30, 31, 32}
-	if w.r.Intn(2) == 0 {
-		base, most = func() string { return fmt.Sprintf("fd00::%x", w.r.Intn(32)) }, []int{0, 64, 120, 123, 124, 125, 126, 127, 128}
+	families := []struct {
+		base, outside string
+		lengths       []int
+	}{
+		{"10.0.0.%d", "192.0.2.%d", []int{0, 8, 24, 27, 28, 29, 30, 31, 32}},
+		{"fd00::%x", "2001:db8::%x", []int{0, 64, 120, 123, 124, 125, 126, 127, 128}},
 	}
-	a, i := netip.MustParseAddr(base()), w.r.Intn(len(most))
-	cidr := netip.PrefixFrom(a, most[i]).Masked()
-	b := &networkingv1.IPBlock{CIDR: cidr.String()}
-	for n := w.r.Intn(5); n > 0 && i < len(most)-1; n-- {
+	f := families[w.r.Intn(2)]
+	if w.r.Intn(8) == 0 {
+		f.base = f.outside
+	}
+	address := func() netip.Addr { return netip.MustParseAddr(fmt.Sprintf(f.base, w.r.Intn(32))) }
+	a, i := address(), w.r.Intn(len(f.lengths))
+	cidr := netip.PrefixFrom(a, f.lengths[i])
+	b := &networkingv1.IPBlock{CIDR: w.written(cidr)}
+	for n := w.r.Intn(5); n > 0 && i < len(f.lengths)-1; n-- {
 		at := a
-		if other := netip.MustParseAddr(base()); w.r.Intn(2) == 0 && cidr.Contains(other) {
+		if other := address(); w.r.Intn(2) == 0 && cidr.Contains(other) {
 			at = other
 		}
-		longer := most[i+1+w.r.Intn(len(most)-i-1)]
-		b.Except = append(b.Except, netip.PrefixFrom(at, longer).Masked().String())
+		longer := f.lengths[i+1+w.r.Intn(len(f.lengths)-i-1)]
+		b.Except = append(b.Except, w.written(netip.PrefixFrom(at, longer)))
 	}
 	return b
+}
+
+// written as most do, or with bits that the prefix does not have: those mean nothing.
+func (w *World) written(p netip.Prefix) string {
+	if w.r.Intn(6) > 0 {
+		p = p.Masked()
+	}
+	return p.String()
 }
 
 // edges are ports beside those that most rules and tuples are about.

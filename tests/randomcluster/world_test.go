@@ -27,7 +27,7 @@ func TestWorldsHaveEverything(t *testing.T) {
 	}
 	for _, what := range []string{
 		"operator In", "operator NotIn", "operator Exists", "operator DoesNotExist", "match labels", "long selector",
-		"except over a pod", "excepts nested", "excepts apart", "family 4", "family 6",
+		"except over a pod", "excepts nested", "excepts apart", "family 4", "family 6", "bits beyond the prefix", "range outside",
 		"no types", "types [Ingress]", "types [Egress]", "types [Ingress Egress]", "egress rules and no egress type",
 		"denies all", "allows all", "contradicting twins", "any port", "range", "wide range", "named port", "TCP", "UDP", "SCTP",
 		"name means two ports for the same labels", "one port of two names", "sidecar's port", "undeclared namespace", "no labels", "many labels",
@@ -135,6 +135,8 @@ func ruleHas(has map[string]bool, w *World, peers []networkingv1.NetworkPolicyPe
 func blockHas(has map[string]bool, w *World, b *networkingv1.IPBlock) {
 	cidr := netip.MustParsePrefix(b.CIDR)
 	has["family 4"], has["family 6"] = has["family 4"] || cidr.Addr().Is4(), has["family 6"] || cidr.Addr().Is6()
+	has["bits beyond the prefix"] = has["bits beyond the prefix"] || cidr != cidr.Masked()
+	has["range outside"] = has["range outside"] || cidr.Bits() > 0 && cidr.Overlaps(netip.MustParsePrefix("192.0.2.0/27"))
 	for i, text := range b.Except {
 		e := netip.MustParsePrefix(text)
 		for _, p := range w.Places[:Pods] {
