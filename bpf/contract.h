@@ -9,12 +9,14 @@
 
 /* Sizes that both sides use. */
 enum limits {
-	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 14 bits of the mark */
+	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 13 bits of the mark */
 	SCAN_MAX = 16,       /* wide groups of a ruleset that are asked one by one; where there are more, masks are */
 	WIDE_MAX = 256,      /* port groups of one ruleset that no single port finds: ranges, named, any */
 	WIDE_WORDS = 4,      /* a bit for each of them */
 	SPANS_FIRST = 2,     /* of a ruleset's spans: before them are the groups for any peer, and for all pods */
 	DENIED_BUDGET = 100, /* denied packets a second that an endpoint has recorded one by one */
+	PARKED_BUDGET = 20,  /* of these, how many are handed to the agent if their peer is not known yet */
+	PARKED_SIZE = 512,   /* bytes of a frame that is; a power of two */
 	ERROR_BUDGET = 100,  /* ICMP errors a second that each end of a flow may be sent about it */
 	FRAGMENTS = 32,      /* fragmented datagrams that an endpoint can have under way */
 	FRAGMENTS_OUTSIDE = 4096, /* and the outside; both powers of two */
@@ -106,6 +108,7 @@ enum counter {
 	COUNT_DENIAL_SUPPRESSED, /* denied packets past their endpoint's budget: counted, not recorded */
 	COUNT_DENIAL_UNCOUNTED,  /* denials that found denial_counts full */
 	COUNT_DENIAL_CACHED,     /* denials answered without a scan */
+	COUNT_PARKED,            /* first packets handed to the agent: their peer is not known yet */
 	COUNT_UNTRACKED,         /* forwarded without a flow entry: strays and races */
 	COUNT_DROP = 32,
 	COUNT_MAX = 96,
@@ -144,9 +147,10 @@ enum stamp_bits {
 };
 
 /* Our 16 bits of skb->mark, always overwritten by the hook a packet comes in by. The low
- * 14 are the sender's endpoint number. */
+ * 13 are the sender's endpoint number. */
 enum mark_bits {
-	MARK_ENDPOINT = 0x3fff,
+	MARK_ENDPOINT = 0x1fff,
+	MARK_OUTSIDE = 0x2000, /* the node sends it again for the outside */
 	MARK_EGRESS = 0x4000,  /* the sender's side is judged: to_network passes it */
 	MARK_INGRESS = 0x8000, /* the receiver's side is judged too: to_pod passes it */
 };
@@ -436,6 +440,17 @@ struct event {
 	__u8 picked_up;
 	__u64 packets[2]; /* by source, destination */
 	__u64 bytes[2];
+};
+
+/* A frame of a peer that is not known yet, see park.h. */
+struct parked {
+	__u32 ifindex; /* of the hook, on the host side of a pod's veth */
+	__u32 length;
+	__u8 peer[16]; /* that address */
+	__u8 family;
+	__u8 from_pod; /* the pod sent it; else it was for the pod */
+	__u8 pad[6];
+	__u8 frame[PARKED_SIZE];
 };
 
 _Static_assert(sizeof(struct tuple) == 40, "tuple");

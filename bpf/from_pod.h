@@ -4,6 +4,7 @@
 #pragma once
 #include "hook.h"
 #include "neighbour.h"
+#include "park.h"
 
 static __always_inline int is_frontend(struct walk *w, int own_node)
 {
@@ -133,8 +134,11 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 	f = walk_settle(w, w->ifindex, way);
 	if (way == DROP_NONE)
 		return f ? deliver(skb, f, w->side) : TC_DROP;
-	if (way < NO_ENTRY)
-		return refuse(w);
+	if (way < NO_ENTRY) {
+		refuse(w);
+		park(skb, w, 1);
+		return TC_DROP;
+	}
 	if (way == UNDECIDED)
 		mark_write(skb, w->end[0].endpoint);
 	else if (way == RELATED)

@@ -3,6 +3,7 @@
  * in by, or by where the stack got it; never by its address. */
 #pragma once
 #include "hook.h"
+#include "park.h"
 
 /* The sender, when no endpoint's mark says so: the node itself, or the outside. */
 static __always_inline int sender_find(struct walk *w, __u32 iface)
@@ -101,15 +102,20 @@ static __always_inline int to_pod_slow(struct __sk_buff *skb, struct walk *w, __
 	if (!way)
 		way = to_pod_decide(skb, w, iface, sender);
 	walk_settle(w, iface, way);
-	return way == DROP_NONE || way >= NO_ENTRY ? TC_NEXT : refuse(w);
+	if (way == DROP_NONE || way >= NO_ENTRY)
+		return TC_NEXT;
+	refuse(w);
+	park(skb, w, 0);
+	return TC_DROP;
 }
 
 /* Where the packet came from, as flow entries name it. */
-static __always_inline __u32 sender_iface(struct __sk_buff *skb, __u32 sender)
+static __always_inline __u32 sender_iface(struct __sk_buff *skb, __u16 mark)
 {
+	__u32 sender = mark & MARK_ENDPOINT;
 	struct endpoint *ep = endpoint_at(sender);
 
 	if (sender)
 		return ep ? READ_ONCE(ep->ifindex) : 0;
-	return skb->ingress_ifindex ? IFACE_OUTSIDE : IFACE_HOST;
+	return skb->ingress_ifindex || mark & MARK_OUTSIDE ? IFACE_OUTSIDE : IFACE_HOST;
 }

@@ -46,7 +46,7 @@ SEC("tc") int to_pod(struct __sk_buff *skb)
 
 	if ((mark & (MARK_EGRESS | MARK_INGRESS)) == (MARK_EGRESS | MARK_INGRESS))
 		return TC_NEXT;
-	iface = sender_iface(skb, sender);
+	iface = sender_iface(skb, mark);
 	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
 		f = walk_flow(&w, iface, RECEIVER);
 		if (f && w.hit == HIT_LIVE) {
@@ -67,7 +67,7 @@ SEC("tc") int to_network(struct __sk_buff *skb)
 
 	if (!sender || mark & MARK_EGRESS)
 		return TC_NEXT;
-	iface = sender_iface(skb, sender);
+	iface = sender_iface(skb, mark);
 	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
 		f = walk_flow(&w, iface, SENDER);
 		if (f && w.hit == HIT_LIVE) {
@@ -131,6 +131,13 @@ SEC("tc") int arm_sweep(struct __sk_buff *skb)
 	return bpf_timer_start(&s->timer, 0, 0);
 }
 
+/* Sends a parked frame again on the way that it was on: cb[0] is the interface, cb[1] tells
+ * whether it came from the pod. Run by the agent. */
+SEC("tc") int resend(struct __sk_buff *skb)
+{
+	return bpf_clone_redirect(skb, skb->cb[0], skb->cb[1] ? BPF_F_INGRESS : 0) ? 1 : 0;
+}
+
 /* Takes over a flow: the packet is 14 bytes of no meaning, a struct flow_key, a struct flow.
  * Run by the loader, see flow_import. */
 SEC("tc") int import_flow(struct __sk_buff *skb)
@@ -163,4 +170,5 @@ EXPORT(enum, endpoint_flags);
 EXPORT(enum, group_flags);
 EXPORT(enum, event_kind);
 EXPORT(struct, event);
+EXPORT(struct, parked);
 EXPORT(struct, slots);

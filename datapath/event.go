@@ -66,6 +66,7 @@ type Counters struct {
 	FlowsNew, FlowsEnded, FlowsRevoked, FlowsRestamped, FlowsRejudged, FlowsPickedUp uint64
 	EventsEmitted, EventsLost                                                        uint64
 	DenialsEmitted, DenialsLost, DenialsSuppressed, DenialsUncounted, DenialsCached  uint64
+	Parked                                                                           uint64 // dropped, and handed to the agent to send again
 	Untracked                                                                        uint64 // forwarded without a flow entry
 	Drops                                                                            map[Reason]uint64
 }

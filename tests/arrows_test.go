@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"datapath":                {"identity"},
 	"datapath/loader":         {"bpf", "datapath", "datapath/maps", "identity"},
 	"datapath/maps":           {"bpf", "datapath", "identity"},
+	"datapath/parked":         {"bpf", "datapath/maps"},
 	"datapath/reader":         {"bpf", "datapath", "datapath/maps", "identity"},
 	"datapath/sockets":        {"bpf", "datapath", "datapath/maps"},
 	"controlplane/api":        {"datapath", "identity"},
@@ -50,9 +51,9 @@ var arrows = map[string][]string{
 
 // owners are the only importers of the heavy libraries.
 var owners = map[string][]string{
-	"github.com/cilium/ebpf":              {"bpf", "datapath/loader", "datapath/maps", "datapath/reader", "datapath/sockets"},
+	"github.com/cilium/ebpf":              {"bpf", "datapath/loader", "datapath/maps", "datapath/parked", "datapath/reader", "datapath/sockets"},
 	"github.com/cilium/ebpf/link":         {"datapath/loader"},
-	"github.com/cilium/ebpf/ringbuf":      {"datapath/reader"},
+	"github.com/cilium/ebpf/ringbuf":      {"datapath/parked", "datapath/reader"},
 	"github.com/vishvananda/netlink":      {"cni", "controlplane/node", "controlplane/routing", "datapath/loader"},
 	"github.com/google/nftables":          {"controlplane/routing"},
 	"github.com/containernetworking":      {"cni", "cmd/weir-cni"},

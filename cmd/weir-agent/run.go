@@ -20,6 +20,7 @@ import (
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
 	"github.com/weirnet/weir/datapath/loader"
+	"github.com/weirnet/weir/datapath/parked"
 	"github.com/weirnet/weir/datapath/reader"
 	"github.com/weirnet/weir/datapath/sockets"
 )
@@ -136,6 +137,7 @@ func serve(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log, 
 		case <-a.Ready():
 		}
 		group.Go(func() error { return readFlows(ctx, o, flows, inForce) })
+		group.Go(func() error { return sendParked(ctx, o, a, inForce) })
 		return answer(ctx, o, a, flows)
 	})
 	err := group.Wait()
@@ -154,6 +156,20 @@ func readFlows(ctx context.Context, o *options, flows *flowlog.Log, inForce <-ch
 		return err
 	}
 	return flows.Run(ctx, events)
+}
+
+func sendParked(ctx context.Context, o *options, a *agent.Agent, inForce <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-inForce:
+	}
+	frames, err := parked.Open(o.bpffsDir, o.markShift)
+	if err != nil {
+		return err
+	}
+	defer frames.Release()
+	return a.SendParked(ctx, frames)
 }
 
 func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) error {

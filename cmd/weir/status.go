@@ -122,6 +122,9 @@ func (a *app) flowsText(f api.FlowStatus) string {
 	if f.Suppressed > 0 {
 		text += fmt.Sprintf(", %d denied packets counted only", f.Suppressed)
 	}
+	if f.Parked > 0 {
+		text += fmt.Sprintf(", %d first packets of pods not known yet (%d sent on)", f.Parked, f.Resent)
+	}
 	return text
 }
 

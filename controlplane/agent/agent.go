@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -105,6 +106,7 @@ type Agent struct {
 	left     chan struct{} // has one element when backends went that sockets may be connected to
 
 	lastNodes *source.Nodes // of sourceChanged alone
+	resent    atomic.Uint64 // parked frames that were sent again
 
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made anew, when what follows changes

@@ -122,6 +122,7 @@ func (a *Agent) status() (api.Status, error) {
 			Emitted:    counters.EventsEmitted + counters.DenialsEmitted,
 			Lost:       counters.EventsLost + counters.DenialsLost,
 			Suppressed: counters.DenialsSuppressed,
+			Parked:     counters.Parked, Resent: a.resent.Load(),
 		},
 		Drops: map[string]uint64{}, Hooks: hooks, Maps: []api.MapUse{}, Warnings: hookWarnings,
 	}

@@ -177,6 +177,8 @@ type FlowStatus struct {
 	Emitted    uint64 `json:"emitted"`
 	Lost       uint64 `json:"lost"`
 	Suppressed uint64 `json:"suppressed"` // denials counted but not recorded one by one
+	Parked     uint64 `json:"parked"`     // first packets of pods not known yet, dropped and kept
+	Resent     uint64 `json:"resent"`     // of those, how many were judged again once the pod was known
 }
 
 // ObjectError is one thing that cannot be enforced as it is written.

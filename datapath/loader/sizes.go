@@ -24,7 +24,7 @@ var sizable = map[string]bool{
 	bpf.WeirMapRulesets: false, bpf.WeirMapExactGroups: false, bpf.WeirMapPortGroups: false, bpf.WeirMapRuleIds: false,
 	bpf.WeirMapPortSpans: false, bpf.WeirMapPeerMasks: false, bpf.WeirMapFrontends: false, bpf.WeirMapOrigins: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false,
 	bpf.SockMapServices: false, bpf.SockMapBackends: false, bpf.SockMapAffinities: false, bpf.SockMapUdpSockets: false,
-	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true,
+	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true, bpf.WeirMapParkedFrames: true,
 }
 
 const (

@@ -92,7 +92,9 @@ func TestLimitsAreDocumented(t *testing.T) {
 	for name, ring := range sizable {
 		size := fmt.Sprint(all[name].MaxEntries)
 		if ring {
-			size = fmt.Sprint(all[name].MaxEntries>>20, " MiB")
+			if size = fmt.Sprint(all[name].MaxEntries>>20, " MiB"); all[name].MaxEntries < 1<<20 {
+				size = fmt.Sprint(all[name].MaxEntries>>10, " KiB")
+			}
 		}
 		if row := fmt.Sprintf("| `%s` | %s |", name, size); !strings.Contains(string(text), row) {
 			t.Errorf("docs/limits.md has no %q", row)

@@ -36,6 +36,7 @@ func (k *Kernel) Counters() (datapath.Counters, error) {
 		DenialsSuppressed: sums[bpf.WeirCounterCOUNT_DENIAL_SUPPRESSED],
 		DenialsUncounted:  sums[bpf.WeirCounterCOUNT_DENIAL_UNCOUNTED],
 		DenialsCached:     sums[bpf.WeirCounterCOUNT_DENIAL_CACHED],
+		Parked:            sums[bpf.WeirCounterCOUNT_PARKED],
 		Untracked:         sums[bpf.WeirCounterCOUNT_UNTRACKED],
 		Drops:             map[datapath.Reason]uint64{},
 	}
