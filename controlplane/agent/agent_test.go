@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
 	"github.com/weirnet/weir/datapath"
@@ -111,6 +112,35 @@ func TestAddWaitsForThePolicies(t *testing.T) {
 	}
 	if len(b.agent.Endpoints()) != 1 {
 		t.Fatal("something is left")
+	}
+}
+
+// Others are told of a pod before its ADD returns; that they cannot be is no reason not to
+// start it.
+func TestAddTellsOthers(t *testing.T) {
+	b := newBench(t)
+	b.start()
+	b.apply("web.yaml", fmt.Sprintf(podYAML, "web", "web"))
+	told := ""
+	b.agent.Announce = func(_ context.Context, r *endpoint.Record) error {
+		time.Sleep(50 * time.Millisecond)
+		told = fmt.Sprint(r.Pod(), r.LastPod.Name, r.Addresses())
+		return nil
+	}
+	if _, err := b.added(t.Context(), 101, "web", "10.0.0.1"); err != nil || told != "shop/webweb[10.0.0.1]" {
+		t.Fatalf("told %q, %v", told, err)
+	}
+	b.apply("api.yaml", fmt.Sprintf(podYAML, "api", "api"))
+	b.agent.Announce = func(ctx context.Context, _ *endpoint.Record) error {
+		<-ctx.Done() // an API server that does not answer
+		return ctx.Err()
+	}
+	began := time.Now()
+	if e, err := b.added(t.Context(), 102, "api", "10.0.0.2"); err != nil || !e.Ready {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if took := time.Since(began); took < announceWait || took > 4*announceWait {
+		t.Errorf("waited %s", took)
 	}
 }
 

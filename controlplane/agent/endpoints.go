@@ -39,15 +39,15 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 	if err != nil {
 		return api.Endpoint{}, err
 	}
+	r = r.WithPod(pod)
+	told := a.tellOthers(ctx, r)
 	if err := a.awaitPolicies(ctx, r); err != nil {
 		return api.Endpoint{}, err
 	}
-	r = r.WithPod(pod)
 	added, fresh, err := a.insert(ctx, r)
 	if err != nil {
 		return api.Endpoint{}, &api.Error{Code: api.CodeInternal, Message: fmt.Sprintf("add pod %s: %v", r.Pod(), err)}
 	}
-	told := a.tellOthers(ctx, added)
 	if err := a.awaitEndpoint(ctx, added); err != nil {
 		return api.Endpoint{}, a.refuse(added, fresh, err)
 	}

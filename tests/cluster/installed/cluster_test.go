@@ -21,6 +21,7 @@ import (
 
 var (
 	only = flag.String("only", "", "steps to run after the installation, separated by commas; all by default")
+	with = flag.String("values", "", "of the chart, as routing=vxlan,logLevel=debug, for the installation")
 	keep = flag.Bool("keep", false, "leave the cluster up until interrupted")
 )
 
@@ -139,6 +140,9 @@ func (w *world) stay() {
 func (w *world) manifest(more ...string) string {
 	w.Helper()
 	set := append([]string{"k8sServiceHost=" + w.Host.Addr4}, more...)
+	if *with != "" {
+		set = append(set, *with)
+	}
 	if _, err := os.Stat("/sys/fs/cgroup/unified"); err == nil {
 		set = append(set, "cgroupRoot=/sys/fs/cgroup/unified")
 	}
