@@ -31,3 +31,22 @@ func TestUplinkWithoutEthernet(t *testing.T) {
 		t.Errorf("warnings %q, want one about tun0", warnings)
 	}
 }
+
+// What comes out of the tunnel meets the tunnel's own program, whatever else the device is
+// said to be.
+func TestTunnelHasItsOwnHook(t *testing.T) {
+	h := &fakeHooks{attached: map[loader.Attachment]bool{}}
+	a := &Agent{Config: Config{Hooks: h, Network: &fakeNetwork{names: map[uint32]string{2: "eth0", 3: "weir-vxlan"}}, Log: slog.New(slog.DiscardHandler), Uplinks: []string{"eth0", "weir-vxlan"}}}
+	a.attachDevices(&node.State{Devices: []node.Device{
+		{Name: "eth0", Index: 2}, {Name: "weir-vxlan", Index: 3, Tunnel: true, DefaultRoute: true},
+	}})
+	for at, want := range map[loader.Attachment]bool{
+		{Name: "eth0", Hook: "from_network", Ifindex: 2}:       true,
+		{Name: "weir-vxlan", Hook: "from_tunnel", Ifindex: 3}:  true,
+		{Name: "weir-vxlan", Hook: "from_network", Ifindex: 3}: false,
+	} {
+		if h.attached[at] != want {
+			t.Errorf("%+v attached: %v, want %v", at, h.attached[at], want)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/tests/sandbox"
 )
 
@@ -60,6 +61,7 @@ func TestState(t *testing.T) {
 	addAddr(t, pod, "10.9.9.9/32")
 	ipvs := addVeth(t, "kube-ipvs0", "other")
 	addAddr(t, ipvs, "10.96.0.1/32")
+	addAddr(t, addVeth(t, datapath.TunnelDevice, "inside"), "192.0.2.77/32") // one that the node lost
 	lo, err := netlink.LinkByName("lo")
 	must(t, err)
 	must(t, netlink.LinkSetUp(lo))
@@ -69,7 +71,7 @@ func TestState(t *testing.T) {
 	must(t, err)
 	for addr, want := range map[string]bool{
 		"192.0.2.1": true, "203.0.113.7": true, gateway6.String(): true,
-		"127.0.0.1": false, "10.9.9.9": false, "10.96.0.1": false,
+		"127.0.0.1": false, "10.9.9.9": false, "10.96.0.1": false, "192.0.2.77": false,
 	} {
 		if got := slices.Contains(s.Addresses, netip.MustParseAddr(addr)); got != want {
 			t.Errorf("%s among the node's addresses: %v", addr, got)
@@ -80,6 +82,9 @@ func TestState(t *testing.T) {
 	}
 	if d := device(s, "up1"); d == nil || d.DefaultRoute {
 		t.Errorf("up1: %+v", d)
+	}
+	if d := device(s, datapath.TunnelDevice); d == nil || !d.Tunnel || d.MTU != 1500 || device(s, "up0").Tunnel {
+		t.Errorf("the tunnel: %+v", d)
 	}
 	if device(s, "lo") != nil || device(s, "weir0123456789a") != nil || s.PodSides["weir0123456789a"] != uint32(pod.Attrs().Index) {
 		t.Errorf("%+v", s)

@@ -96,7 +96,7 @@ func (p *LivePod) configureHost(addrs []netip.Addr) error {
 }
 
 func (p *LivePod) configurePod(addrs []netip.Addr) error {
-	h, err := netlink.NewHandleAt(p.netns)
+	h, err := netlink.NewHandleAt(p.netns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (n *Node) AddNetwork(t testing.TB, own, others []netip.Prefix) *Network {
 		if err := netlink.LinkAdd(link); err != nil {
 			return err
 		}
-		h, err := netlink.NewHandle()
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
 		}
@@ -191,7 +191,7 @@ func (n *Node) AddNetwork(t testing.TB, own, others []netip.Prefix) *Network {
 		}
 		return loader.AttachNetwork(n.Config.BPFFSDir, w.Uplink, "up", loader.Uplink, loader.XDPOff)
 	})
-	h, err := netlink.NewHandleAt(w.netns)
+	h, err := netlink.NewHandleAt(w.netns, unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
