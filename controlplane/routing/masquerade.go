@@ -1,15 +1,12 @@
 package routing
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // table is ours alone: one of each family, replaced whole.
@@ -120,17 +117,4 @@ func within(offset uint32, p netip.Prefix) []expr.Any {
 	}
 }
 
-func removeMasquerade() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	var errs []error
-	for _, f := range families {
-		c.DelTable(&nftables.Table{Family: f.family, Name: table})
-		if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove nftables table %s: %w", table, err))
-		}
-	}
-	return errors.Join(errs...)
-}
+func removeMasquerade() error { return removeTables(table) }

@@ -23,6 +23,7 @@ const tunnelDevice = datapath.TunnelDevice
 const (
 	overhead4 = 50
 	overhead6 = 70
+	minMTU6   = 1280
 )
 
 // VXLAN joins nodes over any network that brings UDP from one to the other: what their pods
@@ -40,18 +41,31 @@ func (v VXLAN) Route(nodes *source.Nodes, cluster []netip.Prefix) error {
 		return nil // the source says so; what is routed stays
 	}
 	reached, errs := ways(*nodes.Own, nodes.Others)
+	if err := guard(v.Port, cluster); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
 	dev, err := v.prepare(*nodes.Own, reached)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	wanted := unreachable(*nodes.Own)
 	for _, w := range reached {
-		for _, r := range w.routes(dev) {
+		for _, r := range w.routes(dev, nodes.Own.PodCIDRs) {
 			wanted[r] = true
 		}
 	}
-	errs = append(errs, reconcile(wanted), reconcileRules(nodes.Own.PodCIDRs))
+	errs = append(errs, reconcile(wanted), reconcileRules(nodes.Own.PodCIDRs), v.room(nodes.Own.PodCIDRs))
 	return errors.Join(append(errs, masquerade(v.Masquerade, nodes, cluster))...)
+}
+
+// room is an error where IPv6 does not fit the tunnel: the kernel has none on such a device.
+func (v VXLAN) room(ranges []netip.Prefix) error {
+	mtu := v.PodMTU()
+	if mtu >= minMTU6 || !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return nil
+	}
+	return fmt.Errorf("pods have IPv6 addresses and what fits the tunnel, %d bytes, is less than IPv6 asks for (%d): "+
+		"give the devices between the nodes an MTU of %d or more", mtu, minMTU6, minMTU6+overhead6)
 }
 
 // PodMTU is what pods' packets may have to fit the tunnel, 0 while there is none.
@@ -132,12 +146,12 @@ func overhead(outer netip.Addr) int {
 
 // routes of a node's pods, for all; of the node's own addresses, for this node's pods alone:
 // what the nodes themselves say to each other, the tunnel's packets first, needs no tunnel.
-func (w way) routes(dev int) (out []route) {
+func (w way) routes(dev int, pods []netip.Prefix) (out []route) {
 	for _, cidr := range w.node.PodCIDRs {
 		out = append(out, route{table: unix.RT_TABLE_MAIN, to: cidr.Masked(), node: w.to, dev: dev})
 	}
 	for _, a := range w.node.Addresses {
-		if a.IsGlobalUnicast() {
+		if a.IsGlobalUnicast() && slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }) {
 			out = append(out, route{table: podsTable, to: netip.PrefixFrom(a, a.BitLen()), node: w.to, dev: dev})
 		}
 	}
@@ -290,7 +304,7 @@ func ownAddresses(self source.Node, link netlink.Link) error {
 
 // removeTunnel takes the device away, and with it its routes and addresses.
 func removeTunnel() error {
-	err := reconcileRules(nil)
+	err := errors.Join(reconcileRules(nil), removeTables(guardTable))
 	link, missing := netlink.LinkByName(tunnelDevice)
 	if missing != nil {
 		var gone netlink.LinkNotFoundError

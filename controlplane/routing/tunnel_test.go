@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -89,6 +90,15 @@ func rules(t *testing.T) string {
 	return strings.Join(out, ", ")
 }
 
+func tables(t *testing.T) int {
+	t.Helper()
+	c, err := nftables.New()
+	must(t, err)
+	list, err := c.ListTables()
+	must(t, err)
+	return len(list)
+}
+
 const (
 	ownRoutes = "unreachable 10.0.1.0/24, unreachable fd00:1::/64"
 	ownRules  = "1190 from 10.0.1.0/24 table 119, 1190 from fd00:1::/64 table 119"
@@ -128,6 +138,9 @@ func TestTunnelFollowsTheNodes(t *testing.T) {
 	if got := s.addresses(); got != "192.0.2.1/32 2001:db8::1/128" {
 		t.Errorf("addresses %s", got)
 	}
+	if n := tables(t); n != 2 {
+		t.Errorf("%d nftables tables, want one of each family", n)
+	}
 	if len(s.attached) != 1 || s.attached[0] != "weir-vxlan up false" {
 		t.Errorf("programs: %v, want once, before the device is up", s.attached)
 	}
@@ -137,6 +150,9 @@ func TestTunnelFollowsTheNodes(t *testing.T) {
 	}
 	if _, err := netlink.LinkByName(tunnelDevice); err == nil {
 		t.Error("the device is left")
+	}
+	if n := tables(t); n != 0 {
+		t.Errorf("%d nftables tables are left", n)
 	}
 	must(t, Remove())
 }
@@ -198,6 +214,23 @@ func TestTunnelMTU(t *testing.T) {
 			t.Errorf("step %d: %d, want %d", i, got, step.want)
 		}
 	}
+}
+
+// Routes of IPv6 through a device that has none are an error of the kernel's; why is said.
+func TestTunnelTooSmallForIPv6(t *testing.T) {
+	s := newTunnelled(t, "192.0.2.1")
+	device(t, "up", "192.0.2.1/24")
+	up, err := netlink.LinkByName("up")
+	must(t, err)
+	must(t, netlink.LinkSetMTU(up, 1300))
+	if err := s.route(two); err == nil || !strings.Contains(err.Error(), "what fits the tunnel, 1250 bytes, is less than IPv6 asks for (1280)") {
+		t.Errorf("%v", err)
+	}
+	if got := listed(t); !strings.Contains(got, "10.0.2.0/24 by the tunnel to 192.0.2.2") {
+		t.Errorf("IPv4 is not routed: %s", got)
+	}
+	s.self.PodCIDRs = s.self.PodCIDRs[:1]
+	must(t, s.route(source.Node{Name: "four", Addresses: two.Addresses, PodCIDRs: two.PodCIDRs[:1]}))
 }
 
 // What this node is not any more, the device does not say it is.

@@ -38,6 +38,7 @@ func TestTunnel(t *testing.T) {
 	p.large(&db.Host, &web.Host)
 	p.hosts(web, db)
 	p.forged(db)
+	p.translated(db)
 	p.killed(web, db)
 	p.moved(web, db)
 	p.uninstalled(web, db)
@@ -196,6 +197,12 @@ func (p *pair) hosts(web, db *lab.Pod) {
 // seen is the address that a connection comes from, to its other end.
 func (p *pair) seen(from, at *lab.Host, addr string) string {
 	p.Helper()
+	return p.seenAt(from, at, addr, port+1)
+}
+
+// seenAt connects to another address and port, which are translated.
+func (p *pair) seenAt(from, at *lab.Host, addr string, to int) string {
+	p.Helper()
 	l, err := at.Listen(port + 1)
 	p.must(err)
 	defer l.Close()
@@ -210,7 +217,7 @@ func (p *pair) seen(from, at *lab.Host, addr string) string {
 		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 		accepted <- strings.TrimPrefix(host, "::ffff:")
 	}()
-	conn, err := from.ConnectWithin(addr, port+1, 5*time.Second)
+	conn, err := from.ConnectWithin(addr, to, 5*time.Second)
 	if err != nil {
 		return err.Error()
 	}
@@ -259,6 +266,56 @@ func tunnelled(src, dst string) []byte {
 	}
 	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
 	return append(append(b, ip...), 5000>>8, 5000&0xff, port>>8, port&0xff, 0, 8, 0, 0)
+}
+
+// translated: what a node's NAT forwards for a stranger reaches pods under the node's address,
+// as a NodePort has it; and no tunnel, where that address would be believed.
+func (p *pair) translated(db *lab.Pod) {
+	p.Helper()
+	a, b := p.nodes[0], p.nodes[1]
+	p.nft(a, fmt.Sprintf(`table inet proxy {
+		chain pre { type nat hook prerouting priority dstnat
+			meta nfproto ipv4 tcp dport 30080 dnat ip to %s:%d
+			meta nfproto ipv6 tcp dport 30080 dnat ip6 to [%s]:%d
+			meta nfproto ipv4 udp dport 30472 dnat ip to 198.51.100.2:8472
+		}
+		chain post { type nat hook postrouting priority srcnat; ct status dnat masquerade; }
+	}`, db.Addr4, port+1, db.Addr6, port+1))
+	for f, family := range []int{4, 6} {
+		if got := p.seenAt(a.Outside, &db.Host, a.Addr(family), 30080); got != p.addresses[0][f] {
+			p.Errorf("IPv%d: a pod sees what came by another node's NodePort as %s, want that node", family, got)
+		}
+	}
+	forge := func(src string) {
+		p.Helper()
+		p.must(a.Outside.Do(func() error {
+			conn, err := net.Dial("udp", net.JoinHostPort(a.Addr4, "30472"))
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = conn.Write(tunnelled(src, db.Addr4))
+			return err
+		}))
+	}
+	heard := func(src string) bool {
+		return strings.Contains(b.Weir(p.ctx, "flows", "-o", "json", "--last", "50").Stdout, src)
+	}
+	forge("10.244.1.201")
+	p.nft(a, "delete table ip weir-tunnel") // what it is for shows without it
+	forge("10.244.1.202")
+	p.until("a stranger's packet out of node b's tunnel, without the guard", func() bool { return heard("10.244.1.202") })
+	if heard("10.244.1.201") {
+		p.Errorf("a stranger writes to node b's tunnel by node a's NAT")
+	}
+	p.nft(a, "delete table inet proxy")
+}
+
+func (p *pair) nft(n *lab.Node, script string) {
+	p.Helper()
+	if out, err := n.Run(p.ctx, "nft", script); err != nil {
+		p.Fatalf("nft: %v: %s", err, out)
+	}
 }
 
 // killed: without agents connections go on, new ones come about, and policy holds.
