@@ -25,17 +25,20 @@ enum hook {
 	HOOK_FROM_TUNNEL = HOOK_SHIELD_POD,
 };
 
+#define PLACES 64 /* with room for hooks to come: links hold on to what they jump by */
+_Static_assert(2 * HOOK_MAX <= PLACES, "places");
+
 SEC(".data.abi") volatile __u64 abi; /* mmap */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 2 * HOOK_MAX);
+	__uint(max_entries, PLACES);
 	__type(key, __u32);
 	__type(value, __u32);
 } tc_progs SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 2 * HOOK_MAX);
+	__uint(max_entries, PLACES);
 	__type(key, __u32);
 	__type(value, __u32);
 } xdp_progs SEC(".maps");
