@@ -2,7 +2,6 @@ package bypass
 
 import (
 	"encoding/binary"
-	"net/netip"
 )
 
 // Spoofing: packets in another's name, or hidden in another packet.
@@ -88,8 +87,6 @@ var spoofing = []bypass{{
 
 // vxlan is the header of network 1 before a frame.
 func vxlan(inner []byte) []byte { return append([]byte{8, 0, 0, 0, 0, 0, 1, 0}, inner...) }
-
-func prefixOf(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 // sportOf is the source port of an IPv4 frame.
 func sportOf(frame []byte) uint16 { return binary.BigEndian.Uint16(frame[34:]) }
