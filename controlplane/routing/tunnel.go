@@ -68,13 +68,27 @@ func (v VXLAN) room(ranges []netip.Prefix) error {
 		"give the devices between the nodes an MTU of %d or more", mtu, minMTU6, minMTU6+overhead6)
 }
 
-// PodMTU is what pods' packets may have to fit the tunnel, 0 while there is none.
+// PodMTU is what pods' packets may have to fit the tunnel; before there is one, what fits
+// any that goes out by a default route. 0 = nothing is known.
 func (v VXLAN) PodMTU() int {
-	link, err := netlink.LinkByName(tunnelDevice)
+	if link, err := netlink.LinkByName(tunnelDevice); err == nil {
+		return link.Attrs().MTU
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return 0
 	}
-	return link.Attrs().MTU
+	smallest := 0
+	for _, r := range routes {
+		if r.Dst != nil && !r.Dst.IP.IsUnspecified() || r.LinkIndex == 0 {
+			continue
+		}
+		link, err := netlink.LinkByIndex(r.LinkIndex)
+		if err == nil && (smallest == 0 || link.Attrs().MTU < smallest) {
+			smallest = link.Attrs().MTU
+		}
+	}
+	return max(0, smallest-overhead6)
 }
 
 // way is how to reach another node.

@@ -186,16 +186,24 @@ func TestTunnelMTU(t *testing.T) {
 	s := newTunnelled(t, "2001:db8::1", "192.0.2.1")
 	device(t, "up", "192.0.2.1/24", "2001:db8::1/64")
 	device(t, "far", "198.51.100.1/24", "2001:db8:9::1/64")
-	if s.PodMTU() != 0 {
-		t.Errorf("without a tunnel: %d", s.PodMTU())
+	if got := s.PodMTU(); got != 0 {
+		t.Errorf("without a tunnel and a way out: %d", got)
 	}
+	far, err := netlink.LinkByName("far")
+	must(t, err)
+	out := &netlink.Route{LinkIndex: far.Attrs().Index, Gw: net.IPv4(198, 51, 100, 254)}
+	must(t, netlink.RouteAdd(out))
+	if got := s.PodMTU(); got != 1430 {
+		t.Errorf("without a tunnel: %d, want what fits any", got)
+	}
+	must(t, netlink.RouteDel(out))
 	mtu := func(name string, mtu int) {
 		l, err := netlink.LinkByName(name)
 		must(t, err)
 		must(t, netlink.LinkSetMTU(l, mtu))
 	}
 	four := source.Node{Name: "four", Addresses: addrs("192.0.2.4"), PodCIDRs: prefixes("10.0.4.0/24")}
-	far := source.Node{Name: "far", Addresses: addrs("2001:db8:9::9"), PodCIDRs: prefixes("10.0.9.0/24")}
+	farNode := source.Node{Name: "far", Addresses: addrs("2001:db8:9::9"), PodCIDRs: prefixes("10.0.9.0/24")}
 	for i, step := range []struct {
 		change func()
 		nodes  []source.Node
@@ -205,7 +213,7 @@ func TestTunnelMTU(t *testing.T) {
 		{func() {}, []source.Node{four}, 1450},
 		{func() {}, []source.Node{four, two}, 1430},
 		{func() { mtu("up", 9000) }, []source.Node{four, two}, 8930},
-		{func() { mtu("far", 1400) }, []source.Node{four, two, far}, 1330},
+		{func() { mtu("far", 1400) }, []source.Node{four, two, farNode}, 1330},
 		{func() {}, nil, 8930},
 	} {
 		step.change()

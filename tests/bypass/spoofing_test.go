@@ -1,8 +1,6 @@
 package bypass
 
-import (
-	"encoding/binary"
-)
+import "encoding/binary"
 
 // Spoofing: packets in another's name, or hidden in another packet.
 var spoofing = []bypass{{
