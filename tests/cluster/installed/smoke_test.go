@@ -178,7 +178,7 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {namespace: smoke, name: isolated}
 spec: {podSelector: {matchLabels: {name: d}}, policyTypes: [Ingress, Egress]}
----` + server("smoke", "d", "node2"))
+---` + strings.Replace(server("smoke", "d", "node2"), "app: server", "app: isolated", 1)) // no backend of the Service
 	w.kubectl("-n", "smoke", "wait", "--for=condition=Ready", "pod", "d", "--timeout="+patience.String())
 	addrs := w.addresses("smoke", "d")
 	if failed := w.reach("smoke", "a", at(addrs, 8080, 8081)...); len(failed) != 4 {
