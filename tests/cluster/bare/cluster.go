@@ -86,7 +86,9 @@ func (c *Cluster) network() {
 	c.Host = lab.Host{Name: "control", Netns: c.Name + "-c", Addr4: net4 + "1", Addr6: net6 + "1"}
 	c.addNetns(c.Host.Netns)
 	c.t.Cleanup(func() { c.ip("netns del %s", c.Host.Netns) })
-	c.ip("-n %s link add nodes type bridge", c.Host.Netns)
+	// An address of its own: a bridge without has a port's, another when a node reboots, which
+	// the others' neighbour tables would learn seconds later.
+	c.ip("-n %s link add nodes address 02:00:00:00:18:01 type bridge", c.Host.Netns)
 	c.must(c.Host.Address("nodes", c.Host.Addr4+"/24", c.Host.Addr6+"/64"))
 }
 
