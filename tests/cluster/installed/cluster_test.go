@@ -116,6 +116,10 @@ var steps = []step{
 
 func (w *world) step(name string, f func(*world)) bool {
 	w.Helper()
+	if w.ctx.Err() != nil {
+		w.Errorf("%s: interrupted", name)
+		return false
+	}
 	return w.Run(name, func(t *testing.T) {
 		f(&world{T: t, Cluster: w.Cluster, ctx: w.ctx})
 		if t.Failed() {

@@ -1,6 +1,7 @@
 package installed
 
 import (
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -118,7 +119,9 @@ func (w *world) suite(which, shard string) {
 		}
 		name := fmt.Sprint("suite", i)
 		p := s.start(name, strings.Join(share, "|"))
-		w.Cleanup(func() { p.Stop(unix.SIGKILL) })
+		stop := func() { p.Stop(unix.SIGKILL) }
+		w.Cleanup(stop)
+		context.AfterFunc(w.ctx, stop)
 		wg.Go(p.Wait)
 	}
 	wg.Wait()
