@@ -70,7 +70,7 @@ func (w *world) starts() {
 	w.report("a new pod's first connection", out)
 	w.report("a new pod's address in the API to reachable", in)
 	w.Logf("of %d first connections, %d lost their first packet", len(out), lost)
-	if lost > len(out)/10 { // there is no promise: an API server, or a machine, can be slow
+	if 3*lost > len(out) { // a slow machine may lose one, and half are lost without announcements
 		w.Errorf("first connections lose packets: is a pod announced?")
 	}
 }
