@@ -9,7 +9,7 @@
 
 /* Sizes that both sides use. */
 enum limits {
-	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 13 bits of the mark */
+	ENDPOINT_MAX = 1024, /* endpoint numbers 1..1023; 0 is "none"; must fit 12 bits of the mark */
 	SCAN_MAX = 16,       /* wide groups of a ruleset that are asked one by one; where there are more, masks are */
 	WIDE_MAX = 256,      /* port groups of one ruleset that no single port finds: ranges, named, any */
 	WIDE_WORDS = 4,      /* a bit for each of them */
@@ -76,7 +76,7 @@ enum drop_reason {
 	DROP_TCP_STRAY,        /* SYN+ACK, FIN or RST of no flow, and not allowed as one */
 	DROP_ICMP_TYPE,        /* ICMP that is neither echo nor an error, or a reply of no request */
 	DROP_ICMP_UNRELATED,   /* ICMP error about a flow that is not there or not the sender's */
-	DROP_NEIGHBOUR,        /* ARP or NDP other than for the pod's own gateway */
+	DROP_NEIGHBOUR,        /* ARP or NDP other than for the pod's own gateway; on a shared link, as somebody else */
 	DROP_MULTICAST,        /* to a group or everybody, and control traffic (IGMP, MLD, RA, DHCP) */
 	DROP_FAMILY,           /* a family the endpoint has no address of */
 	DROP_TUNNEL,           /* tunnel traffic from a pod to a node */
@@ -147,9 +147,10 @@ enum stamp_bits {
 };
 
 /* Our 16 bits of skb->mark, always overwritten by the hook a packet comes in by. The low
- * 13 are the sender's endpoint number. */
+ * 12 are the sender's endpoint number. */
 enum mark_bits {
-	MARK_ENDPOINT = 0x1fff,
+	MARK_ENDPOINT = 0x0fff,
+	MARK_SHARED = 0x1000,  /* both sides are judged, and the sender can address the frame to another's door */
 	MARK_OUTSIDE = 0x2000, /* the node sends it again for the outside */
 	MARK_EGRESS = 0x4000,  /* the sender's side is judged: to_network passes it */
 	MARK_INGRESS = 0x8000, /* the receiver's side is judged too: to_pod passes it */
@@ -234,6 +235,7 @@ struct origin {
 enum endpoint_flags {
 	ENDPOINT_NO_REDIRECT = 1, /* deliver by the stack: something sits between veth and pod */
 	ENDPOINT_QUARANTINE = 2,  /* nothing in or out */
+	ENDPOINT_SHARED = 4,      /* its link is another plugin's: other pods may be on it, by the stack alone */
 };
 
 /* An interface of a pod on this node, reached by number. word = egress ruleset |

@@ -122,6 +122,19 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 	return reason ? reason : decide_new(w, walk_entry(w), 1);
 }
 
+/* The mark of a packet without an entry. */
+static __always_inline __u16 mark_alone(struct walk *w, int way)
+{
+	struct endpoint *ep = endpoint_at(w->end[0].endpoint);
+	__u16 mark = w->end[0].endpoint;
+
+	if (way == RELATED)
+		mark |= MARK_EGRESS | MARK_INGRESS;
+	else if (way == NO_ENTRY)
+		mark = mark_from(&w->end[0], &w->end[1], 0);
+	return ep && ep->flags & ENDPOINT_SHARED ? mark_shared(mark) : mark;
+}
+
 static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 {
 	struct flow *f;
@@ -139,11 +152,7 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 		park(skb, w, 1);
 		return TC_DROP;
 	}
-	if (way == UNDECIDED)
-		mark_write(skb, w->end[0].endpoint);
-	else if (way == RELATED)
-		mark_write(skb, w->end[0].endpoint | MARK_EGRESS | MARK_INGRESS);
-	else if (way == NO_ENTRY)
-		mark_write(skb, mark_from(&w->end[0], &w->end[1], 0));
+	if (way != PLAIN)
+		mark_write(skb, mark_alone(w, way));
 	return TC_NEXT;
 }

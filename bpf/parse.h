@@ -165,8 +165,10 @@ static __always_inline int parse_v4(struct packet *p, struct iphdr *ip, void *en
 	p->tuple.protocol = ip->protocol;
 	map_v4(p->tuple.saddr, ip->saddr);
 	map_v4(p->tuple.daddr, ip->daddr);
+	if ((*(__u8 *)ip & 0xf0) == 0x40 && ip->ihl > 5) /* IGMP: every host's chatter bears a router alert */
+		return ip->protocol == IPPROTO_IGMP ? DROP_MULTICAST : DROP_IP_OPTIONS;
 	if (*(__u8 *)ip != 0x45)
-		return (*(__u8 *)ip & 0xf0) == 0x40 && ip->ihl > 5 ? DROP_IP_OPTIONS : DROP_BAD_HEADER;
+		return DROP_BAD_HEADER;
 	total = bpf_ntohs(ip->tot_len);
 	if (!total && p->segments > 1)
 		total = available;

@@ -58,6 +58,12 @@ static __always_inline __u16 mark_from(struct end *from, struct end *to, int rep
 	return (from->endpoint & MARK_ENDPOINT) | MARK_EGRESS | (to->endpoint || reply ? MARK_INGRESS : 0);
 }
 
+/* Of a sender that chooses whose door its frame goes to. */
+static __always_inline __u16 mark_shared(__u16 mark)
+{
+	return mark & MARK_INGRESS ? mark | MARK_SHARED : mark;
+}
+
 static __always_inline void flow_fill_side(struct flow *f, int side, struct end *end, __u16 mark)
 {
 	struct flow_side *s = &f->side[side & 1];
@@ -69,13 +75,15 @@ static __always_inline void flow_fill_side(struct flow *f, int side, struct end 
 	s->mark = mark;
 	if (ep)
 		__builtin_memcpy(s->mac, ep->mac, 6);
+	if (ep && ep->flags & ENDPOINT_SHARED)
+		s->mark = mark_shared(mark);
 }
 
 static __always_inline int redirects(struct end *end)
 {
 	struct endpoint *ep = endpoint_at(end->endpoint);
 
-	return ep && !(ep->flags & ENDPOINT_NO_REDIRECT);
+	return ep && !(ep->flags & (ENDPOINT_NO_REDIRECT | ENDPOINT_SHARED));
 }
 
 /* Writes what an allowing judgement found; the stamp comes last and makes it count.

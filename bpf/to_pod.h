@@ -57,12 +57,15 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 		return walk_drop(w, DROP_NO_ENDPOINT);
 	if (ep->flags & ENDPOINT_QUARANTINE)
 		return walk_drop(w, DROP_QUARANTINE);
-	if (p->kind == PACKET_ARP || p->kind == PACKET_NEIGHBOUR)
-		return iface == IFACE_HOST ? PLAIN : walk_drop(w, DROP_NEIGHBOUR);
+	if (p->kind == PACKET_ARP ||
+	    p->kind == PACKET_NEIGHBOUR) /* of pods, from_pod has seen that they say the truth */
+		return iface == IFACE_HOST || ep->flags & ENDPOINT_SHARED ? PLAIN : walk_drop(w, DROP_NEIGHBOUR);
 	if (!has_family(ep, p->tuple.family))
 		return walk_drop(w, DROP_FAMILY);
 	if (!same_address(p->tuple.daddr, endpoint_addr(ep, p->tuple.family)))
 		return walk_drop(w, DROP_DESTINATION);
+	if (mark_read(skb) & MARK_SHARED)
+		return PLAIN; /* its IP destination was judged, its MAC was the sender's choice: this is the door */
 	reason = ends_find(w, iface, from);
 	if (reason)
 		return reason;

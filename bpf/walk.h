@@ -37,8 +37,9 @@ static __always_inline int walk_begin(struct __sk_buff *skb, struct walk *w)
 	return reason;
 }
 
-/* Whose hook it is: the packet's sender's or its receiver's. */
-enum hook_side { SENDER = 0, RECEIVER = 1 };
+/* Whose hook it is: the packet's sender's or its receiver's; DOOR is the receiver's own
+ * interface, where a frame may be by its MAC alone. */
+enum hook_side { SENDER = 0, RECEIVER = 1, DOOR = 3 };
 
 /* The one map lookup of an established packet. */
 static __always_inline struct flow *walk_flow(struct walk *w, __u32 iface, enum hook_side hook)
@@ -48,7 +49,9 @@ static __always_inline struct flow *walk_flow(struct walk *w, __u32 iface, enum 
 	w->side = flow_key_of(&w->packet.tuple, &w->key);
 	f = bpf_map_lookup_elem(&flows, &w->key);
 	if (f)
-		w->hit = flow_hit(f, &w->packet, w->side, w->side ^ hook, iface, w->epoch);
+		w->hit = flow_hit(f, &w->packet, w->side, (w->side ^ hook) & 1, iface, w->epoch);
+	if (f && hook == DOOR && READ_ONCE(f->ifindex[(w->side ^ 1) & 1]) != w->ifindex && w->hit == HIT_LIVE)
+		w->hit = HIT_OTHER;
 	return f;
 }
 

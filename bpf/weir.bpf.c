@@ -44,12 +44,12 @@ SEC("tc") int to_pod(struct __sk_buff *skb)
 	struct walk w;
 	struct flow *f;
 
-	if ((mark & (MARK_EGRESS | MARK_INGRESS)) == (MARK_EGRESS | MARK_INGRESS))
+	if ((mark & (MARK_EGRESS | MARK_INGRESS | MARK_SHARED)) == (MARK_EGRESS | MARK_INGRESS))
 		return TC_NEXT;
 	iface = sender_iface(skb, mark);
 	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
-		f = walk_flow(&w, iface, RECEIVER);
-		if (f && w.hit == HIT_LIVE) {
+		f = walk_flow(&w, iface, DOOR);
+		if (f && w.hit == HIT_LIVE && !(mark_read(skb) & MARK_SHARED)) {
 			walk_live(&w, f, iface);
 			return TC_NEXT;
 		}

@@ -73,6 +73,7 @@ type Endpoint struct {
 	Addr6       netip.Addr // zero = none
 	NetnsCookie uint64     // of the pod's network namespace, 0 = not known
 	NoRedirect  bool       // deliver by the stack, not by redirect_peer
+	Shared      bool       // its link is another plugin's, and others may be on it; implies NoRedirect
 	Egress      uint32     // ruleset ids; 0 = none: everything in that direction is dropped
 	Ingress     uint32
 }

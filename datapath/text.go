@@ -81,6 +81,9 @@ func (e Endpoint) text() string {
 	if e.NoRedirect {
 		words = append(words, "no redirect")
 	}
+	if e.Shared {
+		words = append(words, "shared link")
+	}
 	return strings.Join(append(words, fmt.Sprintf("egress %d ingress %d", e.Egress, e.Ingress)), " ")
 }
 

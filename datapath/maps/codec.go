@@ -116,6 +116,9 @@ func encodeEndpoint(e datapath.Endpoint) bpf.WeirEndpoint {
 	if e.NoRedirect {
 		out.Flags |= uint32(bpf.WeirEndpointFlagsENDPOINT_NO_REDIRECT)
 	}
+	if e.Shared {
+		out.Flags |= uint32(bpf.WeirEndpointFlagsENDPOINT_SHARED)
+	}
 	return out
 }
 
