@@ -44,6 +44,15 @@ func AttachPod(bpffsDir string, ifindex int, name string, xdp XDPMode) error {
 		tcHook{fromPod, ebpf.AttachTCXIngress}, tcHook{toPod, ebpf.AttachTCXEgress})
 }
 
+// AttachChained is AttachPod for a veth that another CNI plugin made. It refuses one from
+// which a program of that plugin's redirects packets past ours.
+func AttachChained(bpffsDir string, ifindex int, name string, xdp XDPMode) error {
+	if err := refuseRedirects(ifindex); err != nil {
+		return err
+	}
+	return AttachPod(bpffsDir, ifindex, name, xdp)
+}
+
 // Role is what a device that is no endpoint is to the node.
 type Role int
 
@@ -91,6 +100,15 @@ type tcHook struct {
 	at   ebpf.AttachType
 }
 
+// place is before all others for what comes in and behind them for what goes out: the
+// packets are judged as the network has them, whatever others make of them between.
+func (h tcHook) place() link.Anchor {
+	if h.at == ebpf.AttachTCXIngress {
+		return link.Head()
+	}
+	return link.Tail()
+}
+
 func (a attacher) dir() string             { return filepath.Join(a.bpffsDir, linksDir, pinName(a.name)) }
 func (a attacher) pin(hook string) string  { return filepath.Join(a.dir(), hook) }
 func (a attacher) stub(hook string) string { return filepath.Join(a.bpffsDir, progsDir, "stub_"+hook) }
@@ -134,7 +152,7 @@ func (a attacher) attachTC(h tcHook) error {
 	if done, err := a.pinned(h.name, p, nil); done || err != nil {
 		return err
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: a.ifindex, Program: p, Attach: h.at})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: a.ifindex, Program: p, Attach: h.at, Anchor: h.place()})
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		return a.attachFilter(h, p)
 	}

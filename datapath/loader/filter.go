@@ -150,11 +150,35 @@ func (a attacher) releaseFilters(hook string, but int) error {
 	return nil
 }
 
+// isAnothers reports whether the place of the filter that a pin names has been taken: hooks
+// of a device and hooks of a pod have one place, if a device became a pod's.
+func (a attacher) isAnothers(pin string) (bool, error) {
+	hook, _, _ := filterOf(pin)
+	there, err := a.filterProgram(hook)
+	if err != nil || there == 0 {
+		return false, nil // the removal says what is wrong
+	}
+	p, err := ebpf.LoadPinnedProgram(a.pin(pin), nil)
+	if err != nil {
+		return false, fmt.Errorf("open pinned program %s: %w", a.pin(pin), err)
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask about program: %w", err)
+	}
+	id, _ := info.ID()
+	return id != there, nil
+}
+
 // releaseFilter removes the filter a pin names; the interface may be gone, and with it the filter.
 func (a attacher) releaseFilter(pin string) error {
 	hook, ifindex, _ := filterOf(pin)
 	at := attacher{a.bpffsDir, ifindex, a.name}
-	err := netlink.FilterDel(at.filter(hook))
+	theirs, err := at.isAnothers(pin)
+	if err == nil && !theirs {
+		err = netlink.FilterDel(at.filter(hook))
+	}
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove filter of %s from interface %d: %w", hook, ifindex, err)
 	}
