@@ -22,7 +22,9 @@ type adding struct {
 	agent *api.Client
 	addrs addresses
 	veth  *veth
-	steps []func() error // back, see onUndo
+
+	before types.Result   // of the plugins before, if chained
+	steps  []func() error // back, see onUndo
 }
 
 // add runs ADD. What it made is undone, in the order of DEL, if a later step fails.
@@ -35,7 +37,7 @@ func add(args *skel.CmdArgs) error {
 	return types.PrintResult(result, a.conf.CNIVersion)
 }
 
-func (a *adding) run(args *skel.CmdArgs) (*current.Result, error) {
+func (a *adding) run(args *skel.CmdArgs) (types.Result, error) {
 	if err := a.read(args); err != nil {
 		return nil, err
 	}
@@ -50,13 +52,17 @@ func (a *adding) run(args *skel.CmdArgs) (*current.Result, error) {
 	if a.veth, err = openVeth(a.at, podNetns); err != nil {
 		return nil, err
 	}
-	if err := a.veth.absent(); err != nil {
-		return nil, err
+	steps := []func() error{a.veth.absent, a.allocate, a.create, a.attach, a.configure, a.announce}
+	if a.conf.chained() {
+		steps = []func() error{a.inherit, a.veth.follow, a.attachChained, a.announce}
 	}
-	for _, step := range []func() error{a.allocate, a.create, a.attach, a.configure, a.announce} {
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, err
 		}
+	}
+	if a.conf.chained() {
+		return a.before, nil
 	}
 	return a.result(), nil
 }
@@ -65,8 +71,8 @@ func (a *adding) read(args *skel.CmdArgs) (err error) {
 	if a.conf, err = parseConfig(args.StdinData); err != nil {
 		return err
 	}
-	if a.conf.PrevResult != nil {
-		return invalid("prevResult", "weir-cni makes the pod's interface itself and cannot follow another plugin: put it first in the list")
+	if err = a.conf.placed(); err != nil {
+		return err
 	}
 	a.pod, err = parsePod(args.Args)
 	return err
@@ -85,13 +91,13 @@ func (a *adding) create() error {
 	if err := a.veth.create(a.conf.MTU, a.conf.podMTU); err != nil {
 		return err
 	}
-	a.onUndo(func() error { return loader.DetachPod(a.conf.pins, a.veth.hostName) })
+	a.onUndo(func() error { return loader.DetachPod(a.conf.pins, a.veth.pins) })
 	a.onUndo(func() error { return deleteHostSide(a.veth.node, a.veth.hostName) })
 	return a.veth.learn(alias(a.conf.Name, a.at))
 }
 
 func (a *adding) attach() error {
-	return loader.AttachPod(a.conf.pins, a.veth.hostIndex, a.veth.hostName, a.conf.xdp)
+	return loader.AttachPod(a.conf.pins, a.veth.hostIndex, a.veth.pins, a.conf.xdp)
 }
 
 func (a *adding) configure() error { return a.veth.configure(a.addrs) }
@@ -104,6 +110,7 @@ func (a *adding) announce() error {
 	}
 	req := api.AddRequest{
 		ContainerID: a.at.ContainerID, IfName: a.at.IfName, Netns: a.netns, NetnsCookie: cookie,
+		Network: a.conf.Name, Chained: a.conf.chained(), Pins: a.veth.pins,
 		HostIfName: a.veth.hostName, HostIfindex: uint32(a.veth.hostIndex), MAC: a.veth.podMAC.String(),
 		PodNamespace: a.pod.Namespace, PodName: a.pod.Name, PodUID: a.pod.UID,
 	}

@@ -137,6 +137,7 @@ func (n *node) wantRequest(c *container, mac string) {
 	want := api.AddRequest{
 		ContainerID: c.rt.ContainerID, IfName: "eth0", HostIfName: c.hostIfName(), HostIfindex: index, MAC: mac,
 		Addresses: r.Addresses, Netns: c.rt.NetNS, PodNamespace: "shop", PodName: c.rt.ContainerID, PodUID: "uid-" + c.rt.ContainerID,
+		Network: "weir", Pins: c.hostIfName(),
 	}
 	if fmt.Sprint(r) != fmt.Sprint(want) || len(r.Addresses) == 0 || strings.Contains(r.Addresses[0], "/") {
 		n.t.Errorf("agent was asked for\n%+v, want\n%+v", r, want)

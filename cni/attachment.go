@@ -18,7 +18,8 @@ const (
 // hostMAC is the address of every host side; the pods' permanent neighbours name it.
 var hostMAC = net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
 
-// HostIfName is the name of an attachment's host side.
+// HostIfName is the name of an attachment's host side, if it is ours, and in any case of
+// what its links are pinned below.
 func HostIfName(containerID, ifName string) string {
 	sum := sha256.Sum256([]byte(containerID + "/" + ifName))
 	return hostPrefix + hex.EncodeToString(sum[:])[:hostHexLen]

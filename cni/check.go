@@ -13,9 +13,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 
@@ -39,7 +37,7 @@ func check(args *skel.CmdArgs) error {
 	if c.conf, err = parseConfig(args.StdinData); err != nil {
 		return err
 	}
-	if c.addrs, err = previous(c.conf); err != nil {
+	if c.addrs, err = previous(c.conf, args.IfName); err != nil {
 		return err
 	}
 	podNetns, err := openNetns(args.Netns)
@@ -54,6 +52,10 @@ func check(args *skel.CmdArgs) error {
 	if c.veth, err = openVeth(c.at, podNetns); err != nil {
 		return err
 	}
+	if c.conf.chained() {
+		c.followed(agent)
+		return c.verdict()
+	}
 	if c.interfaces() {
 		c.podSide()
 		c.nodeSide()
@@ -63,6 +65,10 @@ func check(args *skel.CmdArgs) error {
 	if err := invoke.DelegateCheck(context.Background(), c.conf.IPAM.Type, c.conf.raw, nil); err != nil {
 		c.errorf("%v", ipamError(c.conf, err))
 	}
+	return c.verdict()
+}
+
+func (c *checking) verdict() error {
 	if len(c.wrong) > 0 {
 		return fail(codeMismatch, "%s %s: %s", c.at.ContainerID, c.at.IfName, strings.Join(c.wrong, "; "))
 	}
@@ -70,17 +76,16 @@ func check(args *skel.CmdArgs) error {
 }
 
 // previous reads the addresses that ADD returned.
-func previous(c *config) (addresses, error) {
+func previous(c *config, ifName string) (addresses, error) {
 	if c.PrevResult == nil {
 		return addresses{}, invalid("prevResult", "missing: CHECK compares with the result of ADD")
 	}
-	r, err := create.Create(c.CNIVersion, c.PrevResult)
+	_, full, err := c.previous()
 	if err != nil {
-		return addresses{}, fail(types.ErrDecodingFailure, "prevResult: %v", err)
+		return addresses{}, err
 	}
-	full, err := current.NewResultFromResult(r)
-	if err != nil {
-		return addresses{}, fail(types.ErrDecodingFailure, "prevResult: %v", err)
+	if c.chained() {
+		return addressesOf(full, ifName)
 	}
 	return usable(&current.Result{CNIVersion: current.ImplementedSpecVersion, IPs: full.IPs})
 }
@@ -107,11 +112,7 @@ func (c *checking) interfaces() bool {
 		return false
 	}
 	v.hostIndex, v.podIndex, v.podMAC = host.Attrs().Index, inPod.Attrs().Index, inPod.Attrs().HardwareAddr
-	for _, l := range []netlink.Link{host, inPod} {
-		if l.Attrs().Flags&net.FlagUp == 0 {
-			c.errorf("%s is down", l.Attrs().Name)
-		}
-	}
+	c.up(host, inPod)
 	if host.Attrs().ParentIndex != v.podIndex || inPod.Attrs().ParentIndex != v.hostIndex {
 		c.errorf("%s and %s are not the two ends of one veth", v.hostName, v.podName)
 	}
@@ -121,12 +122,18 @@ func (c *checking) interfaces() bool {
 	return true
 }
 
+func (c *checking) up(links ...netlink.Link) {
+	for _, l := range links {
+		if l.Attrs().Flags&net.FlagUp == 0 {
+			c.errorf("%s is down", l.Attrs().Name)
+		}
+	}
+}
+
 // podSide compares addresses, default routes, neighbours and sysctls in the pod.
 func (c *checking) podSide() {
 	v := c.veth
-	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: v.podIndex}}
-	have, err := v.pod.AddrList(link, netlink.FAMILY_ALL)
-	c.must(err, "addresses of "+v.podName)
+	have := c.podAddresses()
 	for _, ip := range c.addrs.list() {
 		if !slices.ContainsFunc(have, func(a netlink.Addr) bool { return samePrefix(a.IPNet, host(ip)) }) {
 			c.errorf("%s lacks address %s", v.podName, host(ip))
@@ -136,6 +143,13 @@ func (c *checking) podSide() {
 		c.neighbour(v.pod, v.podName, permanent(v.podIndex, gw, hostMAC))
 	}
 	_ = v.podNetns.Do(func(ns.NetNS) error { c.sysctls(v.podName); return nil })
+}
+
+func (c *checking) podAddresses() []netlink.Addr {
+	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: c.veth.podIndex}}
+	have, err := c.veth.pod.AddrList(link, netlink.FAMILY_ALL)
+	c.must(err, "addresses of "+c.veth.podName)
+	return have
 }
 
 // nodeSide compares the routes and neighbours that lead to the pod.
@@ -193,7 +207,7 @@ func (c *checking) links() {
 	}
 	all, err := loader.Attached(c.conf.pins) // of other pods, which may come and go, too
 	for _, hook := range hooks {
-		i := slices.IndexFunc(all, func(a loader.Attachment) bool { return a.Name == c.veth.hostName && a.Hook == hook })
+		i := slices.IndexFunc(all, func(a loader.Attachment) bool { return a.Name == c.veth.pins && a.Hook == hook })
 		switch {
 		case i < 0 && err != nil:
 			c.errorf("%s is not attached to %s: %v", hook, c.veth.hostName, err)
@@ -226,6 +240,9 @@ func (c *checking) endpoint(agent *api.Client) {
 	}
 	if int(e.HostIfindex) != c.veth.hostIndex || e.HostIfName != c.veth.hostName {
 		c.errorf("endpoint %d is on interface %d (%s), not %d (%s)", e.Number, e.HostIfindex, e.HostIfName, c.veth.hostIndex, c.veth.hostName)
+	}
+	if e.MAC != c.veth.podMAC.String() {
+		c.errorf("endpoint %d has MAC %s, not %s", e.Number, e.MAC, c.veth.podMAC)
 	}
 	for _, ip := range c.addrs.list() {
 		if !slices.Contains(e.Addresses, ip.String()) {

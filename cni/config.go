@@ -35,8 +35,8 @@ type config struct {
 	BPFFSDir   string          `json:"bpffsDir"` // the agent's --bpffs-dir
 	XDP        string          `json:"xdp"`      // off, generic, native, auto
 	MTU        int             `json:"mtu"`      // 0: that of the node's way out
-	IPAM       types.IPAM      `json:"ipam"`
-	DNS        types.DNS       `json:"dns"` // in the result, unless IPAM has its own
+	IPAM       types.IPAM      `json:"ipam"`     // none: another plugin makes the interface, see chained
+	DNS        types.DNS       `json:"dns"`      // in the result, unless IPAM has its own
 	PrevResult json.RawMessage `json:"prevResult"`
 
 	Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
@@ -99,8 +99,8 @@ func (c *config) validate() error {
 	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > maxMTU) {
 		return invalid("mtu", "%d is not 0 (the node's) or between %d and %d", c.MTU, minMTU, maxMTU)
 	}
-	if c.IPAM.Type == "" {
-		return invalid("ipam.type", "missing: name the plugin that gives addresses, such as host-local")
+	if c.chained() {
+		return c.validateChained()
 	}
 	if !pluginName.MatchString(c.IPAM.Type) {
 		return invalid("ipam.type", "%q is not the name of a plugin", c.IPAM.Type)

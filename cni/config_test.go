@@ -46,12 +46,30 @@ func TestRoutesWithAGatewayAreRefused(t *testing.T) {
 	n.mustLeaveNothing(c)
 }
 
+// Where the list and the configuration disagree on who makes the interface.
 func TestChainIsRefused(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24")
 	c := n.newContainer("a")
-	list := n.list("weir", map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}})
-	_, err := c.addWith(list)
-	wantCode(t, err, 7, "prevResult: ")
+	before := map[string]any{"cniVersion": "1.1.0", "ips": []any{map[string]any{"address": "10.9.0.7/24"}}}
+	for _, tc := range []struct {
+		changes map[string]any
+		want    string
+	}{
+		{map[string]any{"prevResult": before}, "ipam: "},
+		{map[string]any{"ipam": nil}, "ipam.type: missing"},
+		{map[string]any{"ipam": nil, "mtu": 1400, "prevResult": before}, "mtu: "},
+		{map[string]any{"ipam": nil, "dns": map[string]any{"domain": "x"}, "prevResult": before}, "dns: "},
+		{map[string]any{"ipam": nil, "prevResult": before}, "prevResult: there is no interface eth0"},
+		{map[string]any{"ipam": nil, "prevResult": map[string]any{"cniVersion": "1.1.0"}}, "prevResult.ips: no address for eth0"},
+		{map[string]any{"ipam": nil, "prevResult": map[string]any{"cniVersion": "1.1.0", "ips": []any{
+			map[string]any{"address": "10.9.0.7/24"}, map[string]any{"address": "10.9.0.8/24"}}}}, "prevResult.ips: "},
+		{map[string]any{"ipam": nil, "prevResult": map[string]any{"cniVersion": "1.1.0", "ips": []any{
+			map[string]any{"address": "10.9.0.7/24", "interface": 3}}}}, "prevResult.ips: 10.9.0.7 is of interface 3"},
+	} {
+		_, err := c.addWith(n.list("weir", tc.changes))
+		wantCode(t, err, 7, tc.want)
+	}
+	n.mustLeaveNothing(c)
 }
 
 func TestBadArgs(t *testing.T) {

@@ -27,12 +27,17 @@ func del(args *skel.CmdArgs) error {
 func detach(c *config, at api.Attachment) error {
 	agent := api.Dial(c.StateDir)
 	_ = forget(agent, at)
+	name := HostIfName(at.ContainerID, at.IfName)
+	if c.chained() {
+		// The interface is removed after us, by its plugin. Until then its programs drop
+		// everything, as they do without an endpoint; what is left of them the agent collects.
+		return loader.DetachGone(reachBPFFS(c.BPFFSDir, agent), name)
+	}
 	node, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink of the node: %w", err)
 	}
 	defer node.Close()
-	name := HostIfName(at.ContainerID, at.IfName)
 	if err := deleteHostSide(node, name); err != nil {
 		return err
 	}

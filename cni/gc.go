@@ -14,7 +14,8 @@ import (
 
 // gc runs GC: every attachment of this network that the runtime does not list gets a
 // DEL. It is known by its host side's alias, or, if its network namespace and so its
-// veth are gone, by the agent's endpoint. Another network's attachments are left alone.
+// veth are gone or another plugin's, by the agent's endpoint. Another network's attachments
+// are left alone.
 func gc(args *skel.CmdArgs) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
@@ -35,7 +36,12 @@ func gc(args *skel.CmdArgs) error {
 		return err
 	}
 	for _, e := range endpoints {
-		ours[api.Attachment{ContainerID: e.ContainerID, IfName: e.IfName}] = true
+		at := api.Attachment{ContainerID: e.ContainerID, IfName: e.IfName}
+		if e.Network != "" && e.Network != c.Name {
+			theirs[at] = true
+		} else {
+			ours[at] = true
+		}
 	}
 	keep := theirs
 	for _, v := range c.Valid {
@@ -49,6 +55,9 @@ func gc(args *skel.CmdArgs) error {
 	}
 	if err := agent.GC(ctx, api.GCRequest{Valid: keys(keep)}); err != nil {
 		errs = append(errs, agentError(agent, "collect endpoints", err))
+	}
+	if c.chained() {
+		return errors.Join(errs...)
 	}
 	return errors.Join(append(errs, gcAddresses(ctx, c))...)
 }

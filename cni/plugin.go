@@ -1,10 +1,12 @@
-// Package cni is the CNI plugin: it makes a pod's interface, puts the node's programs
-// on it before a packet can pass, and asks the agent for the endpoint. It decides
-// nothing about policy; until the agent has answered the programs drop everything.
+// Package cni is the CNI plugin: it makes a pod's interface, or takes the one that the
+// plugin before it made (chained.go), puts the node's programs on it, and asks the agent for
+// the endpoint. It decides nothing about policy; until the agent has answered the programs
+// drop everything.
 //
 //	ADD     agent? -> addresses (IPAM) -> veth, both ends down -> links -> pod and node side -> up -> endpoint
 //	DEL     endpoint -> veth -> links -> addresses: the reverse, so that no address is
 //	        reused while a packet can still be judged by its last owner's endpoint
+//	        (chained: addresses and veth are found, then links and endpoint alone, and back)
 //	CHECK   each of these, every mismatch named
 //	GC      DEL of whatever is not listed
 //	STATUS  is ADD possible

@@ -27,6 +27,9 @@ func status(args *skel.CmdArgs) error {
 	if s.Epoch == 0 { // the kernel's begins at 1
 		return fail(types.ErrPluginNotAvailable, "the agent at %s has no datapath yet", agent.Socket())
 	}
+	if c.chained() {
+		return nil
+	}
 	if err := invoke.DelegateStatus(ctx, c.IPAM.Type, c.raw, nil); err != nil {
 		return fail(types.ErrPluginNotAvailable, "%v", ipamError(c, err))
 	}

@@ -18,6 +18,7 @@ import (
 // namespace, the pod side in the pod's.
 type veth struct {
 	hostName  string
+	pins      string // what its links are pinned below
 	hostIndex int
 	podName   string
 	podIndex  int
@@ -50,7 +51,8 @@ func openNetns(path string) (ns.NetNS, error) {
 // openVeth opens netlink on both sides, until the process ends; the interfaces need
 // not exist yet.
 func openVeth(a api.Attachment, podNetns ns.NetNS) (*veth, error) {
-	v := &veth{hostName: HostIfName(a.ContainerID, a.IfName), podName: a.IfName, podNetns: podNetns}
+	name := HostIfName(a.ContainerID, a.IfName)
+	v := &veth{hostName: name, pins: name, podName: a.IfName, podNetns: podNetns}
 	var err error
 	if v.node, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("netlink of the node: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -99,7 +100,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		}
 	}
 	if o.cniConf != "" {
-		out.report = withCNIConf(o, out.report)
+		out.report = withCNIConf(ctx, o, out.report)
 	}
 	switch o.routing {
 	case "native":
@@ -115,8 +116,15 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 }
 
 // withCNIConf writes the container runtime's configuration, too.
-func withCNIConf(o *options, report agent.Report) agent.Report {
-	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Log: o.log}
+func withCNIConf(ctx context.Context, o *options, report agent.Report) agent.Report {
+	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Chain: o.cniChain, Log: o.log}
+	if o.cniChain != "" {
+		follow := sync.OnceFunc(func() { go file.Follow(ctx) })
+		return func(u *source.Update, r *policy.Result) {
+			report(u, r)
+			follow()
+		}
+	}
 	return func(u *source.Update, r *policy.Result) {
 		report(u, r)
 		if u.Nodes != nil && u.Nodes.Own != nil {

@@ -86,7 +86,7 @@ func (a *app) writeStatus(s api.Status) error {
 	lines := []string{head}
 	for _, row := range [][2]string{
 		{"policy", a.policyText(s)},
-		{"endpoints", fmt.Sprint(s.Endpoints)},
+		{"endpoints", endpointsText(s)},
 		{"flows", a.flowsText(s.Flows)},
 		{"services", servicesText(s.Services)},
 		{"drops", dropsText(s.Drops)},
@@ -175,6 +175,13 @@ func (a *app) troubles(s api.Status) []string {
 		lines = append(lines, "  "+a.style.Warn(format.Safe(w)))
 	}
 	return lines
+}
+
+func endpointsText(s api.Status) string {
+	if s.Chained == 0 {
+		return fmt.Sprint(s.Endpoints)
+	}
+	return fmt.Sprintf("%d, %d of them chained: on interfaces of another CNI plugin's", s.Endpoints, s.Chained)
 }
 
 // next is what to do.

@@ -207,7 +207,7 @@ func (a *Agent) collect() error {
 			continue
 		}
 		a.Log.Info("collect endpoint: its interface is gone", "endpoint", r.Number, "pod", r.Pod(), "interface", r.HostIfName)
-		if err := errors.Join(a.records.Remove(r), a.Hooks.Detach(r.HostIfName)); err != nil {
+		if err := errors.Join(a.records.Remove(r), a.Hooks.Detach(r.Pins())); err != nil {
 			return fmt.Errorf("collect endpoint %d of pod %s: %w", r.Number, r.Pod(), err)
 		}
 	}

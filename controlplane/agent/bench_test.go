@@ -160,7 +160,7 @@ func (h *fakeHooks) attach(ifindex int, name string, hooks ...string) {
 	}
 }
 
-func (h *fakeHooks) AttachPod(ifindex int, name string, shield bool) error {
+func (h *fakeHooks) AttachPod(ifindex int, name string, shield, _ bool) error {
 	h.attach(ifindex, name, "from_pod", "to_pod")
 	if shield {
 		h.attach(ifindex, name, "shield")
@@ -170,6 +170,9 @@ func (h *fakeHooks) AttachPod(ifindex int, name string, shield bool) error {
 
 func (h *fakeHooks) AttachDevice(ifindex int, name string, role loader.Role) error {
 	h.attach(ifindex, name, "to_network")
+	h.mu.Lock()
+	delete(h.attached, loader.Attachment{Name: name, Hook: "from_network", Ifindex: ifindex})
+	h.mu.Unlock()
 	switch role {
 	case loader.Uplink:
 		h.attach(ifindex, name, "from_network")
@@ -191,6 +194,8 @@ func (h *fakeHooks) Detach(name string) error {
 	}
 	return nil
 }
+
+func (h *fakeHooks) Release(name string) error { return h.Detach(name) }
 
 func (h *fakeHooks) Attached() ([]loader.Attachment, error) {
 	h.mu.Lock()

@@ -48,6 +48,7 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 	if err != nil {
 		return api.Endpoint{}, &api.Error{Code: api.CodeInternal, Message: fmt.Sprintf("add pod %s: %v", r.Pod(), err)}
 	}
+	a.detachAsDevice(added)
 	if err := a.awaitEndpoint(ctx, added); err != nil {
 		return api.Endpoint{}, a.refuse(added, fresh, err)
 	}
@@ -268,7 +269,7 @@ func (a *Agent) describe(r *endpoint.Record) api.Endpoint {
 	e := api.Endpoint{
 		Number: r.Number, PodNamespace: r.Namespace, PodName: r.Name, PodUID: r.UID,
 		ContainerID: r.ContainerID, IfName: r.IfName, HostIfName: r.HostIfName, HostIfindex: r.HostIfindex, MAC: r.MAC,
-		Labels: []string{}, Ready: a.enforced(r.Number),
+		Network: r.Network, Chained: r.Chained, Labels: []string{}, Ready: a.enforced(r.Number),
 	}
 	for _, addr := range r.Addresses() {
 		e.Addresses = append(e.Addresses, addr.String())

@@ -20,11 +20,14 @@ import (
 // Hooks attaches the node's programs to devices. Attaching what is attached is harmless.
 type Hooks interface {
 	// AttachPod attaches to the host side of a pod's veth; shield, XDP too.
-	AttachPod(ifindex int, name string, shield bool) error
+	// It pins below name. chained: another plugin made the interface.
+	AttachPod(ifindex int, name string, shield, chained bool) error
 	// AttachDevice attaches to a device that is no pod's.
 	AttachDevice(ifindex int, name string, role loader.Role) error
 	// Detach detaches everything of a device that is gone; a live one keeps its programs.
 	Detach(name string) error
+	// Release detaches everything of a live device.
+	Release(name string) error
 	Attached() ([]loader.Attachment, error)
 	// Restore loads the programs again if they are not where links find them, and
 	// reports whether it did.
@@ -41,10 +44,13 @@ type BPF struct {
 var _ Hooks = BPF{}
 
 // AttachPod implements Hooks.
-func (b BPF) AttachPod(ifindex int, name string, shield bool) error {
+func (b BPF) AttachPod(ifindex int, name string, shield, chained bool) error {
 	mode := loader.XDPOff
 	if shield {
 		mode = loader.XDPAuto
+	}
+	if chained {
+		return loader.AttachChained(b.Dir, ifindex, name, mode)
 	}
 	return loader.AttachPod(b.Dir, ifindex, name, mode)
 }
@@ -56,6 +62,9 @@ func (b BPF) AttachDevice(ifindex int, name string, role loader.Role) error {
 
 // Detach implements Hooks.
 func (b BPF) Detach(name string) error { return loader.DetachGone(b.Dir, name) }
+
+// Release implements Hooks.
+func (b BPF) Release(name string) error { return loader.DetachNetwork(b.Dir, name) }
 
 // Attached implements Hooks.
 func (b BPF) Attached() ([]loader.Attachment, error) { return loader.Attached(b.Dir) }
@@ -166,7 +175,7 @@ func (a *Agent) attachPods() error {
 		shielded[at.Name] = shielded[at.Name] || at.Hook == "shield"
 	}
 	for _, r := range a.records.All() {
-		at := loader.Attachment{Name: r.HostIfName, Ifindex: int(r.HostIfindex)}
+		at := loader.Attachment{Name: r.Pins(), Ifindex: int(r.HostIfindex)}
 		from, to := at, at
 		from.Hook, to.Hook = "from_pod", "to_pod"
 		if has[from] && has[to] {
@@ -176,7 +185,7 @@ func (a *Agent) attachPods() error {
 			continue // its DEL is on the way
 		}
 		a.Log.Warn("attach again: a pod's interface had lost its programs", "pod", r.Pod(), "interface", r.HostIfName)
-		if err := a.Hooks.AttachPod(at.Ifindex, at.Name, shielded[at.Name]); err != nil {
+		if err := a.Hooks.AttachPod(at.Ifindex, at.Name, shielded[at.Name], r.Chained); err != nil {
 			return fmt.Errorf("attach to the interface of pod %s: %w", r.Pod(), err)
 		}
 	}
@@ -193,9 +202,20 @@ func (a *Agent) attachDevices(s *node.State) {
 	}
 	var warnings []string
 	here := map[string]bool{}
+	chained := a.chained()
+	bridges := bridgesOf(a.hooked.state.Devices, chained)
 	for _, d := range a.hooked.state.Devices {
+		if chained[d.Index] {
+			continue // a pod's
+		}
 		here[d.Name] = true
 		role := a.role(d)
+		if role == loader.Uplink && (bridges[d.Index] || bridges[d.Master]) {
+			// Pods' packets come by there as well, and those of the link that are for pods do not.
+			role = loader.Plain
+			warnings = append(warnings, fmt.Sprintf("uplink %s: it shares a bridge with pods: from_network is not attached; "+
+				"what comes in is judged at the pods, and a pod can write to the link under any address that it may reach", d.Name))
+		}
 		if role == loader.Uplink && d.Raw {
 			// The programs read Ethernet. On a raw device a sender could write what they take
 			// for a header; what leaves there undecided fails to parse, and is dropped.
@@ -219,6 +239,43 @@ func (a *Agent) attachDevices(s *node.State) {
 	}
 	warnings = append(warnings, a.detachGone(attached)...)
 	a.hooked.set(a.Log.Warn, hookNames(attached, here), warnings)
+}
+
+// chained are the pods' interfaces that another plugin made, by index.
+func (a *Agent) chained() map[int]bool {
+	out := map[int]bool{}
+	for _, r := range a.records.All() {
+		if r.Chained {
+			out[int(r.HostIfindex)] = true
+		}
+	}
+	return out
+}
+
+// bridgesOf are the bridges that pods' interfaces are ports of.
+func bridgesOf(devices []node.Device, pods map[int]bool) map[int]bool {
+	out := map[int]bool{}
+	for _, d := range devices {
+		if pods[d.Index] && d.Master != 0 {
+			out[d.Master] = true
+		}
+	}
+	return out
+}
+
+// detachAsDevice takes from a chained pod's interface what it got as one of the node's
+// devices, before its pod was known.
+func (a *Agent) detachAsDevice(r *endpoint.Record) {
+	if !r.Chained {
+		return
+	}
+	a.hooked.busy.Lock()
+	err := a.Hooks.Release(r.HostIfName)
+	a.hooked.busy.Unlock()
+	if err != nil {
+		a.Log.Error("release interface of pod", "pod", r.Pod(), "interface", r.HostIfName, "error", err)
+	}
+	a.attachDevices(nil) // its bridge has another role now
 }
 
 func (a *Agent) role(d node.Device) loader.Role {

@@ -144,7 +144,12 @@ func (a *Agent) status() (api.Status, error) {
 		s.Warnings = append(s.Warnings, a.input.update.Warnings(a.applied.cluster)...)
 	}
 	s.Revision.Applied = a.applied.revision
-	s.Endpoints = len(a.records.All())
+	for _, r := range a.records.All() {
+		s.Endpoints++
+		if r.Chained {
+			s.Chained++
+		}
+	}
 	s.Services = a.serviceStatus()
 	s.Errors = a.last.allErrors()
 	s.Degraded = len(s.Errors) > 0

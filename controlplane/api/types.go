@@ -61,6 +61,9 @@ type AddRequest struct {
 	PodName      string   `json:"podName"`
 	PodUID       string   `json:"podUID,omitempty"`
 	NoRedirect   bool     `json:"noRedirect,omitempty"`
+	Network      string   `json:"network,omitempty"` // name of the CNI configuration
+	Chained      bool     `json:"chained,omitempty"` // another plugin made the interface
+	Pins         string   `json:"pins,omitempty"`    // what its links are pinned below; "" = HostIfName
 }
 
 // GCRequest names what is still in use; every other endpoint is removed.
@@ -88,7 +91,9 @@ type Endpoint struct {
 	HostIfName   string         `json:"hostIfName"`
 	HostIfindex  uint32         `json:"hostIfindex"`
 	MAC          string         `json:"mac"`
-	Ready        bool           `json:"ready"` // its policy is enforced
+	Network      string         `json:"network,omitempty"` // name of its CNI configuration
+	Chained      bool           `json:"chained,omitempty"` // another plugin made the interface
+	Ready        bool           `json:"ready"`             // its policy is enforced
 	Ingress      EndpointPolicy `json:"ingress"`
 	Egress       EndpointPolicy `json:"egress"`
 }
@@ -138,6 +143,7 @@ type Status struct {
 	Epoch     uint64            `json:"epoch"`
 	Degraded  bool              `json:"degraded"` // Errors has the causes
 	Endpoints int               `json:"endpoints"`
+	Chained   int               `json:"chained"` // of these, on interfaces that another plugin made
 	Flows     FlowStatus        `json:"flows"`
 	Services  ServiceStatus     `json:"services"`
 	Errors    []ObjectError     `json:"errors"`   // empty, not null, when all is well

@@ -5,12 +5,14 @@ package cniconf
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // File is a conflist in the runtime's directory. Not for concurrent use.
@@ -18,6 +20,7 @@ type File struct {
 	Path     string // ends in .conflist
 	StateDir string // the agent's, as the plugin finds it
 	BPFFSDir string // likewise
+	Chain    string // name of another plugin's network that Weir is chained to; "" = Weir makes the network
 	Log      *slog.Logger
 
 	failed string // said already
@@ -46,19 +49,38 @@ func (f *File) Want(podCIDRs []netip.Prefix) {
 	if len(podCIDRs) == 0 {
 		return
 	}
-	changed, err := f.write(podCIDRs)
+	f.want(func() ([]byte, error) { return f.Content(podCIDRs) }, "podCIDRs", podCIDRs)
+}
+
+// Follow makes the file say what the network of Chain says, and Weir after it, until ctx is
+// over: whoever writes that may come later, and write it again.
+func (f *File) Follow(ctx context.Context) {
+	for {
+		f.want(f.Chained, "chain", f.Chain)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(followPause):
+		}
+	}
+}
+
+const followPause = 5 * time.Second
+
+func (f *File) want(content func() ([]byte, error), what string, value any) {
+	changed, err := f.write(content)
 	switch {
 	case err != nil && err.Error() != f.failed:
 		f.failed = err.Error()
 		f.Log.Error("the container runtime gets no network configuration: the node stays NotReady", "error", err)
 	case err == nil && changed:
 		f.failed = ""
-		f.Log.Info("wrote the container runtime's network configuration", "file", f.Path, "podCIDRs", podCIDRs)
+		f.Log.Info("wrote the container runtime's network configuration", "file", f.Path, what, value)
 	}
 }
 
-func (f *File) write(podCIDRs []netip.Prefix) (changed bool, err error) {
-	text, err := f.Content(podCIDRs)
+func (f *File) write(content func() ([]byte, error)) (changed bool, err error) {
+	text, err := content()
 	if err != nil {
 		return false, err
 	}

@@ -2,6 +2,7 @@ package cniconf
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -56,4 +57,49 @@ func TestFailureIsSaidOnce(t *testing.T) {
 	if n := strings.Count(log.String(), "NotReady"); n != 1 || !strings.Contains(log.String(), f.Path) {
 		t.Errorf("said %d times:\n%s", n, &log)
 	}
+}
+
+// Chained: the other's list, whole, and weir-cni behind it; what changes there is followed.
+func TestFileFollowsAnothersNetwork(t *testing.T) {
+	dir := t.TempDir()
+	f := &File{Path: filepath.Join(dir, "05-weir.conflist"), StateDir: "/run/weir", BPFFSDir: "/sys/fs/bpf/weir", Chain: "cbr0", Log: slog.New(slog.DiscardHandler)}
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(what string) {
+		t.Helper()
+		if _, err := f.Chained(); err == nil || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "cbr0") {
+			t.Errorf("error %v, want one that says %q", err, what)
+		}
+	}
+	put("09-other.conflist", `{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge"}]}`)
+	put("10-half.conflist", `{"cniVersion":"1.0.0","na`)
+	put("10-single.conf", `{"cniVersion":"1.0.0","name":"cbr0","type":"bridge"}`)
+	refused("no .conflist")
+	put("10-flannel.conflist", `{"cniVersion":"1.0.0","name":"cbr0"}`)
+	refused("no list of plugins")
+	put("10-flannel.conflist", `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel"},{"type":"weir-cni"}]}`)
+	refused("weir-cni already")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, mtu := range []string{"1400", "1450"} {
+		put("10-flannel.conflist", `{"cniVersion":"1.0.0","name":"cbr0","disableCheck":true,"plugins":[{"type":"flannel","delegate":{"mtu":`+mtu+`}},{"type":"portmap"}]}`)
+		f.Follow(ctx)
+		list, err := libcni.NetworkConfFromFile(f.Path)
+		if err != nil || list.Name != "cbr0" || len(list.Plugins) != 3 || !list.DisableCheck || list.CNIVersion != "1.0.0" {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		last := list.Plugins[2]
+		if last.Network.Type != "weir-cni" || last.Network.IPAM.Type != "" || !bytes.Contains(last.Bytes, []byte("/run/weir")) {
+			t.Errorf("%s", last.Bytes)
+		}
+		if !bytes.Contains(list.Plugins[0].Bytes, []byte(mtu)) || list.Plugins[1].Network.Type != "portmap" {
+			t.Errorf("%s, %s", list.Plugins[0].Bytes, list.Plugins[1].Bytes)
+		}
+	}
+	f.Path = filepath.Join(dir, "99-weir.conflist")
+	refused("sorts before")
 }

@@ -3,6 +3,7 @@
 package endpoint
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -32,6 +33,9 @@ type Record struct {
 	Netns       string     `json:"netns"`
 	NetnsCookie uint64     `json:"netnsCookie"`
 	NoRedirect  bool       `json:"noRedirect,omitempty"`
+	Network     string     `json:"network,omitempty"` // name of the CNI configuration
+	Chained     bool       `json:"chained,omitempty"` // another plugin made the interface
+	PinName     string     `json:"pins,omitempty"`    // "" = HostIfName, see Pins
 	Namespace   string     `json:"namespace"`
 	Name        string     `json:"pod"`
 	UID         string     `json:"podUID,omitempty"` // as the runtime gave it
@@ -59,8 +63,18 @@ func FromRequest(r api.AddRequest) (*Record, error) {
 			return nil, fmt.Errorf("%s is missing", f.name)
 		}
 	}
-	if !IsHostIfName(r.HostIfName) {
-		return nil, fmt.Errorf("hostIfName %q is not weir and 11 hexadecimal digits", r.HostIfName)
+	own, pins := r.HostIfName, cmp.Or(r.Pins, r.HostIfName)
+	if r.Chained {
+		own = pins
+	}
+	if !IsHostIfName(own) || own != pins {
+		return nil, fmt.Errorf("hostIfName %q, pins %q: not weir and 11 hexadecimal digits", r.HostIfName, r.Pins)
+	}
+	if r.Chained && IsHostIfName(r.HostIfName) {
+		return nil, fmt.Errorf("hostIfName %s: chained to an interface of Weir's own", r.HostIfName)
+	}
+	if r.HostIfName == "" {
+		return nil, fmt.Errorf("hostIfName is missing")
 	}
 	if r.HostIfindex == 0 {
 		return nil, fmt.Errorf("hostIfindex is missing")
@@ -71,6 +85,7 @@ func FromRequest(r api.AddRequest) (*Record, error) {
 	out := &Record{
 		ContainerID: r.ContainerID, IfName: r.IfName, HostIfName: r.HostIfName, HostIfindex: r.HostIfindex, MAC: r.MAC,
 		Netns: r.Netns, NetnsCookie: r.NetnsCookie, NoRedirect: r.NoRedirect,
+		Network: r.Network, Chained: r.Chained, PinName: r.Pins,
 		Namespace: r.PodNamespace, Name: r.PodName, UID: r.PodUID,
 	}
 	return out, out.setAddresses(r.Addresses)
@@ -98,6 +113,10 @@ func (r *Record) setAddresses(texts []string) error {
 	return nil
 }
 
+// Pins is what the links of its interface are pinned below. It is never another device's
+// name: IsHostIfName holds for it.
+func (r *Record) Pins() string { return cmp.Or(r.PinName, r.HostIfName) }
+
 // Pod is its name.
 func (r *Record) Pod() types.NamespacedName {
 	return types.NamespacedName{Namespace: r.Namespace, Name: r.Name}
@@ -120,7 +139,8 @@ func (r *Record) Local() policy.Local {
 
 func (r *Record) endpoint() datapath.Endpoint {
 	e := datapath.Endpoint{
-		Ifindex: r.HostIfindex, Addr4: r.Addr4, Addr6: r.Addr6, NetnsCookie: r.NetnsCookie, NoRedirect: r.NoRedirect,
+		Ifindex: r.HostIfindex, Addr4: r.Addr4, Addr6: r.Addr6, NetnsCookie: r.NetnsCookie,
+		NoRedirect: r.NoRedirect || r.Chained, Shared: r.Chained,
 	}
 	mac, _ := net.ParseMAC(r.MAC) // checked in FromRequest
 	copy(e.MAC[:], mac)

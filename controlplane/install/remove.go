@@ -99,7 +99,7 @@ func (r Removal) pods(state *statedir.Dir) []string {
 	if state != nil {
 		if store, _ := endpoint.Open(state); store != nil { // what cannot be read is named by its interface
 			for _, p := range store.All() {
-				names[p.HostIfName] = p.Namespace + "/" + p.Name
+				names[p.Pins()] = p.Namespace + "/" + p.Name
 			}
 		}
 	}

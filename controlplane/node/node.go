@@ -33,6 +33,7 @@ type Device struct {
 	DefaultRoute bool // a default route goes out here
 	Raw          bool // its packets have no Ethernet header (tun, WireGuard, ipip)
 	Tunnel       bool // Weir's own, to the other nodes
+	Master       int  // index of the bridge it is a port of, 0 = of none
 	MTU          int
 }
 
@@ -154,7 +155,7 @@ func read() (State, error) {
 		}
 		if a.Flags&net.FlagLoopback == 0 {
 			s.Devices = append(s.Devices, Device{Name: a.Name, Index: a.Index, DefaultRoute: defaults[a.Index], Raw: a.EncapType != "ether",
-				Tunnel: a.Name == datapath.TunnelDevice, MTU: a.MTU})
+				Tunnel: a.Name == datapath.TunnelDevice, Master: a.MasterIndex, MTU: a.MTU})
 		}
 	}
 	slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })

@@ -6,6 +6,9 @@
 state-dir: {{ .Values.stateDir | quote }}
 bpffs-dir: /sys/fs/bpf/weir
 cni-conf: {{ printf "%s/05-weir.conflist" .Values.cniConfDir | quote }}
+{{- with .Values.cniChain }}
+cni-chain: {{ . | quote }}
+{{- end }}
 {{- if .Values.cgroupRoot }}
 cgroup-root: /host/cgroup2
 {{- end }}
