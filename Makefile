@@ -55,6 +55,11 @@ build-other-layout: bin/weir-agent-other-layout
 bin/weir-agent-other-layout: $(C_SOURCES) $(shell git ls-files 'cmd/*.go' 'cni/*.go' 'controlplane/*.go' 'datapath/*.go' 'identity/*.go') go.mod
 	tests/otherlayout/build $@
 
+# The plugins that Weir is chained to in tests.
+OTHERS = github.com/containernetworking/plugins/plugins/main/bridge github.com/containernetworking/plugins/plugins/main/ptp
+build-others:
+	cd tests/othercni && $(GO_BUILD) -o ../../bin/ $(OTHERS)
+
 TAG = localhost/weir:0.1.0
 ARCHS = amd64 arm64
 PUSH =
@@ -74,13 +79,13 @@ demo: build
 	@$(GO_BUILD) -o bin/demo ./tests/demo
 	@bin/demo $(if $(KEEP),-keep)
 
-test: build build-other-layout
+test: build build-other-layout build-others
 	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(DEPLOY) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
 test-unit: generate
 	$(GO_TEST) $(UNIT) | $(SUMMARY)
 test-packet: generate
 	$(GO_TEST) ./tests/packet ./tests/packetfuzz | $(SUMMARY)
-test-node: build build-other-layout
+test-node: build build-other-layout build-others
 	$(GO_TEST) -timeout 20m ./tests/node | $(SUMMARY)
 # docs/bypasses.md by what comes of its attempts; `make test` holds them to it.
 bypasses: build
@@ -132,7 +137,7 @@ fuzz: generate
 	  $(GO_TEST) -timeout 120m ./tests/atomic -commits $(COMMITS) && exit $$status; } | $(SUMMARY)
 
 # Other kernels, in guests without a network (tests/kernels): what a kernel lacks may not be skipped.
-test-kernels: build build-other-layout
+test-kernels: build build-other-layout build-others
 	@tools/deps kernels
 	tests/kernels/run.sh $(if $(QUICK),-quick) $(KERNELS) | go run ./tests/summary -no-skips
 
@@ -168,4 +173,4 @@ clean:
 	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean

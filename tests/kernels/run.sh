@@ -39,7 +39,7 @@ make_root() {
 	root=$work/root
 	mkdir -p "$root/src/bin"
 	find bin -maxdepth 1 -type f -exec cp -t "$root/src/bin/" {} +
-	with_libraries ip bash awk rm
+	with_libraries ip bash awk rm nft
 	for package in $packages; do
 		mkdir -p "$root/src/$package"
 		CGO_ENABLED=0 go test -c -trimpath -tags sctp -o "$root/src/$package/test" "./$package"

@@ -39,6 +39,7 @@ type Options struct {
 	Pool6     string
 	RangeLast int // last host number of the pool that is given out, 0 = no limit (address reuse)
 
+	Chain      string   // plugin that makes pods' interfaces in weir-cni's place, which follows it: bridge or ptp
 	RangeFirst int      // first host number that is given out, 0 = the pool's first
 	Agent      []string // further flags of weir-agent
 	Name       string   // the agent's --node-name; "" = node

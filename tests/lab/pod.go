@@ -44,6 +44,42 @@ func (n *Node) AddSandbox(ctx context.Context, namespace, name, suffix string) (
 	return p, nil
 }
 
+// AddForeign is AddPod for a pod whose interface, eth0, make makes, chained: no plugin is
+// before weir-cni, only its result, 10.77.0.250.
+func (n *Node) AddForeign(ctx context.Context, namespace, name string, make func(*Pod) error) (*Pod, error) {
+	sandbox := n.opts.Prefix + namespace + "-" + name + "-foreign"
+	p := &Pod{Namespace: namespace, PodName: name, container: sandbox}
+	p.Host = Host{Name: namespace + "/" + name, Netns: sandbox}
+	if err := p.addNetns(); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(object{"cniVersion": "1.1.0", "name": "weir", "plugins": []object{{
+		"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.BPFFSDir(),
+		"prevResult": object{"cniVersion": "1.1.0", "ips": []object{{"address": "10.77.0.250/24"}}},
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	list, err := libcni.NetworkConfFromBytes(text)
+	if err == nil {
+		err = make(p)
+	}
+	if err == nil {
+		err = n.Do(func() error {
+			_, err := n.runtime().AddNetworkList(ctx, list, n.args(p))
+			return err
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("add pod %s: %w", p.Name, err), ip("netns del %s", p.Netns))
+	}
+	n.pods[p.Name] = p
+	return p, nil
+}
+
+// End removes the pod's namespace with every process in it, without a DEL.
+func (p *Pod) End() error { return ip("netns del %s", p.Netns) }
+
 func (n *Node) attach(ctx context.Context, p *Pod) error {
 	list, err := n.network()
 	if err != nil {
@@ -88,6 +124,16 @@ func (n *Node) DetachPod(ctx context.Context, p *Pod) error {
 	return n.Do(func() error { return n.runtime().DelNetworkList(ctx, list, n.args(p)) })
 }
 
+// DetachLast runs DEL of the list's last plugin alone: the first that a runtime would run.
+func (n *Node) DetachLast(ctx context.Context, p *Pod) error {
+	list, err := n.network()
+	if err != nil {
+		return err
+	}
+	list.Plugins = list.Plugins[len(list.Plugins)-1:]
+	return n.Do(func() error { return n.runtime().DelNetworkList(ctx, list, n.args(p)) })
+}
+
 // CheckPod asks the plugin whether the pod is as it was made.
 func (n *Node) CheckPod(ctx context.Context, p *Pod) error {
 	list, err := n.network()
@@ -118,20 +164,32 @@ func (n *Node) args(p *Pod) *libcni.RuntimeConf {
 
 // network is the node's CNI configuration.
 func (n *Node) network() (*libcni.NetworkConfigList, error) {
-	type object = map[string]any
-	conf := object{"cniVersion": "1.1.0", "name": "weir", "plugins": []object{{
-		"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.BPFFSDir(),
-		"ipam": object{
-			"type": "host-local", "dataDir": filepath.Join(n.opts.Run, "addresses"),
-			"ranges": [][]object{{n.pool(n.opts.Pool4)}, {n.pool(n.opts.Pool6)}},
-		},
-	}}}
-	text, err := json.Marshal(conf)
+	weir := object{"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.BPFFSDir()}
+	ipam := object{
+		"type": "host-local", "dataDir": filepath.Join(n.opts.Run, "addresses"),
+		"ranges": [][]object{{n.pool(n.opts.Pool4)}, {n.pool(n.opts.Pool6)}},
+	}
+	plugins := []object{weir}
+	if n.opts.Chain != "" {
+		ipam["routes"] = []object{{"dst": "0.0.0.0/0"}, {"dst": "::/0"}}
+		plugins = []object{{"type": n.opts.Chain, "ipam": ipam}, weir}
+		if n.opts.Chain == "bridge" {
+			plugins[0]["bridge"], plugins[0]["isGateway"] = Bridge, true
+		}
+	} else {
+		weir["ipam"] = ipam
+	}
+	text, err := json.Marshal(object{"cniVersion": "1.1.0", "name": "weir", "plugins": plugins})
 	if err != nil {
 		return nil, err
 	}
 	return libcni.NetworkConfFromBytes(text)
 }
+
+type object = map[string]any
+
+// Bridge is the device of Chain "bridge".
+const Bridge = "cni0"
 
 func (n *Node) pool(subnet string) map[string]any {
 	pool := map[string]any{"subnet": subnet}
