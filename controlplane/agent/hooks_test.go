@@ -101,7 +101,8 @@ func TestUplinkWithoutEthernet(t *testing.T) {
 // said to be.
 func TestTunnelHasItsOwnHook(t *testing.T) {
 	h := &fakeHooks{attached: map[loader.Attachment]bool{}}
-	a := &Agent{Config: Config{Hooks: h, Network: &fakeNetwork{names: map[uint32]string{2: "eth0", 3: "weir-vxlan"}}, Log: slog.New(slog.DiscardHandler), Uplinks: []string{"eth0", "weir-vxlan"}}}
+	a := agentOfHooks(t, h, map[uint32]string{2: "eth0", 3: "weir-vxlan"})
+	a.Uplinks = []string{"eth0", "weir-vxlan"}
 	a.attachDevices(&node.State{Devices: []node.Device{
 		{Name: "eth0", Index: 2}, {Name: "weir-vxlan", Index: 3, Tunnel: true, DefaultRoute: true},
 	}})
