@@ -158,8 +158,27 @@ func (s *stores) addAnnounced(c *policy.Cluster) {
 		}
 	}
 	if len(fresh) > 0 {
+		s.yield(fresh)
 		c.Pods = maps.Clone(c.Pods)
 		maps.Copy(c.Pods, fresh)
+	}
+}
+
+// yield takes out pods whose addresses others have by their objects: what was announced of a
+// start that failed may still be there when the address is another's.
+func (s *stores) yield(fresh map[types.NamespacedName]*corev1.Pod) {
+	claims := map[string]types.NamespacedName{}
+	for key, pod := range fresh {
+		for _, ip := range pod.Status.PodIPs {
+			claims[ip.IP] = key
+		}
+	}
+	for _, pod := range s.pods.objects {
+		for _, ip := range pod.Status.PodIPs {
+			if key, ok := claims[ip.IP]; ok && pod.Status.Phase == "" && !pod.Spec.HostNetwork {
+				delete(fresh, key)
+			}
+		}
 	}
 }
 

@@ -18,6 +18,10 @@ func believed(t *testing.T, from string, pod func(*corev1.Pod), say func(*Announ
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{cidr, "fd00::/64"}}}
 	}
 	web := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u1", ResourceVersion: "1"}, Spec: corev1.PodSpec{NodeName: "a"}}
+	other := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "api", UID: "u2", ResourceVersion: "1"}, Spec: corev1.PodSpec{NodeName: "a"},
+		Status: corev1.PodStatus{PodIP: "10.0.1.6", PodIPs: []corev1.PodIP{{IP: "10.0.1.6"}}}}
+	gone := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "job", UID: "u3", ResourceVersion: "1"}, Spec: corev1.PodSpec{NodeName: "a"},
+		Status: corev1.PodStatus{Phase: corev1.PodSucceeded, PodIP: "10.0.1.7", PodIPs: []corev1.PodIP{{IP: "10.0.1.7"}}}}
 	pod(web)
 	said := Announced{Namespace: "shop", Name: "web", UID: "u1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.7")}}
 	say(&said)
@@ -30,7 +34,7 @@ func believed(t *testing.T, from string, pod func(*corev1.Pod), say func(*Announ
 	}}
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", ResourceVersion: "1"}}
 	for _, err := range []error{
-		s.nodes.Add(node("a", "10.0.1.0/24")), s.nodes.Add(node("b", "10.0.2.0/24")), s.namespaces.Add(namespace), s.pods.Add(web), s.leases.Add(lease),
+		s.nodes.Add(node("a", "10.0.1.0/24")), s.nodes.Add(node("b", "10.0.2.0/24")), s.namespaces.Add(namespace), s.pods.Add(web), s.pods.Add(other), s.pods.Add(gone), s.leases.Add(lease),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -56,11 +60,12 @@ func TestAnnounced(t *testing.T) {
 		say  func(*Announced)
 		want string
 	}{
-		"a new pod":               {"a", plain, same, "10.0.1.7"},
-		"of another node":         {"b", plain, same, ""},
-		"of no node":              {"c", plain, same, ""},
-		"another pod of the name": {"a", plain, func(p *Announced) { p.UID = "u0" }, ""},
-		"another node's address":  {"a", plain, func(p *Announced) { p.Addresses[0] = netip.MustParseAddr("10.0.2.7") }, ""},
+		"a new pod":                       {"a", plain, same, "10.0.1.7"},
+		"of another node":                 {"b", plain, same, ""},
+		"of no node":                      {"c", plain, same, ""},
+		"another pod of the name":         {"a", plain, func(p *Announced) { p.UID = "u0" }, ""},
+		"another node's address":          {"a", plain, func(p *Announced) { p.Addresses[0] = netip.MustParseAddr("10.0.2.7") }, ""},
+		"an address that another pod has": {"a", plain, func(p *Announced) { p.Addresses[0] = netip.MustParseAddr("10.0.1.6") }, ""},
 		"one of them another's": {"a", plain, func(p *Announced) {
 			p.Addresses = append(p.Addresses, netip.MustParseAddr("192.0.2.1"))
 		}, ""},
