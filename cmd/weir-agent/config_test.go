@@ -75,6 +75,8 @@ func TestConfigFileIsStrict(t *testing.T) {
 		{"help: true\n", `FILE:1: unknown key "help"`},
 		{"tunnel-port: 0\n", `FILE:1: tunnel-port must not be 0`},
 		{"tunnel-port: 65536\n", `FILE:1: tunnel-port: "65536" is no whole number`},
+		{"routing: none\ncni-chain: cbr0\n", `FILE:2: cni-chain "cbr0" needs --cni-conf`},
+		{"cni-conf: /x/05-weir.conflist\ncni-chain: cbr0\n", `FILE:2: cni-chain "cbr0" needs --cni-conf`},
 		{"\nrouting: vxlam\n", `FILE:2: routing "vxlam" is none of native, vxlan, none`},
 		{"log-level: 5\n", `FILE:1: log-level "5" is none of debug, info, warn, error`},
 		{"log-format: xml\n", `FILE:1: log-format "xml" is neither text nor json`},

@@ -131,10 +131,14 @@ func TestChainedServices(t *testing.T) {
 			e := newChained(t, chain, "pods.yaml", abc, "policy.yaml", policy("ns", "b", fromA))
 			e.add("ns/a", "ns/b", "ns/c")
 			b := e.host("ns/b")
+			masquerade := ""
+			if chain == "bridge" { // else b answers a by the bridge, past the node's NAT
+				masquerade = "ct status dnat masquerade;"
+			}
 			rules := fmt.Sprintf(`table inet nat {
  chain pre { type nat hook prerouting priority -100; ip daddr %s tcp dport 80 dnat to %s:%d; ip6 daddr %s tcp dport 80 dnat to [%s]:%d; }
- chain post { type nat hook postrouting priority 100; ct status dnat masquerade; }
-}`, vip4, b.Addr4, portHTTP, vip6, b.Addr6, portHTTP)
+ chain post { type nat hook postrouting priority 100; %s }
+}`, vip4, b.Addr4, portHTTP, vip6, b.Addr6, portHTTP, masquerade)
 			out, err := e.Run(e.ctx, "nft", rules)
 			if err != nil {
 				t.Fatalf("nft: %v %s", err, out)

@@ -43,6 +43,11 @@ func TestShow(t *testing.T) {
 	if text := b.String(); !strings.Contains(text, `{name: KUBERNETES_SERVICE_HOST, value: "192.0.2.7"}`) || !strings.Contains(text, "kind: ConfigMap") {
 		t.Error(text)
 	}
+	b.Reset()
+	must(t, show(&b, deploy, "cniChain=cbr0,routing=none"))
+	if text := b.String(); !strings.Contains(text, "cni-chain: \"cbr0\"") {
+		t.Error(text)
+	}
 	for set, want := range map[string]string{"routing=vxlam": "routing", "nonsense=1": "nonsense", "a": "-set"} {
 		if err := show(&b, deploy, set); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", set, err)
