@@ -44,6 +44,7 @@ routing: none
 masquerade: false
 map-size: {flows: 65536, facts: 1024}
 add-wait: 3s
+pick-up: 0s
 flow-log: 1000
 log-format: json
 log-level: debug
@@ -52,7 +53,7 @@ node-name: from-file
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(o.cidrs) != 2 || o.uplinks[0] != "eth0" || o.routing != "none" || o.masquerade || o.addWait != 3*time.Second || o.flowLog != 1000 || o.logFormat != "json" {
+	if len(o.cidrs) != 2 || o.uplinks[0] != "eth0" || o.routing != "none" || o.masquerade || o.addWait != 3*time.Second || o.programs().Pickup >= 0 || o.flowLog != 1000 || o.logFormat != "json" {
 		t.Errorf("%+v", o)
 	}
 	if len(o.mapSizes) != 2 || o.sizes["flows"] != 65536 {

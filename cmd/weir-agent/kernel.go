@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirnet/weir/controlplane/endpoint"
+	"github.com/weirnet/weir/controlplane/statedir"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/datapath/loader"
 	"github.com/weirnet/weir/datapath/maps"
@@ -29,7 +31,7 @@ var _ datapath.Kernel = (*kernel)(nil)
 
 // load loads the programs and opens their maps. The bpffs directory is locked first where
 // it exists: two agents with two state directories must not share maps.
-func load(o *options) (_ *kernel, err error) {
+func load(o *options, state *statedir.Dir) (_ *kernel, err error) {
 	k := &kernel{o: o, set: maps.InForce, inForce: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -39,7 +41,11 @@ func load(o *options) (_ *kernel, err error) {
 	if k.lock, err = lockDir(o.bpffsDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	loaded, err := loader.Load(o.programs())
+	programs := o.programs()
+	if pods, err := endpoint.Any(state); err == nil && !pods {
+		programs.Pickup = -1 // no connection can have lost its record
+	}
+	loaded, err := loader.Load(programs)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	kernel, err := load(o)
+	kernel, err := load(o, state)
 	if err != nil {
 		return err
 	}
@@ -191,7 +191,10 @@ func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log)
 }
 
 func (o *options) programs() loader.Config {
-	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot}
+	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot, Pickup: o.pickUp}
+	if o.pickUp == 0 {
+		c.Pickup = -1
+	}
 	if o.routing == routingVXLAN {
 		c.TunnelPort = o.tunnelPort
 	}

@@ -103,6 +103,7 @@ func (a *Agent) commit(before policy.Before) (*attempt, error) {
 	if t.err != nil {
 		return t, t.err
 	}
+	a.ids.Forget()
 	if err := a.versions.save(t.result); err != nil {
 		a.Log.Error("a policy that is refused after a restart may isolate its pods instead of staying as it was", "error", err)
 	}

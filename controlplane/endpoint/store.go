@@ -29,6 +29,12 @@ type Store struct {
 	held    map[uint32]bool // numbers that Remove took away and Release has not freed
 }
 
+// Any reports whether a state directory has records.
+func Any(dir *statedir.Dir) (bool, error) {
+	files, err := dir.List(folder)
+	return len(files) > 0, err
+}
+
 // Open reads the records of a state directory. A file that cannot be read is skipped
 // and part of the error, next to a Store that works: its endpoint will be removed.
 func Open(dir *statedir.Dir) (*Store, error) {

@@ -54,6 +54,7 @@ func Compile(c *Cluster, n Node, locals []Local, a *Allocator) *Result {
 // it selects are isolated. What did not fit before is not tried again unless Before.Retry
 // was called.
 func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) *Result {
+	a.begin()
 	fates := before.remembered(c)
 	remembered := len(fates) > 0
 	for {

@@ -54,8 +54,8 @@ var flows = []bypass{{
 				a.drop("a beginning", m, policy, tcp(m.Addr4, port, to.Addr4, closedTCP, flags), tcp(m.Addr6, port, to.Addr6, closedTCP, flags))
 			}
 		}
-		// What may be the answer to a flow whose entry was lost is let through as one, and opens nothing.
-		a.pass("a middle, where the other way is allowed", m, b, tcp(m.Addr4, 1503, b.Addr4, closedTCP, "A"))
+		// It could be the answer to a flow whose entry was lost, had this node had pods before its table.
+		a.drop("a middle, where the other way is allowed", m, policy, tcp(m.Addr4, 1503, b.Addr4, closedTCP, "A"))
 		a.drop("a beginning after it", m, policy, tcp(m.Addr4, 1503, b.Addr4, closedTCP, "S"), tcp(m.Addr4, 1504, b.Addr4, closedTCP, "S"))
 		a.apply("out.yaml", policyYAML("ns", "bob-out", "{podSelector: {matchLabels: {app: bob}}, policyTypes: [Egress]}"))
 		for _, flags := range []string{"A", "PA", "UA"} {
@@ -67,7 +67,7 @@ var flows = []bypass{{
 		a.drop("and their strays", b, tcpStray, tcp(b.Addr4, 81, al.Addr4, 1510, "SA"), tcp(b.Addr4, 81, al.Addr4, 1511, "R"))
 	},
 	tests: []string{"tests/packet TestMidStreamPickUp"},
-	note:  "for ten minutes after the flow table was made, a plain ACK that its own direction forbids passes if the other direction allows the flow it would answer (flows survive the loss of the table so); it opens nothing",
+	note:  "where a node that has pods lost its flow table, a plain ACK that its own direction forbids passes for ten minutes (--pick-up) if the other direction allows the flow it would answer; it opens nothing",
 }, {
 	id: "B16", name: "syn_on_an_old_tuple",
 	title:  "new SYN on an old allowed tuple after the policy closed it; retransmitted SYN after a drop (a denied packet leaves no permission)",

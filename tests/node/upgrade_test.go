@@ -148,3 +148,19 @@ func (e *env) log() string {
 	e.must("read the agent's log", err)
 	return string(text)
 }
+
+// TestFlowTableIsLost under running pods, with all else that is pinned, and the links: what
+// policy allows goes on, on the connections that there are.
+func TestFlowTableIsLost(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc, "deny.yaml", policy("ns", "deny", "  podSelector: {}\n  policyTypes: [Ingress]\n"),
+		"allow.yaml", policy("ns", "allow", fromAnyPort))
+	e.add("ns/a", "ns/b")
+	s := e.openStream(e.host("ns/a"), e.host("ns/b"), 4, portStream)
+	e.alive("at first", s)
+	e.must("kill the agent", e.KillAgent())
+	e.must("remove what is pinned", os.RemoveAll(e.BPFFSDir()))
+	e.must("start the agent", e.StartAgent(e.ctx))
+	e.must("wait", e.Wait(e.ctx))
+	e.alive("afterwards", s)
+	e.check(probe{"ns/b", "ns/a", "tcp", portHTTP, lab.Silent})
+}
