@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -18,8 +20,8 @@ const nearMissMax = 8
 // NearMiss is a rule that does not allow the connection, and what differs.
 type NearMiss struct {
 	RuleRef
-	Reason string `json:"reason"`
-	differ int    // how much differs
+	Reason      string `json:"reason"`
+	differ, far int    // see difference
 }
 
 // Explain is Verdict with the rules that nearly allowed what was dropped.
@@ -35,7 +37,7 @@ func refusedMiss(np *networkingv1.NetworkPolicy) NearMiss {
 
 // nearest keeps the rules with the least difference.
 func nearest(misses []NearMiss) []NearMiss {
-	slices.SortStableFunc(misses, func(a, b NearMiss) int { return a.differ - b.differ })
+	slices.SortStableFunc(misses, func(a, b NearMiss) int { return cmp.Or(a.differ-b.differ, a.far-b.far) })
 	return misses[:min(len(misses), nearMissMax)]
 }
 
@@ -47,12 +49,12 @@ func (r *reference) nearMiss(rule flatRule, subject *corev1.Pod, peer party) Nea
 	if len(r.peersThatAllow(rule, peer)) == 0 {
 		best := r.peerMiss(rule.peers[0], rule.policy.Namespace, peer)
 		for _, p := range rule.peers[1:] {
-			if other := r.peerMiss(p, rule.policy.Namespace, peer); other.differ < best.differ {
+			if other := r.peerMiss(p, rule.policy.Namespace, peer); cmp.Or(other.differ-best.differ, other.far-best.far) < 0 {
 				best = other
 			}
 		}
 		reasons = append(reasons, best.reasons...)
-		miss.differ += best.differ
+		miss.differ, miss.far = miss.differ+best.differ, best.far
 	}
 	if len(r.portsThatAllow(rule, subject, peer)) == 0 {
 		reasons = append(reasons, r.portMiss(rule, subject, peer))
@@ -116,17 +118,18 @@ const otherKind = 10
 // difference is what keeps a peer from being meant.
 type difference struct {
 	reasons []string
-	differ  int
+	differ  int // how much differs
+	far     int // of what differs as much: how far the address is from the block
 }
 
 func (r *reference) peerMiss(p networkingv1.NetworkPolicyPeer, namespace string, peer party) difference {
 	switch {
 	case p.IPBlock != nil && peer.pod != nil:
-		return difference{[]string{blockMiss(p.IPBlock, peer)}, otherKind}
+		return blockMiss(p.IPBlock, peer, otherKind)
 	case p.IPBlock != nil:
-		return difference{[]string{blockMiss(p.IPBlock, peer)}, 1}
+		return blockMiss(p.IPBlock, peer, 1)
 	case peer.pod == nil:
-		return difference{[]string{fmt.Sprintf("%s is no pod, rule has pods only", addressText(peer))}, otherKind}
+		return difference{reasons: []string{fmt.Sprintf("%s is no pod, rule has pods only", addressText(peer))}, differ: otherKind}
 	}
 	return r.selectorMisses(p, namespace, peer.pod)
 }
@@ -136,7 +139,7 @@ func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace s
 	case p.NamespaceSelector != nil:
 		out.addLabels("namespace", p.NamespaceSelector, namespaceLabels(r.cluster, pod.Namespace))
 	case pod.Namespace != namespace:
-		out = difference{[]string{fmt.Sprintf("pod's namespace is %s, not %s", pod.Namespace, namespace)}, 1}
+		out = difference{reasons: []string{fmt.Sprintf("pod's namespace is %s, not %s", pod.Namespace, namespace)}, differ: 1}
 	}
 	if p.PodSelector != nil {
 		out.addLabels("pod", p.PodSelector, pod.Labels)
@@ -144,13 +147,30 @@ func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace s
 	return out
 }
 
-func blockMiss(b *networkingv1.IPBlock, peer party) string {
+func blockMiss(b *networkingv1.IPBlock, peer party, differ int) difference {
 	for _, e := range b.Except {
 		if blockHas(&networkingv1.IPBlock{CIDR: e}, peer.address) {
-			return fmt.Sprintf("address %s is in the exception %s of %s", addressText(peer), e, b.CIDR)
+			return difference{reasons: []string{fmt.Sprintf("address %s is in the exception %s of %s", addressText(peer), e, b.CIDR)}, differ: differ}
 		}
 	}
-	return fmt.Sprintf("address %s is not in %s", addressText(peer), b.CIDR)
+	return difference{[]string{fmt.Sprintf("address %s is not in %s", addressText(peer), b.CIDR)}, differ, distance(b.CIDR, peer.address)}
+}
+
+// distance of an address from a block that does not have it: less the longer the prefix
+// that they share, and most in the other family.
+func distance(cidr string, a netip.Addr) int {
+	const most = 129
+	p, err := netip.ParsePrefix(cidr)
+	if err != nil || p.Addr().BitLen() != a.BitLen() {
+		return most
+	}
+	shared := a.BitLen()
+	for ; shared > 0; shared-- {
+		if both, err := a.Prefix(shared); err == nil && both.Contains(p.Addr()) {
+			break
+		}
+	}
+	return most - 1 - shared
 }
 
 func addressText(p party) string {

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,6 +54,44 @@ func TestNearMissOfOneLabel(t *testing.T) {
 		got := Explain(cluster, Node{}, Tuple{From: End{Pod: from}, To: End{Pod: to}, Protocol: 6, Port: 80}).Ingress.NearMisses
 		if len(got) != 1 || got[0].Reason != c.want {
 			t.Errorf("said %+v, want %q", got, c.want)
+		}
+	}
+}
+
+// TestNearMissOfBlocks: of a rule's blocks the nearest is named, and of rules the nearer first.
+func TestNearMissOfBlocks(t *testing.T) {
+	block := func(cidr string, except ...string) networkingv1.NetworkPolicyPeer {
+		return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr, Except: except}}
+	}
+	type rule = []networkingv1.NetworkPolicyPeer
+	for _, c := range []struct {
+		from  string
+		rules []rule
+		want  []string
+	}{
+		{"10.77.0.2", []rule{{block("192.168.0.0/16"), block("10.77.0.0/24", "10.77.0.2/32")}}, []string{"address 10.77.0.2 is in the exception 10.77.0.2/32 of 10.77.0.0/24"}},
+		{"10.77.0.2", []rule{{block("10.77.0.3/32"), block("10.0.0.0/8", "10.64.0.0/10")}}, []string{"address 10.77.0.2 is in the exception 10.64.0.0/10 of 10.0.0.0/8"}},
+		{"10.77.0.2", []rule{{block("fd00::/8"), block("192.168.0.0/16"), block("10.77.1.0/24"), block("10.0.0.0/16")}}, []string{"address 10.77.0.2 is not in 10.77.1.0/24"}},
+		{"10.77.0.2", []rule{{block("a4d::/16"), block("240.0.0.0/4")}}, []string{"address 10.77.0.2 is not in 240.0.0.0/4"}}, // 0a4d are its first bits
+		{"fd00:1::5", []rule{{block("10.0.0.0/8"), block("::/1"), block("fd00:2::/32"), block("fd00:1::4/128")}}, []string{"address fd00:1::5 is not in fd00:1::4/128"}},
+		{"10.77.0.2", []rule{{block("fd00::/8")}, {block("192.168.0.0/16")}, {block("10.77.0.0/24", "10.77.0.0/30")}, {block("10.77.1.0/24")}}, []string{
+			"address 10.77.0.2 is in the exception 10.77.0.0/30 of 10.77.0.0/24", "address 10.77.0.2 is not in 10.77.1.0/24",
+			"address 10.77.0.2 is not in 192.168.0.0/16", "address 10.77.0.2 is not in fd00::/8"}},
+	} {
+		to, np := types.NamespacedName{Namespace: "x", Name: "to"}, &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "np"}}
+		for _, peers := range c.rules {
+			np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: peers})
+		}
+		cluster := &Cluster{
+			Pods:            map[types.NamespacedName]*corev1.Pod{to: {ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "to"}}},
+			NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{{Namespace: "x", Name: "np"}: np},
+		}
+		var said []string
+		for _, m := range Explain(cluster, Node{}, Tuple{From: End{Addr: netip.MustParseAddr(c.from)}, To: End{Pod: to}, Protocol: 6, Port: 80}).Ingress.NearMisses {
+			said = append(said, m.Reason)
+		}
+		if !slices.Equal(said, c.want) {
+			t.Errorf("from %s it says\n%q, want\n%q", c.from, said, c.want)
 		}
 	}
 }
