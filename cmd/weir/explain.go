@@ -103,6 +103,12 @@ func (a *app) explain(ctx context.Context, q question) error {
 	lines := []string{fmt.Sprintf("%s -> %s port %s, IPv%d: %s", format.Safe(q.from), format.Safe(q.to), format.Safe(q.port), e.Family, a.verdict(e.Verdict))}
 	lines = append(lines, a.side("egress", q.from, e.Egress)...)
 	lines = append(lines, a.side("ingress", q.to, e.Ingress)...)
+	if len(e.LastGood) > 0 {
+		lines = append(lines, "")
+	}
+	for _, r := range e.LastGood {
+		lines = append(lines, a.style.Warn(format.Safe(r.Namespace+"/"+r.Name)+" is enforced in its last good version: see weir status"))
+	}
 	if e.Note != "" {
 		lines = append(lines, "", a.style.Warn(format.Safe(e.Note)))
 	}

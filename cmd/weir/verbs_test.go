@@ -77,7 +77,7 @@ var answers = map[string]any{
 func denied() api.Explanation {
 	np := func(name string) api.Ref { return api.Ref{Kind: "NetworkPolicy", Namespace: "shop", Name: name} }
 	return api.Explanation{
-		Verdict: "DROPPED", Family: 4, Note: "IPv6 differs: FORWARDED",
+		Verdict: "DROPPED", Family: 4, Note: "IPv6 differs: FORWARDED", LastGood: []api.Ref{np("deny")},
 		Egress: &api.Side{Verdict: "FORWARDED", Rules: []api.RuleRef{{Ref: np("web-out"), Index: 2}}, IsolatedBy: []api.Ref{np("web-out")}, NearMisses: []api.NearMiss{}},
 		Ingress: &api.Side{Verdict: "DROPPED", Rules: []api.RuleRef{}, IsolatedBy: []api.Ref{np("db"), np("deny")}, NearMisses: []api.NearMiss{
 			{RuleRef: api.RuleRef{Ref: np("db"), Index: 0}, Reason: "pod label app=web, not app=cart"},

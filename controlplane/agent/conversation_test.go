@@ -31,6 +31,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected texts of testdat
 //	most MAP N                   the kernel says it takes so many
 //	room MAP N                   the kernel takes so many, whatever it says
 //	restart                      of the agent, as after kill -9
+//	explain FROM TO PORT
 //	status, state, endpoints, policies
 func TestConversations(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -125,6 +126,8 @@ func (k *talk) answer(input string) string {
 		return k.kernel.Text()
 	case "endpoints":
 		return k.endpoints()
+	case "explain":
+		return k.explain(words[1], words[2], words[3])
 	case "policies":
 		return k.policies()
 	default:
@@ -234,4 +237,12 @@ func (k *talk) policies() string {
 		fmt.Fprintf(&b, "%s/%s %v selects %d since revision %d\n", p.Namespace, p.Name, p.Types, p.Selects, p.Revision)
 	}
 	return b.String()
+}
+
+func (k *talk) explain(from, to, port string) string {
+	e, err := k.agent.Explain(from, to, port, 4)
+	if err != nil {
+		return outcome(err)
+	}
+	return fmt.Sprintf("%s last good %v\n", e.Verdict, e.LastGood)
 }

@@ -41,6 +41,7 @@ func (a *Agent) Explain(from, to, port string, family int) (api.Explanation, err
 		Verdict: verdictOf(answer), Family: tuples[0].Family,
 		Egress: explainSide(answer.Egress), Ingress: explainSide(answer.Ingress),
 	}
+	e.LastGood = t.lastGood(e.Egress, e.Ingress)
 	for _, end := range []string{from, to} {
 		if !t.has(end, tuples[0].Family) {
 			e.Note = fmt.Sprintf("%s has no IPv%d address: nothing can be sent; this is what policy says of its labels", end, tuples[0].Family)
@@ -52,6 +53,28 @@ func (a *Agent) Explain(from, to, port string, family int) (api.Explanation, err
 		}
 	}
 	return e, nil
+}
+
+// lastGood are those of the policies that sides name of which an earlier version is enforced.
+func (t *attempt) lastGood(sides ...*api.Side) (out []api.Ref) {
+	for _, s := range sides {
+		if s == nil {
+			continue
+		}
+		named := slices.Clone(s.IsolatedBy)
+		for _, r := range s.Rules {
+			named = append(named, r.Ref)
+		}
+		for _, m := range s.NearMisses {
+			named = append(named, m.Ref)
+		}
+		for _, r := range named {
+			if r.Name != "" && !slices.Contains(out, r) && enforcedOf(t.result, nameOf(policy.Ref(r))) == api.LastGood {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
 }
 
 // tuples are the question in the family asked for, or in each in which both ends have

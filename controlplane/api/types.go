@@ -229,6 +229,9 @@ type Explanation struct {
 	Egress  *Side  `json:"egress"`         // null: the sender is no pod of ours
 	Ingress *Side  `json:"ingress"`        // null: the receiver is no pod of ours
 	Note    string `json:"note,omitempty"` // e.g. that IPv6 differs
+	// LastGood are those of the policies named here that are enforced in an earlier version
+	// than the one that is written now.
+	LastGood []Ref `json:"last_good,omitempty"`
 }
 
 // Side is one direction's part of an Explanation.
