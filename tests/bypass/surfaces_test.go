@@ -143,12 +143,14 @@ var surfaces = []bypass{{
 	id: "B45", name: "secrets_in_logs",
 	title:  "secrets or tokens in logs and support bundles",
 	public: "CVE-2024-37307",
-	note:   "does not apply yet: the agent holds no secret (no token, no key), and there is no support bundle; with the Kubernetes source, tests/cluster",
+	note:   "with an API server the agent holds one secret, the token of its service account or kubeconfig, which its log does not have; there is no support bundle",
+	tests:  []string{"tests/cluster TestRights"},
 }, {
 	id: "B46", name: "service_account",
 	title:  "over-broad service account",
 	public: "CVE-2022-29179",
-	note:   "does not apply yet: there is no service account; with the Kubernetes source, tests/cluster",
+	note:   "with an API server the agent has a service account: it may read the six kinds that policy is made of, write events, read kube-system's Leases and write its own node's; no Secret, nothing else",
+	tests:  []string{"tests/cluster TestRights", "tests/cluster TestRightsAreExact", "tests/cluster TestAnnounce"},
 }, {
 	id: "B47", name: "annotations",
 	title:  "pod annotations as a control input",

@@ -85,7 +85,7 @@ func without(role rbacv1.ClusterRole, resource string) *rbacv1.ClusterRole {
 }
 
 // TestRights: with deploy/rbac.yaml it works, with less it says what is missing, and takes
-// nothing for an answer that is none.
+// nothing for an answer that is none. Whatever it says, no token is in it.
 func TestRights(t *testing.T) {
 	s := newScene(t)
 	s.makeNode(nodeName, "10.244.1.0/24")
@@ -136,6 +136,15 @@ func TestRights(t *testing.T) {
 	s.until("a word about credentials", func() bool {
 		return strings.Contains(strings.Join(s.source.Warnings(), "\n"), "does not accept this agent's credentials")
 	})
+
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	s.must(err)
+	said := s.log.String() + strings.Join(s.source.Warnings(), "\n")
+	for _, token := range []string{config.BearerToken, "nonsense"} {
+		if token == "" || strings.Contains(said, token) {
+			t.Errorf("the token %q is missing, or it is said in\n%s", token, said)
+		}
+	}
 }
 
 // TestRightsAreExact: all of deploy/rbac.yaml is used here or above, and it allows nothing
