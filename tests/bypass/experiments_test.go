@@ -106,7 +106,7 @@ var experiments = []bypass{{
 }, {
 	id: "M5", name: "socket_hooks",
 	title: "which socket hook sees which call",
-	note:  "does not apply yet: no socket hook is attached; with those, tests/node",
+	tests: []string{"tests/node TestServices", "tests/node TestServiceAffinity"},
 }, {
 	id: "M6", name: "lost_counts",
 	title: "counters incremented by two CPUs at once",

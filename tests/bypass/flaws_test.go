@@ -74,7 +74,8 @@ var flaws = []bypass{{
 }, {
 	id: "R15", name: "sockets_missed",
 	title: "what socket hooks miss",
-	note:  "does not apply yet: no socket hook is attached; with those, tests/node",
+	note:  "what reaches a Service's address past the sockets is judged on what it names (B31; docs/services.md)",
+	tests: []string{"tests/node TestServices", "tests/node TestUDPSocketsWhoseBackendIsGone", "tests/packet TestServiceIsJudgedBehindNAT"},
 }, {
 	id: "R16", name: "several_agents",
 	title: "several agents on one kernel see each other's sockets",
