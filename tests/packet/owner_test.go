@@ -160,3 +160,29 @@ func TestFlowsOfAChangedEndpoint(t *testing.T) {
 	w.Commit(t)
 	w.from(t, "answer", w.b, answer(f, "SA"), redirected)
 }
+
+// An endpoint's number that another interface has now, while a flow of the old one lives: the
+// flow is nobody's, and what answers it is judged for itself.
+func TestNumberOfAnotherInterface(t *testing.T) {
+	s := newScene(t, open)
+	asks := testnode.UDP(s.a.Addr4, 1, s.c.Addr4, 53)
+	answers := testnode.UDP(s.c.Addr4, 53, s.a.Addr4, 1)
+	s.from(t, "a asks", s.a, asks, redirected)
+	s.from(t, "c answers", s.c, answers, redirected)
+	d := s.AddPod(t, "10.0.0.4", "fd00::4", idA, open, open)
+	s.State.Endpoints[s.a.Number] = s.State.Endpoints[d.Number]
+	delete(s.State.Endpoints, d.Number)
+	for addr, peer := range s.State.Peers {
+		switch peer.Endpoint {
+		case s.a.Number:
+			delete(s.State.Peers, addr)
+		case d.Number:
+			peer.Endpoint = s.a.Number
+			s.State.Peers[addr] = peer
+		}
+	}
+	s.Set(s.c, closed, open)
+	s.Commit(t)
+	s.from(t, "c answers nobody", s.c, answers, dropped(bpf.WeirDropReasonDROP_UNMANAGED_PEER))
+	s.from(t, "a's old interface", s.a, asks, dropped(bpf.WeirDropReasonDROP_NO_ENDPOINT))
+}
