@@ -28,6 +28,7 @@ func TestUpgradeToOtherMaps(t *testing.T) {
 	hosts := []*lab.Host{a, b, e.Outside}
 	for _, h := range hosts {
 		e.quietICMP(h)
+		e.tolerant(h)
 	}
 	var talks []*talk
 	var bulks []*bulk
