@@ -166,6 +166,7 @@ enum flow_state {
 	FLOW_RST = 1 << 5,
 	FLOW_CLOSED = 1 << 6, /* over and reported; deleted by the sweep seconds later */
 	FLOW_PICKED_UP = 1 << 7,
+	FLOW_TWO_WAY = 1 << 9, /* begun mid-stream: who began it is not known, and both ways have to be allowed */
 	FLOW_CLAIMED = 1 << 8, /* being taken over or deleted: leave it alone */
 	FLOW_END_SHIFT = 16,   /* enum flow_end, once closed */
 };

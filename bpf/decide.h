@@ -143,6 +143,26 @@ __noinline int judge_ends(struct walk *w, struct end *from, struct end *to, __u3
 	return reason;
 }
 
+/* Judges what was allowed as begun by its other end; the walk is left as it was, but where
+ * that is denied. reversed: the packet's destination is the initiator. */
+__noinline int judge_other_way(struct walk *w, __u32 reversed)
+{
+	__u32 a = reversed ? 0 : 1, rule[2];
+	int reason;
+
+	if (!w)
+		return DROP_NO_RULESET;
+	rule[0] = w->rule[0], rule[1] = w->rule[1];
+	rulesets_find(w, &w->end[a & 1], &w->end[(a ^ 1) & 1]);
+	reason = judge_ends(w, &w->end[a & 1], &w->end[(a ^ 1) & 1],
+			    reversed ? w->packet.tuple.dport : w->packet.tuple.sport);
+	if (reason)
+		return reason;
+	rulesets_find(w, &w->end[(a ^ 1) & 1], &w->end[a & 1]);
+	w->rule[0] = rule[0], w->rule[1] = rule[1];
+	return DROP_NONE;
+}
+
 /* The end that a side of an entry is today. 0 when its endpoint is not there any more. */
 static __always_inline int end_of_side(struct walk *w, struct flow *f, int side, struct end *end)
 {
@@ -182,7 +202,7 @@ static __always_inline void flow_revoke(struct walk *w, struct flow *f, __u64 st
  * when one of its pods is: another may have its address by now. */
 __noinline int decide_stale(struct walk *w, struct flow *f)
 {
-	int reversed, reason;
+	int reversed, reason, two_way;
 	__u64 stamp;
 
 	if (!w || !f)
@@ -197,7 +217,8 @@ __noinline int decide_stale(struct walk *w, struct flow *f)
 		rulesets_find(w, &w->end[1], &w->end[0]);
 	else
 		rulesets_find(w, &w->end[0], &w->end[1]);
-	if (!(stamp & STAMP_DROP) && w->basis == READ_ONCE(f->basis)) {
+	two_way = READ_ONCE(f->state) & FLOW_TWO_WAY; /* its basis is one way's */
+	if (!(stamp & STAMP_DROP) && !two_way && w->basis == READ_ONCE(f->basis)) {
 		CMPXCHG(f->stamp, stamp, stamp_of(w, reversed));
 		count(COUNT_FLOW_RESTAMPED);
 		return DROP_NONE;
@@ -205,6 +226,8 @@ __noinline int decide_stale(struct walk *w, struct flow *f)
 	count(COUNT_FLOW_REJUDGED);
 	reason = reversed ? judge_ends(w, &w->end[1], &w->end[0], w->packet.tuple.sport)
 			  : judge_ends(w, &w->end[0], &w->end[1], w->packet.tuple.dport);
+	if (!reason && two_way)
+		reason = judge_other_way(w, reversed);
 	if (reason) {
 		flow_revoke(w, f, stamp);
 		return reason;
@@ -281,6 +304,17 @@ __noinline int decide_new(struct walk *w, struct flow *f, __u32 may_redirect)
 			return reason;
 		}
 		how = FLOW_PICKED_UP;
+	} else if (is_midstream(&w->packet)) {
+		/* Perhaps an answer on a connection that may not be any more: that it could have begun
+		 * itself is not enough. Entries are lost with the table, likewise. */
+		if (judge_other_way(w, 0) == DROP_NONE)
+			how = FLOW_TWO_WAY;
+		else if (node.clock >= node.pickup_until)
+			return walk_drop(w, DROP_TCP_STRAY);
+		else {
+			rulesets_find(w, &w->end[0], &w->end[1]);
+			judge_ends(w, &w->end[0], &w->end[1], w->packet.tuple.dport);
+		}
 	}
 	if (is_stray(&w->packet))
 		return NO_ENTRY;

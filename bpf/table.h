@@ -166,6 +166,24 @@ __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 	return flow_start(w, f, owner, how);
 }
 
+/* Who began it is known after all. */
+static __always_inline void flow_restore(struct flow *f, struct flow *was)
+{
+	WRITE_ONCE(f->stamp, 0);
+	__builtin_memcpy(f->ifindex, was->ifindex, sizeof(f->ifindex));
+	__builtin_memcpy(f->rule, was->rule, sizeof(f->rule));
+	__builtin_memcpy(f->identity, was->identity, sizeof(f->identity));
+	__builtin_memcpy(f->endpoint, was->endpoint, sizeof(f->endpoint));
+	f->side[0].mark = was->side[0].mark;
+	f->side[1].mark = was->side[1].mark;
+	__builtin_memcpy(f->side[0].mac, was->side[0].mac, 6);
+	__builtin_memcpy(f->side[1].mac, was->side[1].mac, 6);
+	f->created = was->created;
+	WRITE_ONCE(f->basis, 0);
+	WRITE_ONCE(f->state, was->state);
+	WRITE_ONCE(f->stamp, was->stamp);
+}
+
 /* Takes over a flow of the table that another build of the programs had: its stamp is of
  * no epoch, so its next packet judges it. A flow that is here gets what was counted there.
  * Returns a drop reason, or NO_ENTRY: it was here. */
@@ -177,6 +195,8 @@ static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 
 	f = bpf_map_lookup_elem(&flows, key);
 	if (f) {
+		if (READ_ONCE(f->state) & (FLOW_TWO_WAY | FLOW_PICKED_UP) && f->created != was->created)
+			flow_restore(f, was);
 		ADD(f->side[0].packets, was->side[0].packets);
 		ADD(f->side[0].bytes, was->side[0].bytes);
 		ADD(f->side[1].packets, was->side[1].packets);

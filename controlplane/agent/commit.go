@@ -66,6 +66,7 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 		case <-retry:
 		case <-refit:
 			before.Retry()
+			refit = nil
 		}
 		begun := time.Now()
 		t, err := a.commit(before)
@@ -75,7 +76,10 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 			delay = min(2*delay, retryMost)
 		case t != nil:
 			retry, delay = nil, retryFirst
-			if refit = nil; t.result.Remembered() {
+			switch { // further changes do not put it off
+			case !t.result.Remembered():
+				refit = nil
+			case refit == nil:
 				refit = time.After(max(refitAfter, 10*time.Since(begun)))
 			}
 		}

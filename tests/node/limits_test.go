@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weirnet/weir/tests/lab"
 )
@@ -66,6 +67,13 @@ func TestOnePolicyOutgrowsTheNode(t *testing.T) {
 	e.refused("NetworkPolicy greedy/np: spec")
 	e.check(probe{"good/a", "greedy/c", "tcp", portHTTP, lab.Silent})
 	e.must("remove", e.Remove("good.yaml"))
+	for i := range 12 { // others' changes do not put it off
+		e.write("churn.yaml", pod("other", "x", fmt.Sprint("n: n", i)))
+		time.Sleep(300 * time.Millisecond)
+	}
+	if list := e.Weir(e.ctx, "policy", "list").Stdout; !strings.Contains(row(list, "greedy/np"), "as-written") {
+		t.Errorf("not tried again while others change:\n%s", list)
+	}
 	e.must("wait", e.Wait(e.ctx))
 	e.check(probe{"good/a", "greedy/c", "tcp", portHTTP, lab.Answered})
 }

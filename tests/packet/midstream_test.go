@@ -134,8 +134,8 @@ func TestPickUpEnds(t *testing.T) {
 				for _, fl := range []string{"A", "PA"} {
 					w.from(t, fmt.Sprint("v6 ", v6, " ", fl), w.b, tcp(addr[0], 80, addr[1], 7, fl), policyDrop)
 				}
-				w.from(t, "a's own, mid-stream", w.a, tcp(addr[1], 8, addr[0], 80, "PA"), redirected)
-				w.from(t, "its answer", w.b, tcp(addr[0], 80, addr[1], 8, "PA"), redirected)
+				w.from(t, "a's own, mid-stream", w.a, tcp(addr[1], 8, addr[0], 80, "PA"), stray)
+				w.from(t, "its answer", w.b, tcp(addr[0], 80, addr[1], 8, "PA"), policyDrop)
 			}
 			w.Load(t) // an agent that starts moves no end
 			w.from(t, "after a restart", w.b, tcp(w.b.Addr4, 80, w.a.Addr4, 9, "PA"), policyDrop)
