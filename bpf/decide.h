@@ -143,24 +143,14 @@ __noinline int judge_ends(struct walk *w, struct end *from, struct end *to, __u3
 	return reason;
 }
 
-/* Judges what was allowed as begun by its other end; the walk is left as it was, but where
- * that is denied. reversed: the packet's destination is the initiator. */
-__noinline int judge_other_way(struct walk *w, __u32 reversed)
+/* Both halves as the packet has its ends, or reversed: as begun by its destination. */
+static __always_inline int judge_way(struct walk *w, int reversed)
 {
-	__u32 a = reversed ? 0 : 1, rule[2];
-	int reason;
+	int from = reversed ? 1 : 0;
 
-	if (!w)
-		return DROP_NO_RULESET;
-	rule[0] = w->rule[0], rule[1] = w->rule[1];
-	rulesets_find(w, &w->end[a & 1], &w->end[(a ^ 1) & 1]);
-	reason = judge_ends(w, &w->end[a & 1], &w->end[(a ^ 1) & 1],
-			    reversed ? w->packet.tuple.dport : w->packet.tuple.sport);
-	if (reason)
-		return reason;
-	rulesets_find(w, &w->end[(a ^ 1) & 1], &w->end[a & 1]);
-	w->rule[0] = rule[0], w->rule[1] = rule[1];
-	return DROP_NONE;
+	rulesets_find(w, &w->end[from], &w->end[from ^ 1]);
+	return judge_ends(w, &w->end[from], &w->end[from ^ 1],
+			  reversed ? w->packet.tuple.sport : w->packet.tuple.dport);
 }
 
 /* The end that a side of an entry is today. 0 when its endpoint is not there any more. */
@@ -224,10 +214,9 @@ __noinline int decide_stale(struct walk *w, struct flow *f)
 		return DROP_NONE;
 	}
 	count(COUNT_FLOW_REJUDGED);
-	reason = reversed ? judge_ends(w, &w->end[1], &w->end[0], w->packet.tuple.sport)
-			  : judge_ends(w, &w->end[0], &w->end[1], w->packet.tuple.dport);
-	if (!reason && two_way)
-		reason = judge_other_way(w, reversed);
+	reason = two_way ? judge_way(w, !reversed) : DROP_NONE;
+	if (!reason)
+		reason = judge_way(w, reversed);
 	if (reason) {
 		flow_revoke(w, f, stamp);
 		return reason;
@@ -307,14 +296,11 @@ __noinline int decide_new(struct walk *w, struct flow *f, __u32 may_redirect)
 	} else if (is_midstream(&w->packet)) {
 		/* Perhaps an answer on a connection that may not be any more: that it could have begun
 		 * itself is not enough. Entries are lost with the table, likewise. */
-		if (judge_other_way(w, 0) == DROP_NONE)
+		if (judge_way(w, 1) == DROP_NONE)
 			how = FLOW_TWO_WAY;
 		else if (node.clock >= node.pickup_until)
 			return walk_drop(w, DROP_TCP_STRAY);
-		else {
-			rulesets_find(w, &w->end[0], &w->end[1]);
-			judge_ends(w, &w->end[0], &w->end[1], w->packet.tuple.dport);
-		}
+		judge_way(w, 0);
 	}
 	if (is_stray(&w->packet))
 		return NO_ENTRY;
