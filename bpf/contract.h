@@ -73,7 +73,7 @@ enum drop_reason {
 	DROP_FRAGMENT_SHORT,   /* a first fragment without its whole transport header */
 	DROP_FRAGMENT_UNKNOWN, /* a later fragment whose first was not seen or not allowed */
 	DROP_TCP_FLAGS,        /* a combination no TCP sends */
-	DROP_TCP_STRAY,        /* SYN+ACK, FIN or RST of no flow, and not allowed as one */
+	DROP_TCP_STRAY,        /* SYN+ACK, FIN or RST of no flow, and not allowed as one; data that one way allows */
 	DROP_ICMP_TYPE,        /* ICMP that is neither echo nor an error, or a reply of no request */
 	DROP_ICMP_UNRELATED,   /* ICMP error about a flow that is not there or not the sender's */
 	DROP_NEIGHBOUR,        /* ARP or NDP other than for the pod's own gateway; on a shared link, as somebody else */
