@@ -160,7 +160,10 @@ func arrays(n int, size uint32) reflect.Value {
 	return reflect.MakeSlice(reflect.SliceOf(reflect.ArrayOf(int(size), reflect.TypeFor[byte]())), n, n)
 }
 
-const notLive = uint32(bpf.WeirFlowStateFLOW_CLOSED | bpf.WeirFlowStateFLOW_CLAIMED)
+const (
+	closed  = uint32(bpf.WeirFlowStateFLOW_CLOSED)
+	claimed = uint32(bpf.WeirFlowStateFLOW_CLAIMED)
+)
 
 func (c *flowCarrier) take(oldKey, oldValue []byte) error {
 	keyBytes, flowBytes := c.key(oldKey), c.value(oldValue)
@@ -169,8 +172,8 @@ func (c *flowCarrier) take(oldKey, oldValue []byte) error {
 	if again && was.Created == f.Created && was.State == f.State && was.TcpFlags == f.TcpFlags && was.Side == f.Side {
 		return nil
 	}
-	if f.Stamp == 0 || !again && f.State&notLive != 0 {
-		return nil // being written; over
+	if f.Stamp == 0 || f.State&claimed != 0 || f.State&closed != 0 && !(again && was.Created == f.Created) {
+		return nil // being written, or over before it was looked at
 	}
 	c.done[key] = f
 	f.Stamp &= 1<<bpf.WeirStampBitsSTAMP_SHIFT - 1 // of no epoch: judged again

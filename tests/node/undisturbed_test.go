@@ -135,6 +135,28 @@ func unconcerned(i int) (file, text string) {
 	}
 }
 
+// busy has two pods and the outside talk all the time: a with b and the outside, the outside
+// with b. Nothing of it may be lost unseen.
+func (e *env) busy(a, b *lab.Host) (talks []*talk, bulks []*bulk) {
+	e.t.Helper()
+	for _, h := range []*lab.Host{a, b, e.Outside} {
+		e.quietICMP(h)
+		e.tolerant(h)
+	}
+	for _, family := range families {
+		for _, pair := range [][2]*lab.Host{{a, b}, {a, e.Outside}, {e.Outside, b}} {
+			from, to := pair[0], pair[1]
+			bulks = append(bulks, e.bulk(from, to, family))
+			talks = append(talks,
+				e.tcpTalk("both speak", from, to, family, true, true),
+				e.tcpTalk("nobody speaks", from, to, family, false, false),
+				e.udpTalk("both speak", from, to, family, true, true),
+				e.icmpTalk(from, to, family))
+		}
+	}
+	return talks, bulks
+}
+
 // TestUnconcernedCommitsDisturbNothing: hundreds of them, and of all the packets of
 // connections that never rest none is lost, so none is sent twice.
 func TestUnconcernedCommitsDisturbNothing(t *testing.T) {
@@ -144,22 +166,7 @@ func TestUnconcernedCommitsDisturbNothing(t *testing.T) {
 	e.add("cl/a", "sv/b", "ns/c")
 	a, b := e.host("cl/a"), e.host("sv/b")
 	hosts := []*lab.Host{a, b, e.Outside}
-	for _, h := range hosts {
-		e.quietICMP(h)
-		e.tolerant(h)
-	}
-	var talks []*talk
-	var bulks []*bulk
-	for _, family := range families {
-		for _, pair := range [][2]*lab.Host{{a, b}, {a, e.Outside}, {e.Outside, b}} {
-			from, to := pair[0], pair[1]
-			bulks = append(bulks, e.bulk(from, to, family))
-			talks = append(talks,
-				e.tcpTalk("both speak", from, to, family, true, true),
-				e.udpTalk("both speak", from, to, family, true, true),
-				e.icmpTalk(from, to, family))
-		}
-	}
+	talks, bulks := e.busy(a, b)
 	progress := make([]int64, len(bulks))
 	moves := func(when string) {
 		t.Helper()

@@ -26,23 +26,7 @@ func TestUpgradeToOtherMaps(t *testing.T) {
 	e.add("cl/a", "sv/b", "ns/c")
 	a, b, c := e.host("cl/a"), e.host("sv/b"), e.host("ns/c")
 	hosts := []*lab.Host{a, b, e.Outside}
-	for _, h := range hosts {
-		e.quietICMP(h)
-		e.tolerant(h)
-	}
-	var talks []*talk
-	var bulks []*bulk
-	for _, family := range families {
-		for _, pair := range [][2]*lab.Host{{a, b}, {a, e.Outside}, {e.Outside, b}} {
-			from, to := pair[0], pair[1]
-			bulks = append(bulks, e.bulk(from, to, family))
-			talks = append(talks,
-				e.tcpTalk("both speak", from, to, family, true, true),
-				e.tcpTalk("nobody speaks", from, to, family, false, false),
-				e.udpTalk("both speak", from, to, family, true, true),
-				e.icmpTalk(from, to, family))
-		}
-	}
+	talks, bulks := e.busy(a, b)
 	e.flow("at first", clock(), talks...)
 	for _, h := range hosts {
 		e.patient(h)
