@@ -1,7 +1,8 @@
+//go:build cost
+
 package cluster
 
 import (
-	"flag"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -13,8 +14,6 @@ import (
 	"github.com/weirnet/weir/tests/lab"
 )
 
-var cost = flag.Bool("cost", false, "measure what the tunnel costs (TestTunnelCost)")
-
 const (
 	costRounds = 12
 	costBurst  = 250 * time.Millisecond // at real-time priority, on one CPU
@@ -25,9 +24,6 @@ const (
 // ratios, each of two bursts one after the other. All runs on one CPU at real-time priority,
 // both ends of it.
 func TestTunnelCost(t *testing.T) {
-	if !*cost {
-		t.Skip("a measurement: give -cost")
-	}
 	var conns [2][2]int // by mode; ping-pong, bulk
 	for i, mode := range modes {
 		p := newPair(t, "--routing", mode)
