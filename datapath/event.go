@@ -16,6 +16,7 @@ const (
 	EventEnded   EventKind = 2 // a flow is over; counters are final
 	EventRevoked EventKind = 3 // a commit forbade a live flow
 	EventDenied  EventKind = 4 // one packet was dropped
+	EventUpdate  EventKind = 5 // a flow goes on: the counters so far
 )
 
 // Bits of Event.Judged.
@@ -52,6 +53,24 @@ type Event struct {
 	TCPFlags    uint16    // of the packet; EventEnded: union, source's in the low byte, destination's in the high
 	Packets     [2]uint64 // by end
 	Bytes       [2]uint64 // by end, layer 3
+
+	// Process is whose socket the initiator sent from (for EventDenied: the packet was),
+	// Listener whose socket its packets are for. nil = not known, or no process of this
+	// node's pods. They are shared between events and never changed.
+	Process, Listener *Process
+	// TCP is what each end's socket found, by end; of ends that are sockets of this node's
+	// pods, once their connection is over.
+	TCP [2]TCPEnd
+	// KernelReason is why the kernel itself dropped the packet, in its own word
+	// ("TCP_CSUM"), when Reason is ReasonKernel.
+	KernelReason string
+}
+
+// TCPEnd is a connection as one of its sockets had it.
+type TCPEnd struct {
+	Known       bool
+	RTT         time.Duration // smoothed; 0 = never measured
+	Retransmits uint64        // segments sent again
 }
 
 // Reader yields events in the order the kernel wrote them.

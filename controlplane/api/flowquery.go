@@ -21,7 +21,7 @@ type FlowQuery struct {
 	New    bool          // none of those the log holds, only what comes (Last is ignored)
 
 	Verdicts   []string // forwarded, dropped
-	Kinds      []string // new, ended, revoked, denied
+	Kinds      []string // new, update, ended, revoked, denied
 	Pods       []string // namespace/name, or namespace/ for all of it: either end
 	Addresses  []string // address or CIDR: either end
 	Policies   []string // namespace/name: a policy that allowed, denied or isolated
@@ -41,7 +41,7 @@ type flowParameter struct {
 
 var flowParameters = []flowParameter{
 	{"verdict", func(q *FlowQuery) *[]string { return &q.Verdicts }, oneOf("forwarded", "dropped")},
-	{"kind", func(q *FlowQuery) *[]string { return &q.Kinds }, oneOf(FlowNew, FlowEnded, FlowRevoked, FlowDenied)},
+	{"kind", func(q *FlowQuery) *[]string { return &q.Kinds }, oneOf(FlowNew, FlowUpdate, FlowEnded, FlowRevoked, FlowDenied)},
 	{"pod", func(q *FlowQuery) *[]string { return &q.Pods }, checkPod},
 	{"address", func(q *FlowQuery) *[]string { return &q.Addresses }, checkAddress},
 	{"policy", func(q *FlowQuery) *[]string { return &q.Policies }, checkPolicy},

@@ -18,6 +18,7 @@ var kindNames = map[datapath.EventKind]string{
 	datapath.EventEnded:   api.FlowEnded,
 	datapath.EventRevoked: api.FlowRevoked,
 	datapath.EventDenied:  api.FlowDenied,
+	datapath.EventUpdate:  api.FlowUpdate,
 }
 
 // endNames are datapath.Event.End.
@@ -45,6 +46,12 @@ func extensionOf(r *record) *api.FlowExtension {
 		Duration:   e.Age.Seconds(),
 		PickedUp:   e.PickedUp,
 		Suppressed: r.suppressed,
+		Process:    processOf(e.Process),
+		Listener:   processOf(e.Listener),
+		TCPSource:  tcpOf(e.TCP[0]),
+
+		TCPDestination: tcpOf(e.TCP[1]),
+		KernelReason:   e.KernelReason,
 	}
 	if e.Dropped {
 		x.Reason = e.Reason.String()
@@ -88,4 +95,22 @@ func ruleOf(r *record, d datapath.Direction) *api.FlowRule {
 		out.IsolatedBy = append(out.IsolatedBy, api.Ref{Kind: by.Kind, Namespace: by.Namespace, Name: by.Name})
 	}
 	return out
+}
+
+func processOf(p *datapath.Process) *api.FlowProcess {
+	if p == nil {
+		return nil
+	}
+	out := &api.FlowProcess{PID: p.PID, Name: p.Name, Executable: p.Executable, ContainerID: p.ContainerID()}
+	if !p.Start.IsZero() {
+		out.Start = &p.Start
+	}
+	return out
+}
+
+func tcpOf(t datapath.TCPEnd) *api.FlowTCP {
+	if !t.Known {
+		return nil
+	}
+	return &api.FlowTCP{RTT: t.RTT.Seconds(), Retransmits: t.Retransmits}
 }

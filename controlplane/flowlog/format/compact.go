@@ -13,7 +13,7 @@ import (
 
 // Compact is a message in one line, without its end:
 //
-//	Nov 24 19:20:01.123 DROPPED   shop/thief:40001 -> shop/db:6379 TCP SYN: denied by default deny of shop/db (ingress)
+//	Nov 24 19:20:01.123 DROPPED   shop/thief:40001 curl[812] -> shop/db:6379 redis-server[77] TCP SYN: denied by default deny of shop/db (ingress)
 func Compact(m *observerpb.GetFlowsResponse, s Style) string {
 	at := s.Faint(s.time(m.GetTime().AsTime(), time.StampMilli))
 	if lost := m.GetLostEvents(); lost != nil {
@@ -24,11 +24,11 @@ func Compact(m *observerpb.GetFlowsResponse, s Style) string {
 		return at + " (a message of another kind)"
 	}
 	x := Extension(f)
-	line := fmt.Sprintf("%s %s %s -> %s", at, verdict(f, s), source(f), destination(f))
+	line := fmt.Sprintf("%s %s %s%s -> %s%s", at, verdict(f, s), source(f), processShort(x.Process), destination(f), processShort(x.Listener))
 	if x.Suppressed > 0 {
 		return line + ": " + suppressedText(x) + ": " + why(f, x)
 	}
-	if x.Kind == api.FlowEnded || x.Kind == api.FlowRevoked {
+	if x.Kind == api.FlowEnded || x.Kind == api.FlowRevoked || x.Kind == api.FlowUpdate {
 		return line + " " + protocolName(f) + ": " + story(f, x) // the flags of many packets say little
 	}
 	return line + " " + protocol(f) + ": " + story(f, x)
@@ -42,7 +42,9 @@ func verdict(f *flowpb.Flow, s Style) string {
 func story(f *flowpb.Flow, x api.FlowExtension) string {
 	switch x.Kind {
 	case api.FlowEnded:
-		return fmt.Sprintf("ended%s after %s, %s; %s", ending(x), Duration(x.Duration), counts(x), why(f, x))
+		return fmt.Sprintf("ended%s after %s, %s%s; %s", ending(x), Duration(x.Duration), counts(x), connection(x), why(f, x))
+	case api.FlowUpdate:
+		return fmt.Sprintf("goes on after %s, %s; %s", Duration(x.Duration), counts(x), why(f, x))
 	case api.FlowRevoked:
 		return fmt.Sprintf("revoked after %s, %s; %s", Duration(x.Duration), counts(x), why(f, x))
 	}

@@ -36,13 +36,16 @@ func Dict(m *observerpb.GetFlowsResponse, s Style) string {
 	add("RECORD", record(x))
 	add("SOURCE", source(f)+detail(f.GetSource(), f.GetIP().GetSource()))
 	add("LABELS", labels(f.GetSource()))
+	add("PROCESS", processText(x.Process, s))
 	add("DESTINATION", destination(f)+detail(f.GetDestination(), f.GetIP().GetDestination()))
 	add("LABELS", labels(f.GetDestination()))
+	add("LISTENER", processText(x.Listener, s))
 	add("PROTOCOL", protocol(f))
 	add("EGRESS", sideText(x.Egress))
 	add("INGRESS", sideText(x.Ingress))
 	if x.Kind != api.FlowDenied {
 		add("COUNTED", counts(x))
+		add("TCP", strings.TrimPrefix(connection(x), ", "))
 	}
 	add("PATH", Safe(x.Path))
 	add("EPOCH", fmt.Sprint(x.Epoch))
@@ -60,6 +63,9 @@ func reasonText(x api.FlowExtension) string {
 	if x.Reason == "" {
 		return ""
 	}
+	if x.KernelReason != "" {
+		return " (" + Safe(x.Reason) + ": " + Safe(x.KernelReason) + ")"
+	}
 	return " (" + Safe(x.Reason) + ")"
 }
 
@@ -70,6 +76,8 @@ func record(x api.FlowExtension) string {
 		text += ", " + suppressedText(x)
 	case x.Kind == api.FlowEnded, x.Kind == api.FlowRevoked:
 		text += ending(x) + " after " + Duration(x.Duration)
+	case x.Kind == api.FlowUpdate:
+		text += " after " + Duration(x.Duration)
 	}
 	if x.PickedUp {
 		text += ", already going on when first seen"

@@ -23,6 +23,9 @@ func why(f *flowpb.Flow, x api.FlowExtension) string {
 	if x.Reason == "" {
 		return "dropped: " + Safe(strings.ToLower(strings.ReplaceAll(f.GetDropReasonDesc().String(), "_", " ")))
 	}
+	if x.KernelReason != "" {
+		return "dropped by the kernel: " + Safe(x.KernelReason)
+	}
 	text := "dropped: " + Safe(x.Reason)
 	if strings.HasSuffix(x.Reason, "source") {
 		text += " " + Safe(f.GetIP().GetSource())
