@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -16,16 +17,18 @@ type Process struct {
 	Cgroup     string // path, as much of its end as was kept
 }
 
-var containerID = regexp.MustCompile(`(?:^|[^0-9a-f])([0-9a-f]{64})(?:$|[^0-9a-f])`)
+// notHex separates the parts of a cgroup's path that may be a container's id.
+var notHex = regexp.MustCompile(`[^0-9a-f]+`)
 
 // ContainerID is the runtime's id of the process's container, "" if its cgroup has none.
 func (p *Process) ContainerID() string {
 	if p == nil {
 		return ""
 	}
-	m := containerID.FindAllStringSubmatch(p.Cgroup, -1)
-	if m == nil {
-		return ""
+	for _, part := range slices.Backward(notHex.Split(p.Cgroup, -1)) {
+		if len(part) == 64 {
+			return part
+		}
 	}
-	return m[len(m)-1][1]
+	return ""
 }
