@@ -27,6 +27,9 @@
 SHELL = /bin/bash -o pipefail
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
+VERSION   = $(shell sed -n 's/^appVersion: //p' deploy/chart/Chart.yaml)
+REVISION  = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+STAMP     = -X github.com/weirnet/weir/controlplane/build.version=$(VERSION) -X github.com/weirnet/weir/controlplane/build.revision=$(REVISION)
 GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
@@ -47,7 +50,7 @@ bpf/weir_bpfel.go: $(C_SOURCES) bpf/gen.go | deps
 
 # The node's addresses come from host-local, a plugin of its own; a cluster has it.
 build: generate
-	$(GO_BUILD) -o bin/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni
+	$(GO_BUILD) -ldflags '$(STAMP)' -o bin/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni
 	$(GO_BUILD) -o bin/ github.com/containernetworking/plugins/plugins/ipam/host-local
 
 # An agent whose maps look different: what upgrades are tested with.
@@ -60,14 +63,14 @@ OTHERS = github.com/containernetworking/plugins/plugins/main/bridge github.com/c
 build-others:
 	cd tests/othercni && $(GO_BUILD) -o ../../bin/ $(OTHERS)
 
-TAG = localhost/weir:0.1.0
+TAG = localhost/weir:$(VERSION)
 ARCHS = amd64 arm64
 PUSH =
 image: generate
 	for arch in $(ARCHS); do \
-	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w' -o bin/image/$$arch/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni && \
+	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w $(STAMP)' -o bin/image/$$arch/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni && \
 	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w' -o bin/image/$$arch/ github.com/containernetworking/plugins/plugins/ipam/host-local || exit 1; done
-	cd deploy/tools && go run ./image -tag $(TAG) -out ../../bin/image $(if $(PUSH),-push) $(foreach a,$(ARCHS),$(a)=../../bin/image/$(a))
+	cd deploy/tools && go run ./image -tag $(TAG) -version '$(VERSION)' -revision '$(REVISION)' -out ../../bin/image $(if $(PUSH),-push) $(foreach a,$(ARCHS),$(a)=../../bin/image/$(a))
 manifests:
 	cd deploy/tools && go run ./manifests ..
 	cd deploy/tools && go test ./manifests -update

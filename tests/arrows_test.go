@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"datapath/reader":         {"bpf", "datapath", "datapath/maps", "identity"},
 	"datapath/sockets":        {"bpf", "datapath", "datapath/maps"},
 	"controlplane/api":        {"datapath", "identity"},
+	"controlplane/build":      {},
 	"controlplane/statedir":   {},
 	"controlplane/policy":     {"datapath", "identity"},
 	"controlplane/source/...": {"controlplane/api", "controlplane/policy", "controlplane/statedir"},
@@ -43,9 +44,9 @@ var arrows = map[string][]string{
 	"controlplane/routing":        {"controlplane/source", "datapath"},
 	"controlplane/agent":          {"controlplane/...", "datapath/...", "identity"},
 	"cni":                         {"controlplane/api", "datapath/loader"},
-	"cmd/weir":                    {"controlplane/api", "controlplane/flowlog/..."},
+	"cmd/weir":                    {"controlplane/api", "controlplane/build", "controlplane/flowlog/..."},
 	"cmd/weir-agent":              {"controlplane/...", "datapath/...", "identity"},
-	"cmd/weir-cni":                {"cni"},
+	"cmd/weir-cni":                {"cni", "controlplane/build"},
 	"tests/...":                   {"bpf", "cni", "controlplane/...", "datapath/...", "identity", "tests/..."},
 }
 

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/build"
 	"github.com/weirnet/weir/datapath/loader"
 )
 
@@ -62,7 +62,7 @@ func command() *cobra.Command {
 	c := &cobra.Command{
 		Use:           "weir-agent [--kubeconfig FILE | --standalone DIR]",
 		Short:         "Enforce network policy on this node's pods and account for their flows",
-		Version:       version(),
+		Version:       build.Read().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -202,14 +202,6 @@ func (o *options) checkLog() error {
 		return usage("--log-format %q is neither text nor json", o.logFormat)
 	}
 	return nil
-}
-
-// version is that of the module or the commit it was built from.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

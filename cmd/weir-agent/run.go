@@ -11,6 +11,7 @@ import (
 
 	"github.com/weirnet/weir/controlplane/agent"
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/build"
 	"github.com/weirnet/weir/controlplane/cniconf"
 	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/flowlog"
@@ -58,13 +59,13 @@ func run(ctx context.Context, o *options) error {
 		CgroupRoot: o.cgroupRoot, Sockets: left,
 		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
-		NodeName: o.nodeName, Version: version(), BPFFSDir: o.bpffsDir, SourceName: from.name,
+		NodeName: o.nodeName, Version: build.Read().String(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
 	})
 	if err != nil {
 		return err
 	}
-	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: version(), Size: o.flowLog, Denials: kernel.Denials})
+	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials})
 	return serve(ctx, o, a, flows, kernel.inForce)
 }
 
@@ -86,7 +87,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		return cluster{Source: d, name: o.standalone}, err
 	}
 	kube.SetLog(o.log)
-	client, err := kube.Connect(o.kubeconfig, "weir-agent/"+version())
+	client, err := kube.Connect(o.kubeconfig, "weir-agent/"+build.Read().Version)
 	if err != nil {
 		return cluster{}, err
 	}
@@ -186,7 +187,7 @@ func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log)
 		return err
 	}
 	defer os.Remove(o.stateDir + "/" + api.SocketName)
-	o.log.Info("agent is ready", "node", o.nodeName, "version", version(), "stateDir", o.stateDir, "bpffsDir", o.bpffsDir)
+	o.log.Info("agent is ready", "node", o.nodeName, "version", build.Read().String(), "stateDir", o.stateDir, "bpffsDir", o.bpffsDir)
 	return api.Serve(ctx, socket, api.NewHandler(a, a, flows), o.log)
 }
 

@@ -5,8 +5,9 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/weirnet/weir/cni"
+	"github.com/weirnet/weir/controlplane/build"
 )
 
 func main() {
-	skel.PluginMainFuncs(cni.Funcs(), cni.Versions(), cni.About)
+	skel.PluginMainFuncs(cni.Funcs(), cni.Versions(), cni.About+"\n"+build.Read().String())
 }

@@ -28,8 +28,20 @@ const binDir = "usr/local/bin"
 // epoch is when everything in the image was made: what it holds is all that tells two apart.
 var epoch = time.Unix(0, 0).UTC()
 
+// labels of an image; what is not known is left out.
+func labels(version, revision string) map[string]string {
+	l := map[string]string{"title": "weir", "licenses": "Apache-2.0", "version": version, "revision": revision}
+	out := map[string]string{}
+	for key, value := range l {
+		if value != "" {
+			out["org.opencontainers.image."+key] = value
+		}
+	}
+	return out
+}
+
 // build makes an image for linux/arch of the programs in dir.
-func build(dir, arch string) (v1.Image, error) {
+func build(dir, arch string, labels map[string]string) (v1.Image, error) {
 	content, err := files(dir)
 	if err != nil {
 		return nil, err
@@ -48,10 +60,10 @@ func build(dir, arch string) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("add layer: %w", err)
 	}
-	return mutate.ConfigFile(image, config(image, arch))
+	return mutate.ConfigFile(image, config(image, arch, labels))
 }
 
-func config(image v1.Image, arch string) *v1.ConfigFile {
+func config(image v1.Image, arch string, labels map[string]string) *v1.ConfigFile {
 	c, err := image.ConfigFile()
 	if err != nil { // of what was just made in memory
 		panic(err)
@@ -61,7 +73,7 @@ func config(image v1.Image, arch string) *v1.ConfigFile {
 	c.Config.Env = []string{"PATH=/" + binDir}
 	c.Config.Entrypoint = []string{"/" + binDir + "/weir-agent"}
 	c.Config.WorkingDir = "/"
-	c.Config.Labels = map[string]string{"org.opencontainers.image.title": "weir", "org.opencontainers.image.licenses": "Apache-2.0"}
+	c.Config.Labels = labels
 	return c
 }
 

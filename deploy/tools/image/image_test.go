@@ -44,7 +44,7 @@ func built(t *testing.T, when time.Time, mode os.FileMode, text string) string {
 
 func digest(t *testing.T, dir, arch string) string {
 	t.Helper()
-	image, err := build(dir, arch)
+	image, err := build(dir, arch, labels("0.1.0", "abc"))
 	must(t, err)
 	d, err := image.Digest()
 	must(t, err)
@@ -69,7 +69,7 @@ func TestWhatIsWritten(t *testing.T) {
 	const called = "localhost/weir:1" // as written, without a registry put before it
 	a, b := built(t, time.Now(), 0o755, " for amd64"), built(t, time.Now(), 0o755, " for arm64")
 	for range 2 { // over what is there
-		must(t, run(called, out, false, []string{"amd64=" + a, "arm64=" + b}))
+		must(t, run(called, out, labels("0.1.0", "abc"), false, []string{"amd64=" + a, "arm64=" + b}))
 	}
 	tag, err := name.NewTag(called)
 	must(t, err)
@@ -77,7 +77,7 @@ func TestWhatIsWritten(t *testing.T) {
 		image, err := tarball.ImageFromPath(filepath.Join(out, "weir-"+arch+".tar"), &tag)
 		must(t, err)
 		holds(t, image, arch)
-		made, err := build(dir, arch)
+		made, err := build(dir, arch, labels("0.1.0", "abc"))
 		must(t, err)
 		want, err := made.ConfigName()
 		must(t, err)
@@ -119,6 +119,11 @@ func holds(t *testing.T, image v1.Image, arch string) {
 	t.Helper()
 	c, err := image.ConfigFile()
 	must(t, err)
+	for key, want := range map[string]string{"version": "0.1.0", "revision": "abc", "title": "weir"} {
+		if got := c.Config.Labels["org.opencontainers.image."+key]; got != want {
+			t.Errorf("%s: label %s is %q, want %q", arch, key, got, want)
+		}
+	}
 	if c.OS != "linux" || c.Architecture != arch || !c.Created.Equal(epoch) || c.Config.Env[0] != "PATH=/usr/local/bin" || c.Config.Entrypoint[0] != "/usr/local/bin/weir-agent" {
 		t.Errorf("%s: %+v", arch, c)
 	}
@@ -158,7 +163,7 @@ func TestPush(t *testing.T) {
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	called := strings.TrimPrefix(server.URL, "http://") + "/weir:1"
-	must(t, run(called, t.TempDir(), true, []string{"amd64=" + built(t, time.Now(), 0o755, " for amd64")}))
+	must(t, run(called, t.TempDir(), labels("0.1.0", "abc"), true, []string{"amd64=" + built(t, time.Now(), 0o755, " for amd64")}))
 	tag, err := name.NewTag(called)
 	must(t, err)
 	image, err := remote.Image(tag, remote.WithPlatform(v1.Platform{OS: "linux", Architecture: "amd64"}))
@@ -177,7 +182,7 @@ func TestErrors(t *testing.T) {
 		{"weir:1", []string{"amd64"}, `"amd64" is no ARCH=DIR`},
 		{"weir:1", []string{"amd64=/none"}, "/none/weir: no such file"},
 	} {
-		if err := run(c.tag, t.TempDir(), false, c.args); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := run(c.tag, t.TempDir(), nil, false, c.args); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, want %q", c.args, err, c.want)
 		}
 	}

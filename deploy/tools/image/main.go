@@ -18,16 +18,18 @@ import (
 
 func main() {
 	tag := flag.String("tag", "localhost/weir:dev", "what the image is called")
+	version := flag.String("version", "", "of the programs, for the image's labels")
+	revision := flag.String("revision", "", "of the sources, likewise")
 	out := flag.String("out", "bin/image", "where it is written")
 	push := flag.Bool("push", false, "push it to the registry that -tag names, too (credentials as docker login leaves them)")
 	flag.Parse()
-	if err := run(*tag, *out, *push, flag.Args()); err != nil {
+	if err := run(*tag, *out, labels(*version, *revision), *push, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
 }
 
-func run(called, out string, push bool, args []string) error {
+func run(called, out string, labels map[string]string, push bool, args []string) error {
 	tag, err := name.NewTag(called)
 	if err != nil {
 		return fmt.Errorf("-tag: %w", err)
@@ -42,7 +44,7 @@ func run(called, out string, push bool, args []string) error {
 		if !ok {
 			return fmt.Errorf("%q is no ARCH=DIR", a)
 		}
-		image, err := build(dir, arch)
+		image, err := build(dir, arch, labels)
 		if err != nil {
 			return err
 		}
