@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,8 +13,11 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/features"
+	featurestesting "k8s.io/client-go/features/testing"
 
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/source"
@@ -67,7 +71,11 @@ func (s *scene) agentToken(r *rights, node string) string {
 	in := r.account.Namespace
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: in, Name: "weir-agent-" + node},
 		Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: r.account.Name, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+	name := p.Name
 	p, err := s.Admin.CoreV1().Pods(in).Create(s.Context(), p, create)
+	if apierrors.IsAlreadyExists(err) {
+		p, err = s.Admin.CoreV1().Pods(in).Get(s.Context(), name, metav1.GetOptions{})
+	}
 	s.must(err)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
 		BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID}}}
@@ -136,4 +144,49 @@ func TestAnnounce(t *testing.T) {
 		err = thief.Announce(t.Context(), announced)
 		return err != nil && strings.Contains(err.Error(), "lease of its own node alone")
 	})
+}
+
+// TestLeaseRights: without any one of the Role's verbs it does not work, and says which.
+func TestLeaseRights(t *testing.T) {
+	s := newScene(t)
+	r := s.rights()
+	s.grant(r)
+	s.announceRights()
+	s.makeNode(nodeName, "10.244.1.0/24")
+	s.makeNamespace("shop")
+	web := s.makePod("web", "web")
+	roles := s.Admin.RbacV1().Roles("kube-system")
+	full, err := roles.Get(t.Context(), "weir-agent", metav1.GetOptions{})
+	s.must(err)
+	if len(full.Rules) != 1 {
+		t.Fatalf("the role is %v", full.Rules)
+	}
+	grant := func(verbs ...string) {
+		t.Helper()
+		role := full.DeepCopy()
+		role.ResourceVersion, role.Rules[0].Verbs = "", verbs
+		_, err := roles.Update(t.Context(), role, metav1.UpdateOptions{})
+		s.must(err)
+	}
+	announced := kube.Announced{Namespace: "shop", Name: "web", UID: web.UID, Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.7")}}
+	for _, verb := range full.Rules[0].Verbs {
+		if verb == "list" { // where the API server has no WatchList
+			featurestesting.SetFeatureDuringTest(t, features.WatchListClient, false)
+		}
+		grant(slices.DeleteFunc(slices.Clone(full.Rules[0].Verbs), func(v string) bool { return v == verb })...)
+		own := s.announcer(r, nodeName, nodeName, func(source.Update) {})
+		s.until("without "+verb+" it says so", func() bool {
+			if _, err := own.Sync(t.Context()); err != nil {
+				return false
+			}
+			said := strings.Join(own.Warnings(), "\n")
+			if err := own.Announce(t.Context(), announced); err != nil {
+				said += err.Error()
+			}
+			return strings.Contains(said, "cannot "+verb+` resource "leases"`)
+		})
+		if err := s.Admin.CoordinationV1().Leases("kube-system").Delete(t.Context(), "weir-"+nodeName, metav1.DeleteOptions{}); !apierrors.IsNotFound(err) {
+			s.must(err)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -147,46 +148,67 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// TestRightsAreExact: all of deploy/rbac.yaml is used here or above, and it allows nothing
-// else: what a stolen token can do.
+// TestRightsAreExact: what deploy/weir.yaml lets the agent do is this and nothing else: what a
+// stolen token can do. That all of it is needed TestRights, TestLeaseRights and TestEvents show.
 func TestRightsAreExact(t *testing.T) {
 	s := newScene(t)
-	kubeconfig := s.grant(s.rights())
+	r := s.rights()
+	kubeconfig := s.grant(r)
+	s.announceRights()
+	nobody := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: r.account.Namespace, Name: "nobody"}}
+	_, err := s.Admin.CoreV1().ServiceAccounts(nobody.Namespace).Create(t.Context(), nobody, create)
+	s.must(err)
+	everywhere := []string{
+		"list namespaces", "watch namespaces", "list nodes", "watch nodes", "list pods", "watch pods", "list services", "watch services",
+		"list endpointslices.discovery.k8s.io", "watch endpointslices.discovery.k8s.io",
+		"list networkpolicies.networking.k8s.io", "watch networkpolicies.networking.k8s.io",
+		"create events", "patch events",
+	}
+	leases := []string{"list", "watch", "create", "patch"}
+	for i := range leases {
+		leases[i] += " leases.coordination.k8s.io"
+	}
+	for namespace, want := range map[string][]string{"default": everywhere, "kube-system": slices.Concat(everywhere, leases)} {
+		anybody := s.mayDo(s.Kubeconfig(s.proxy.Addr(), s.Token(nobody.Namespace, nobody.Name)), namespace)
+		got := slices.DeleteFunc(s.mayDo(kubeconfig, namespace), func(right string) bool { return slices.Contains(anybody, right) })
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("in %s an agent may\n%q, want\n%q", namespace, got, want)
+		}
+	}
+}
+
+// mayDo are an account's rights in a namespace, as "VERB RESOURCE.GROUP".
+func (s *scene) mayDo(kubeconfig, namespace string) (rights []string) {
+	s.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	s.must(err)
-	agent, err := kubernetes.NewForConfig(config)
+	client, err := kubernetes.NewForConfig(config)
 	s.must(err)
-	may := func(verb, group, resource, subresource string) bool {
-		r, err := agent.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(), &authorizationv1.SelfSubjectAccessReview{
-			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Namespace: "kube-system", Verb: verb, Group: group, Resource: resource, Subresource: subresource}}}, create)
-		s.must(err)
-		return r.Status.Allowed
+	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: namespace}}
+	review, err = client.AuthorizationV1().SelfSubjectRulesReviews().Create(s.Context(), review, create)
+	s.must(err)
+	if review.Status.Incomplete {
+		s.Fatalf("the API server does not know all rights: %s", review.Status.EvaluationError)
 	}
-	read := [][2]string{{"", "pods"}, {"", "namespaces"}, {"", "nodes"}, {"", "services"}, {"networking.k8s.io", "networkpolicies"}, {"discovery.k8s.io", "endpointslices"}}
-	for _, r := range read {
-		for _, verb := range []string{"list", "watch"} {
-			if !may(verb, r[0], r[1], "") {
-				t.Errorf("may not %s %s", verb, r[1])
+	for _, r := range review.Status.ResourceRules {
+		for _, group := range r.APIGroups {
+			for _, resource := range r.Resources {
+				for _, verb := range r.Verbs {
+					right := strings.TrimSuffix(verb+" "+resource+"."+group, ".")
+					if len(r.ResourceNames) > 0 {
+						right += fmt.Sprint(" ", r.ResourceNames)
+					}
+					rights = append(rights, right)
+				}
 			}
 		}
-		for _, verb := range []string{"get", "create", "update", "patch", "delete", "deletecollection"} {
-			if may(verb, r[0], r[1], "") {
-				t.Errorf("may %s %s", verb, r[1])
-			}
-		}
-		if may("patch", r[0], r[1], "status") {
-			t.Errorf("may patch %s/status", r[1])
-		}
 	}
-	for _, r := range [][4]string{
-		{"get", "", "secrets", ""}, {"list", "", "configmaps", ""}, {"create", "", "pods", "exec"}, {"get", "", "nodes", "proxy"}, {"get", "", "pods", "log"},
-		{"create", "", "serviceaccounts", "token"}, {"list", "", "events", ""}, {"delete", "", "events", ""}, {"create", "rbac.authorization.k8s.io", "clusterroles", ""},
-	} {
-		if may(r[0], r[1], r[2], r[3]) {
-			t.Errorf("may %v", r)
-		}
+	for _, r := range review.Status.NonResourceRules {
+		rights = append(rights, fmt.Sprint(r.Verbs, " ", r.NonResourceURLs))
 	}
+	slices.Sort(rights)
+	return rights
 }
 
 // TestEvents: what is not enforced is said on the object, once, and when it is mended.

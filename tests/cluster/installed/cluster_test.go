@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -195,7 +196,10 @@ func (w *world) install() {
 	w.rolledOut()
 	w.must(w.Ready(w.ctx))
 	w.Logf("installed, and the nodes ready, in %s", time.Since(began).Round(time.Millisecond))
-	if out := w.kubectl("-n", "kube-system", "exec", "ds/weir-agent", "--", "weir", "status"); !strings.Contains(out, "node") {
-		w.Errorf("weir status:\n%s", out)
+	for _, verb := range []string{"status", "version"} { // both say which version, of which sources
+		out := w.kubectl("-n", "kube-system", "exec", "ds/weir-agent", "--", "weir", verb)
+		if !regexp.MustCompile(`(?i)weir \d+\.\d+\.\d+ \([0-9a-f]{12}`).MatchString(out) {
+			w.Errorf("weir %s:\n%s", verb, out)
+		}
 	}
 }

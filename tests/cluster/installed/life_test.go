@@ -283,11 +283,11 @@ func (w *world) leases(node *bare.Node) {
 		}
 	}
 	w.until("leases are those of pods that run", func() error {
-		out, err := node.Inside(w.ctx, "sh", "-c", "cd /var/lib/cni/networks/weir && ls | grep -v last_reserved | grep -v lock || true")
+		out, err := node.Inside(w.ctx, "ls", "/var/lib/cni/networks/weir")
 		if err != nil {
 			return err
 		}
-		have := strings.Fields(out)
+		have := slices.DeleteFunc(strings.Fields(out), func(name string) bool { return name == "lock" || strings.HasPrefix(name, "last_reserved") })
 		slices.Sort(have)
 		slices.Sort(pods)
 		if !slices.Equal(have, pods) || len(pods) == 0 {

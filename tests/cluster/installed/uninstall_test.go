@@ -2,7 +2,7 @@ package installed
 
 import (
 	"errors"
-	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/weirnet/weir/tests/cluster/bare"
@@ -42,18 +42,26 @@ func (w *world) uninstall() {
 // nothingOn a node is Weir's. What docs/install.md says stays may.
 func (w *world) nothingOn(n *bare.Node) {
 	w.Helper()
-	for what, script := range map[string]string{
-		"CNI configuration": "ls /etc/cni/net.d",
-		"plugin":            "ls /opt/cni/bin | grep weir || true",
-		"state":             "ls -A /run/weir 2>/dev/null || true",
-		"pins":              "ls -A /sys/fs/bpf | grep -v '[.]debug$' || true", // the kernel's own
-		"routes":            "ip route show proto 119; ip -6 route show proto 119",
-		"rules":             "nft list ruleset | grep -i weir || true",
-		"programs":          "bpftool net show | grep -E 'weir|from_|to_|tcx' || true",
+	any, ours := regexp.MustCompile(`\S`), regexp.MustCompile(`(?i)weir`)
+	for _, look := range []struct {
+		what, command string
+		ours          *regexp.Regexp
+	}{
+		{"CNI configuration", "ls /etc/cni/net.d", any},
+		{"plugin", "ls /opt/cni/bin", ours},
+		{"state", "find /run -mindepth 1 -path /run/weir/*", any},
+		{"pins", "ls /sys/fs/bpf", any},
+		{"routes", "ip route show table all proto 119", any},
+		{"IPv6 routes", "ip -6 route show table all proto 119", any},
+		{"rules", "nft list ruleset", ours},
+		{"programs", "bpftool net show", regexp.MustCompile(`weir|from_|to_|tcx|shield`)},
 	} {
-		out, err := n.Inside(w.ctx, "sh", "-c", script)
-		if err != nil || strings.TrimSpace(out) != "" {
-			w.Errorf("%s has %s: %v\n%s", n.Name, what, err, out)
+		out, err := n.Inside(w.ctx, strings.Fields(look.command)...)
+		if err != nil { // of a look that failed nothing is known
+			w.Errorf("%s: %s: %v", n.Name, look.what, err)
+		}
+		if left := matching(out, look.ours); left != "" {
+			w.Errorf("%s has %s:\n%s", n.Name, look.what, left)
 		}
 	}
 }
@@ -63,17 +71,18 @@ func (w *world) nothingInTheAPI() {
 	w.Helper()
 	w.until("nothing of Weir in the API", func() error {
 		out, err := w.Kubectl(w.ctx, "get", "all,configmap,serviceaccount,role,rolebinding,clusterrole,clusterrolebinding,lease,validatingadmissionpolicy,validatingadmissionpolicybinding", "-A", "-o", "name")
-		if left := grep(out, "weir"); err == nil && left != "" {
+		if left := matching(out, regexp.MustCompile("weir")); err == nil && left != "" {
 			err = errors.New(left)
 		}
 		return err
 	})
 }
 
-func grep(text, word string) (out string) {
+// matching lines of a text.
+func matching(text string, what *regexp.Regexp) (out string) {
 	for line := range strings.Lines(text) {
-		if strings.Contains(line, word) {
-			out += fmt.Sprint(line)
+		if what.MatchString(line) {
+			out += line
 		}
 	}
 	return out
