@@ -48,10 +48,11 @@ generate: bpf/weir_bpfel.go
 bpf/weir_bpfel.go: $(C_SOURCES) bpf/gen.go | deps
 	cd bpf && go generate ./...
 
-# The node's addresses come from host-local, a plugin of its own; a cluster has it.
+# Pods' addresses come from host-local and their hostPorts from portmap, plugins of their own.
+PLUGINS   = $(addprefix github.com/containernetworking/plugins/plugins/,ipam/host-local meta/portmap)
 build: generate
 	$(GO_BUILD) -ldflags '$(STAMP)' -o bin/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni
-	$(GO_BUILD) -o bin/ github.com/containernetworking/plugins/plugins/ipam/host-local
+	$(GO_BUILD) -o bin/ $(PLUGINS)
 
 # An agent whose maps look different: what upgrades are tested with.
 build-other-layout: bin/weir-agent-other-layout
@@ -69,7 +70,7 @@ PUSH =
 image: generate
 	for arch in $(ARCHS); do \
 	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w $(STAMP)' -o bin/image/$$arch/ ./cmd/weir ./cmd/weir-agent ./cmd/weir-cni && \
-	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w' -o bin/image/$$arch/ github.com/containernetworking/plugins/plugins/ipam/host-local || exit 1; done
+	  GOARCH=$$arch $(GO_BUILD) -ldflags '-s -w' -o bin/image/$$arch/ $(PLUGINS) || exit 1; done
 	cd deploy/tools && go run ./image -tag $(TAG) -version '$(VERSION)' -revision '$(REVISION)' -out ../../bin/image $(if $(PUSH),-push) $(foreach a,$(ARCHS),$(a)=../../bin/image/$(a))
 manifests:
 	cd deploy/tools && go run ./manifests ..

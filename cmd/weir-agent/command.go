@@ -27,6 +27,7 @@ type options struct {
 	cgroupRoot   string
 	cniConf      string
 	cniChain     string
+	hostPorts    string
 	announceIn   string
 	clusterCIDRs []string
 	uplinks      []string
@@ -109,6 +110,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.cniConf, "cni-conf", "", "where to write the container runtime's network configuration, e.g. /etc/cni/net.d/05-weir.conflist (not in standalone)")
 	f.StringVar(&o.announceIn, "announce-in", "", "namespace of the leases by which agents tell each other of new pods at once (default: they do not; not in standalone)")
 	f.StringVar(&o.cniChain, "cni-chain", "", "name of another plugin's network, in a .conflist beside --cni-conf: Weir follows it and leaves interfaces, addresses and routes to it (docs/chained.md)")
+	f.StringVar(&o.hostPorts, "host-ports", "nftables", "what the portmap plugin serves pods' hostPorts with: nftables or iptables, whose command the node must have then, or none (not behind --cni-chain)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
 	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
@@ -145,6 +147,9 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.cniChain != "" && (o.cniConf == "" || o.routing != "none") {
 		return usage("--cni-chain %q needs --cni-conf, which gets the network with Weir in it, and --routing none: packets' ways are the other plugin's", o.cniChain)
+	}
+	if !slices.Contains([]string{"nftables", "iptables", "none"}, o.hostPorts) {
+		return usage("--host-ports %q is none of nftables, iptables, none", o.hostPorts)
 	}
 	if !slices.Contains([]string{"native", "vxlan", "none"}, o.routing) {
 		return usage("--routing %q is none of native, vxlan, none", o.routing)

@@ -61,7 +61,7 @@ func installCommand() *cobra.Command {
 		return install.Binaries(dir, binDir, say(c))
 	})
 	f := c.Flags()
-	f.StringVar(&binDir, "cni-bin-dir", "", "put the CNI plugins weir-cni and host-local here, where the container runtime looks for them")
+	f.StringVar(&binDir, "cni-bin-dir", "", "put the CNI plugins weir-cni, host-local and portmap here, where the container runtime looks for them")
 	f.StringVar(&from, "from", "", "take them from here (default: beside weir-agent)")
 	f.StringVar(&bpffs, "mount-bpffs", "", "mount a bpffs here, if there is none")
 	f.BoolVar(&forwarding, "forwarding", false, "turn on IP forwarding")

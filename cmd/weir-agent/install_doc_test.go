@@ -66,11 +66,11 @@ func settingsTable() string {
 func TestChartsConfigFits(t *testing.T) {
 	for file, check := range map[string]func(*options) bool{
 		"../../deploy/weir.yaml": func(o *options) bool {
-			return o.routing == "native" && o.masquerade && o.cniConf == "/etc/cni/net.d/05-weir.conflist" && o.cgroupRoot == "/host/cgroup2" && o.announceIn == "kube-system"
+			return o.routing == "native" && o.masquerade && o.cniConf == "/etc/cni/net.d/05-weir.conflist" && o.cgroupRoot == "/host/cgroup2" && o.announceIn == "kube-system" && o.hostPorts == "nftables"
 		},
 		"../../deploy/tools/manifests/testdata/everything.yaml": func(o *options) bool {
 			return o.routing == "vxlan" && o.tunnelPort == 4789 && !o.masquerade && len(o.cidrs) == 2 && o.nodeEgress == "allow" && o.sizes["flows"] == 65536 &&
-				slices.Equal(o.uplinks, []string{"eth0", "eth1.100"}) && o.stateDir == "/var/run/weir" && o.logFormat == "json" && o.cgroupRoot == "" && o.announceIn == ""
+				slices.Equal(o.uplinks, []string{"eth0", "eth1.100"}) && o.stateDir == "/var/run/weir" && o.logFormat == "json" && o.cgroupRoot == "" && o.announceIn == "" && o.hostPorts == "iptables"
 		},
 	} {
 		text, err := os.ReadFile(file)

@@ -169,7 +169,7 @@ func TestInstallCommand(t *testing.T) {
 			t.Errorf("%v: %v, want status %d and %q\n%s", c.args, err, c.status, c.want, out)
 		}
 	}
-	for _, p := range []string{"weir-cni", "host-local"} { // as in the image
+	for _, p := range []string{"weir-cni", "host-local", "portmap"} { // as in the image
 		r.must(os.WriteFile(filepath.Join(filepath.Dir(r.binary), p), []byte(p), 0o755))
 	}
 	if out, err := exec.Command(r.binary, "install", "--cni-bin-dir", to).CombinedOutput(); err != nil || !strings.Contains(string(out), "installed "+to+"/weir-cni") {

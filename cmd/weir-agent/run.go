@@ -118,7 +118,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 
 // withCNIConf writes the container runtime's configuration, too.
 func withCNIConf(ctx context.Context, o *options, report agent.Report) agent.Report {
-	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Chain: o.cniChain, Log: o.log}
+	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Chain: o.cniChain, HostPorts: o.hostPorts, Log: o.log}
 	if o.cniChain != "" {
 		follow := sync.OnceFunc(func() { go file.Follow(ctx) })
 		return func(u *source.Update, r *policy.Result) {

@@ -21,7 +21,10 @@ type File struct {
 	StateDir string // the agent's, as the plugin finds it
 	BPFFSDir string // likewise
 	Chain    string // name of another plugin's network that Weir is chained to; "" = Weir makes the network
-	Log      *slog.Logger
+	// HostPorts is what the portmap plugin serves those with, nftables or iptables; "" or none:
+	// nobody does. Not when chained: then it is in the other's list, or is not.
+	HostPorts string
+	Log       *slog.Logger
 
 	failed string // said already
 }
@@ -34,13 +37,14 @@ func (f *File) Content(podCIDRs []netip.Prefix) ([]byte, error) {
 	for _, p := range podCIDRs {
 		ranges = append(ranges, []object{{"subnet": p.String()}})
 	}
-	text, err := json.MarshalIndent(object{
-		"cniVersion": "1.1.0", "name": "weir",
-		"plugins": []object{{
-			"type": "weir-cni", "stateDir": f.StateDir, "bpffsDir": f.BPFFSDir,
-			"ipam": object{"type": "host-local", "ranges": ranges},
-		}},
-	}, "", "  ")
+	plugins := []object{{
+		"type": "weir-cni", "stateDir": f.StateDir, "bpffsDir": f.BPFFSDir,
+		"ipam": object{"type": "host-local", "ranges": ranges},
+	}}
+	if f.HostPorts != "" && f.HostPorts != "none" { // named: to find out takes portmap longer than all else it does
+		plugins = append(plugins, object{"type": "portmap", "backend": f.HostPorts, "capabilities": object{"portMappings": true}})
+	}
+	text, err := json.MarshalIndent(object{"cniVersion": "1.1.0", "name": "weir", "plugins": plugins}, "", "  ")
 	return append(text, '\n'), err
 }
 

@@ -48,6 +48,38 @@ func TestFileFollowsTheRanges(t *testing.T) {
 	}
 }
 
+// An agent that is upgraded finds what an older one wrote, without portmap: it becomes this
+// one's; and the way back is the same.
+func TestAnOlderFileIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "05-weir.conflist")
+	cidrs := []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}
+	older := `{"cniVersion":"1.1.0","name":"weir","plugins":[{"type":"weir-cni","stateDir":"/run/weir","bpffsDir":"/sys/fs/bpf/weir","ipam":{"type":"host-local","ranges":[[{"subnet":"10.0.1.0/24"}]]}}]}`
+	if err := os.WriteFile(path, []byte(older), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ hostPorts, want string }{
+		{"nftables", "weir-cni portmap"}, {"iptables", "weir-cni portmap"}, {"none", "weir-cni"}, {"nftables", "weir-cni portmap"},
+	} {
+		f := &File{Path: path, StateDir: "/run/weir", BPFFSDir: "/sys/fs/bpf/weir", HostPorts: c.hostPorts, Log: slog.New(slog.DiscardHandler)}
+		f.Want(cidrs)
+		list, err := libcni.NetworkConfFromFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var types []string
+		for _, p := range list.Plugins {
+			types = append(types, p.Network.Type)
+			if p.Network.Type == "portmap" && (!p.Network.Capabilities["portMappings"] || !bytes.Contains(p.Bytes, []byte(`"backend":"`+c.hostPorts+`"`))) {
+				t.Errorf("%s: %s", c.hostPorts, p.Bytes)
+			}
+		}
+		if got := strings.Join(types, " "); got != c.want || list.Name != "weir" {
+			t.Errorf("%s: network %s of %s, want %s", c.hostPorts, list.Name, got, c.want)
+		}
+	}
+}
+
 func TestFailureIsSaidOnce(t *testing.T) {
 	var log bytes.Buffer
 	f := &File{Path: filepath.Join(t.TempDir(), "none", "05-weir.conflist"), Log: slog.New(slog.NewTextHandler(&log, nil))}

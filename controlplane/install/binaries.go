@@ -22,12 +22,12 @@ type binary struct {
 	shared bool // others bring it too: the newest is the one that serves all
 }
 
-var binaries = []binary{{"weir-cni", false}, {"host-local", true}}
+var binaries = []binary{{"weir-cni", false}, {"host-local", true}, {"portmap", true}}
 
 // Binaries copies the CNI plugins from one directory to the runtime's; whoever runs one
 // meanwhile gets the old one or the new one, whole. weir-cni becomes what this agent brings,
-// older or newer: the two belong together. A host-local that is newer is left alone. Say
-// gets a line for each.
+// older or newer: the two belong together. A host-local or portmap that is newer is left
+// alone. Say gets a line for each.
 func Binaries(from, to string, say func(string)) error {
 	if err := isDirectory(to); err != nil {
 		return err

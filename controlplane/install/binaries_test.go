@@ -26,6 +26,7 @@ func brought(t *testing.T, cni, local string) string {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "weir-cni"), []byte(cni), 0o700))
 	must(t, os.WriteFile(filepath.Join(dir, "host-local"), []byte(local), 0o700))
+	must(t, os.WriteFile(filepath.Join(dir, "portmap"), []byte("map"), 0o700))
 	return dir
 }
 
@@ -41,7 +42,7 @@ func TestBinariesAreReplacedWhole(t *testing.T) {
 	defer unix.Umask(old)
 	to := t.TempDir()
 	from := brought(t, "first", "local")
-	if got := binariesIn(t, from, to); got != "installed weir-cni; installed host-local" {
+	if got := binariesIn(t, from, to); got != "installed weir-cni; installed host-local; installed portmap" {
 		t.Fatal(got)
 	}
 	running, err := os.Open(filepath.Join(to, "weir-cni")) // as whoever runs it has it
@@ -52,14 +53,14 @@ func TestBinariesAreReplacedWhole(t *testing.T) {
 	if before.Mode().Perm() != 0o755 {
 		t.Errorf("mode %v", before.Mode())
 	}
-	if got := binariesIn(t, from, to); got != "weir-cni is this version already; host-local is this version already" {
+	if got := binariesIn(t, from, to); got != "weir-cni is this version already; host-local is this version already; portmap is this version already" {
 		t.Error(got)
 	}
 	if now, err := os.Stat(running.Name()); err != nil || !os.SameFile(before, now) {
 		t.Errorf("an equal file was written again (%v)", err)
 	}
 	must(t, os.WriteFile(filepath.Join(to, ".weir-cni.new"), []byte("half of an earlier copy, longer than the whole"), 0o600))
-	if got := binariesIn(t, brought(t, "second", "local"), to); got != "installed weir-cni; host-local is this version already" {
+	if got := binariesIn(t, brought(t, "second", "local"), to); got != "installed weir-cni; host-local is this version already; portmap is this version already" {
 		t.Error(got)
 	}
 	text := make([]byte, 16)
@@ -70,7 +71,7 @@ func TestBinariesAreReplacedWhole(t *testing.T) {
 	if now, err := os.ReadFile(running.Name()); err != nil || string(now) != "second" {
 		t.Errorf("%q, %v", now, err)
 	}
-	if left, _ := os.ReadDir(to); len(left) != 2 {
+	if left, _ := os.ReadDir(to); len(left) != 3 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -82,7 +83,7 @@ func TestOddFilesAreReplaced(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "theirs")
 	must(t, os.WriteFile(elsewhere, []byte("theirs"), 0o755))
 	must(t, os.Symlink(elsewhere, filepath.Join(to, "host-local")))
-	if got := binariesIn(t, from, to); got != "installed weir-cni; installed host-local" {
+	if got := binariesIn(t, from, to); got != "installed weir-cni; installed host-local; installed portmap" {
 		t.Error(got)
 	}
 	if text, err := os.ReadFile(elsewhere); err != nil || string(text) != "theirs" {
@@ -135,9 +136,10 @@ func TestNewerHostLocalStays(t *testing.T) {
 		}
 	}
 	must(t, os.WriteFile(filepath.Join(from, "weir-cni"), []byte("plugin"), 0o755))
+	must(t, os.WriteFile(filepath.Join(from, "portmap"), []byte("plugin"), 0o755))
 	stamp(t, filepath.Join(to, "host-local"), "v1.99.9")
 	stamp(t, filepath.Join(from, "host-local"), "v1.99.1")
-	if got := binariesIn(t, from, to); got != "installed weir-cni; host-local is newer (v1.99.9, this is v1.99.1): left alone" {
+	if got := binariesIn(t, from, to); got != "installed weir-cni; host-local is newer (v1.99.9, this is v1.99.1): left alone; installed portmap" {
 		t.Error(got)
 	}
 	if got := binariesIn(t, to, to); !strings.Contains(got, "already") {

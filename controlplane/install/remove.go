@@ -42,7 +42,7 @@ func (r Removal) Run() error {
 	pods := r.pods(state)
 	errs := []error{r.programs(pods), r.routes(), r.state(state)}
 	if r.CNIBinDir != "" {
-		errs = append(errs, r.file(filepath.Join(r.CNIBinDir, "weir-cni"), "host-local stays: other networks may use it"))
+		errs = append(errs, r.file(filepath.Join(r.CNIBinDir, "weir-cni"), "host-local and portmap stay: other networks may use them"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -9,6 +9,7 @@ cni-conf: {{ printf "%s/05-weir.conflist" .Values.cniConfDir | quote }}
 {{- with .Values.cniChain }}
 cni-chain: {{ . | quote }}
 {{- end }}
+host-ports: {{ .Values.hostPorts }}
 {{- if .Values.cgroupRoot }}
 cgroup-root: /host/cgroup2
 {{- end }}

@@ -21,7 +21,7 @@ import (
 )
 
 // programs of the image, and where they are in it. The Dockerfile says the same.
-var programs = []string{"weir", "weir-agent", "weir-cni", "host-local"}
+var programs = []string{"weir", "weir-agent", "weir-cni", "host-local", "portmap"}
 
 const binDir = "usr/local/bin"
 

@@ -154,7 +154,7 @@ func holds(t *testing.T, image v1.Image, arch string) {
 			}
 		}
 	}
-	if want := "usr/local/bin/weir usr/local/bin/weir-agent usr/local/bin/weir-cni usr/local/bin/host-local"; strings.Join(got, " ") != want {
+	if want := "usr/local/bin/weir usr/local/bin/weir-agent usr/local/bin/weir-cni usr/local/bin/host-local usr/local/bin/portmap"; strings.Join(got, " ") != want {
 		t.Errorf("files %v", got)
 	}
 }

@@ -73,7 +73,7 @@ var everything = map[string]any{
 	"routing": "vxlan", "tunnelPort": 4789, "masquerade": false, "announce": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
 	"uplinks": []any{"eth0", "eth1.100"}, "mapSizes": map[string]any{"flows": 65536, "facts": float64(1048576)},
 	"logLevel": "debug", "logFormat": "json", "k8sServiceHost": "192.0.2.1", "k8sServicePort": 16443,
-	"stateDir": "/var/run/weir", "cniConfDir": "/etc/cni/other", "cniBinDir": "/usr/libexec/cni", "cgroupRoot": "",
+	"stateDir": "/var/run/weir", "cniConfDir": "/etc/cni/other", "cniBinDir": "/usr/libexec/cni", "hostPorts": "iptables", "cgroupRoot": "",
 	"prepareNode": false, "nodeSelector": map[string]any{"kubernetes.io/os": "linux"}, "tolerations": []any{},
 	"resources": map[string]any{"limits": map[string]any{"memory": "512Mi"}}, "maxUnavailable": "10%",
 	"imagePullSecrets": []any{map[string]any{"name": "pull"}},
@@ -110,6 +110,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"uplinks": []any{"a/b"}}, "uplinks"},
 		{map[string]any{"k8sServicePort": 70000}, "k8sServicePort"},
 		{map[string]any{"stateDir": "run/weir"}, "stateDir"},
+		{map[string]any{"hostPorts": "ipvs"}, "hostPorts"},
 		{map[string]any{"image": map[string]any{"repo": "x"}}, "image"},
 		{map[string]any{"maxUnavailable": 0}, "maxUnavailable"},
 	} {

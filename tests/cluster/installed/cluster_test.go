@@ -105,6 +105,7 @@ func machine(t *testing.T) string {
 
 var steps = []step{
 	{"smoke", (*world).smoke},
+	{"hostports", (*world).hostports},
 	{"restart", (*world).restart},
 	{"kill", (*world).kill},
 	{"reboot", (*world).reboot},

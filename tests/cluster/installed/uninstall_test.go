@@ -50,7 +50,7 @@ func (w *world) nothingOn(n *bare.Node) {
 		{"CNI configuration", "ls /etc/cni/net.d", any},
 		{"plugin", "ls /opt/cni/bin", ours},
 		{"state", "find /run -mindepth 1 -path /run/weir/*", any},
-		{"pins", "ls /sys/fs/bpf", any},
+		{"pins", "ls --ignore=*.debug /sys/fs/bpf", any}, // those are the kernel's own
 		{"routes", "ip route show table all proto 119", any},
 		{"IPv6 routes", "ip -6 route show table all proto 119", any},
 		{"rules", "nft list ruleset", ours},
