@@ -123,7 +123,7 @@ func (a *Agent) attempt(before policy.Before, limits datapath.Limits) *attempt {
 		if t == nil {
 			return nil
 		}
-		a.names.show(t, &a.applied) // only this goroutine writes applied
+		a.names.show(t, &a.applied, a.records.All()) // only this goroutine writes applied
 		t.epoch, t.err = a.enforce(t)
 		full := new(datapath.FullError)
 		if !errors.As(t.err, &full) || !lessen(&limits, full.Map, t.result.State.Size()) {

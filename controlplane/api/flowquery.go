@@ -23,6 +23,10 @@ type FlowQuery struct {
 	Verdicts   []string // forwarded, dropped
 	Kinds      []string // new, update, ended, revoked, denied
 	Pods       []string // namespace/name, or namespace/ for all of it: either end
+	Namespaces []string // of either end's pod
+	Labels     []string // label selector, as in app=web,tier!=db or k8s:app in (a, b) or reserved:world: either end
+	Workloads  []string // name or kind/name: either end
+	Identities []string // number: either end
 	Addresses  []string // address or CIDR: either end
 	Policies   []string // namespace/name: a policy that allowed, denied or isolated
 	Protocols  []string // tcp, udp, sctp, icmp (4 and 6), icmpv4, icmpv6, or a number
@@ -43,6 +47,10 @@ var flowParameters = []flowParameter{
 	{"verdict", func(q *FlowQuery) *[]string { return &q.Verdicts }, oneOf("forwarded", "dropped")},
 	{"kind", func(q *FlowQuery) *[]string { return &q.Kinds }, oneOf(FlowNew, FlowUpdate, FlowEnded, FlowRevoked, FlowDenied)},
 	{"pod", func(q *FlowQuery) *[]string { return &q.Pods }, checkPod},
+	{"namespace", func(q *FlowQuery) *[]string { return &q.Namespaces }, checkName},
+	{"label", func(q *FlowQuery) *[]string { return &q.Labels }, checkNotEmpty},
+	{"workload", func(q *FlowQuery) *[]string { return &q.Workloads }, checkWorkload},
+	{"identity", func(q *FlowQuery) *[]string { return &q.Identities }, checkIdentity},
 	{"address", func(q *FlowQuery) *[]string { return &q.Addresses }, checkAddress},
 	{"policy", func(q *FlowQuery) *[]string { return &q.Policies }, checkPolicy},
 	{"protocol", func(q *FlowQuery) *[]string { return &q.Protocols }, checkProtocol},
@@ -158,6 +166,34 @@ func oneOf(allowed ...string) func(string) error {
 func checkPod(s string) error {
 	if ns, name, ok := strings.Cut(s, "/"); !ok || ns == "" || strings.Contains(name, "/") {
 		return fmt.Errorf("%q is not namespace/name (or namespace/ for all of it)", s)
+	}
+	return nil
+}
+
+func checkName(s string) error {
+	if s == "" || strings.Contains(s, "/") {
+		return fmt.Errorf("%q is not the name of a namespace", s)
+	}
+	return nil
+}
+
+func checkNotEmpty(s string) error {
+	if strings.TrimSpace(s) == "" {
+		return fmt.Errorf("%q is empty", s)
+	}
+	return nil
+}
+
+func checkWorkload(s string) error {
+	if kind, name, ok := strings.Cut(s, "/"); s == "" || ok && (kind == "" || name == "" || strings.Contains(name, "/")) {
+		return fmt.Errorf("%q is not a name or kind/name, as in Deployment/web", s)
+	}
+	return nil
+}
+
+func checkIdentity(s string) error {
+	if _, err := strconv.ParseUint(s, 10, 32); err != nil {
+		return fmt.Errorf("%q is not an identity number; \"weir identities\" lists them", s)
 	}
 	return nil
 }

@@ -180,12 +180,15 @@ func (r *Record) WithPod(p *corev1.Pod) *Record {
 	return &out
 }
 
-// essence is what policy reads of a pod that has an interface here, in the form it has
+// essence is what policy and names need of a pod that has an interface here, in the form it has
 // after it was saved and read again.
 func essence(p *corev1.Pod) *corev1.Pod {
 	out := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels},
 		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName},
+	}
+	if by := metav1.GetControllerOfNoCopy(p); by != nil { // names its workload
+		out.OwnerReferences = []metav1.OwnerReference{{Kind: by.Kind, Name: by.Name, Controller: by.Controller}}
 	}
 	for _, c := range p.Spec.Containers {
 		out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Name: c.Name, Ports: c.Ports})

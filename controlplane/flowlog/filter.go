@@ -1,39 +1,61 @@
 package flowlog
 
 import (
+	"errors"
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+
 	"github.com/weirnet/weir/controlplane/api"
-	"github.com/weirnet/weir/controlplane/policy"
-	"github.com/weirnet/weir/datapath"
 )
 
-// filter says whether a record is asked for.
-type filter func(*record) bool
+// Filter says which records a reader asks for. The zero value wants all. It serves both
+// APIs: Hubble's FlowFilters and api.FlowQuery are made of the same tests.
+type Filter struct {
+	allow []test // one of them must hold, if there is any
+	deny  []test // none of them may
+	also  []test // all of them must
+}
 
-// compile makes one filter of a query's; q was checked by api.ParseFlowQuery.
-func compile(q api.FlowQuery) filter {
-	var all []filter
-	for _, f := range []filter{
-		anyOf(q.Verdicts, verdictIs),
-		anyOf(q.Kinds, kindIs),
-		anyOf(q.Pods, hasPod),
-		anyOf(q.Addresses, hasAddress),
-		anyOf(q.Policies, hasPolicy),
-		anyOf(q.Protocols, protocolIs),
-		anyOf(q.Ports, hasPort),
-		anyOf(q.Directions, judgedOn),
-		anyOf(q.Reasons, reasonIs),
-	} {
-		if f != nil {
-			all = append(all, f)
+// test is a property that a record has or has not.
+type test func(*record) bool
+
+func (f Filter) match(r *record) bool {
+	for _, t := range f.also {
+		if !t(r) {
+			return false
 		}
 	}
+	return (len(f.allow) == 0 || holdsOne(f.allow, r)) && !holdsOne(f.deny, r)
+}
+
+func holdsOne(tests []test, r *record) bool {
+	for _, t := range tests {
+		if t(r) {
+			return true
+		}
+	}
+	return false
+}
+
+// either is the test that one of several is enough for.
+func either(tests ...test) test {
+	if len(tests) == 1 {
+		return tests[0]
+	}
+	return func(r *record) bool { return holdsOne(tests, r) }
+}
+
+// every is the test that all of several are needed for.
+func every(tests ...test) test {
+	if len(tests) == 1 {
+		return tests[0]
+	}
 	return func(r *record) bool {
-		for _, f := range all {
-			if !f(r) {
+		for _, t := range tests {
+			if !t(r) {
 				return false
 			}
 		}
@@ -41,80 +63,127 @@ func compile(q api.FlowQuery) filter {
 	}
 }
 
-// anyOf is the filter that one of several values is enough for, nil when there is none.
-func anyOf(values []string, of func(string) filter) filter {
-	if len(values) == 0 {
-		return nil
+// FilterError is a filter that means nothing or that no record can pass.
+type FilterError struct {
+	Field string // as the API names it
+	Err   error
+}
+
+func (e *FilterError) Error() string { return e.Field + ": " + e.Err.Error() }
+
+func (e *FilterError) Unwrap() error { return e.Err }
+
+// HubbleFilter is a request's whitelist and blacklist as a filter of this log. A list is
+// alternatives, the fields of one FlowFilter must all match, the values of one field are
+// alternatives again. It is an error if no record can pass the whitelist, whatever comes:
+// for what Weir does not see (HTTP, DNS, traces) silence would be taken for an answer. A
+// blacklist that can exclude nothing excludes nothing.
+func (l *Log) HubbleFilter(whitelist, blacklist []*flowpb.FlowFilter) (Filter, error) {
+	allow, never, err := l.testsOf("whitelist", whitelist)
+	if err != nil {
+		return Filter{}, err
 	}
-	var filters []filter
-	for _, v := range values {
-		filters = append(filters, of(v))
+	if len(whitelist) > 0 && len(allow) == 0 {
+		return Filter{}, never
 	}
+	deny, _, err := l.testsOf("blacklist", blacklist)
+	if err != nil {
+		return Filter{}, err
+	}
+	return Filter{allow: allow, deny: deny}, nil
+}
+
+// testsOf is a test for each filter that can match; never says why the first of the
+// others cannot.
+func (l *Log) testsOf(list string, filters []*flowpb.FlowFilter) (tests []test, never, err error) {
+	for i, f := range filters {
+		t, err := l.testOf(f)
+		var wrong *FilterError
+		if errors.As(err, &wrong) {
+			wrong = &FilterError{Field: fmt.Sprintf("%s[%d].%s", list, i, wrong.Field), Err: wrong.Err}
+			if !errors.Is(err, errNever) {
+				return nil, nil, wrong
+			}
+			if never == nil {
+				never = wrong
+			}
+			continue
+		}
+		tests = append(tests, t)
+	}
+	return tests, never, nil
+}
+
+// testOf is one FlowFilter; the error is a *FilterError.
+func (l *Log) testOf(f *flowpb.FlowFilter) (test, error) {
+	var all []test
+	var never error
+	for _, field := range filterFields {
+		t, err := field.test(l, f)
+		switch {
+		case errors.Is(err, errNever):
+			if never == nil {
+				never = &FilterError{Field: field.name, Err: err}
+			}
+		case err != nil:
+			return nil, &FilterError{Field: field.name, Err: err}
+		case t != nil:
+			all = append(all, t)
+		}
+	}
+	return every(all...), never
+}
+
+// errNever marks a filter that is well formed and that no record has.
+var errNever = errors.New("no record can match")
+
+func never(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", errNever, fmt.Sprintf(format, args...))
+}
+
+// queryFilter makes one filter of a FlowQuery's; the error names the parameter.
+func (l *Log) queryFilter(q api.FlowQuery) (Filter, error) {
+	var f Filter
+	for _, p := range []struct {
+		name   string
+		values []string
+		of     func(string) (test, error)
+	}{
+		{"verdict", q.Verdicts, verdictIs},
+		{"kind", q.Kinds, kindIs},
+		{"pod", q.Pods, hasPod},
+		{"namespace", q.Namespaces, hasNamespace},
+		{"label", q.Labels, hasLabels},
+		{"workload", q.Workloads, hasWorkload},
+		{"identity", q.Identities, hasIdentity},
+		{"address", q.Addresses, hasAddress},
+		{"policy", q.Policies, hasPolicy},
+		{"protocol", q.Protocols, protocolIs},
+		{"port", q.Ports, hasPort},
+		{"direction", q.Directions, judgedOn},
+		{"reason", q.Reasons, reasonIs},
+	} {
+		var tests []test
+		for _, v := range p.values {
+			t, err := p.of(v)
+			if err != nil {
+				return Filter{}, &FilterError{Field: p.name, Err: err}
+			}
+			tests = append(tests, t)
+		}
+		if len(tests) > 0 {
+			f.also = append(f.also, either(tests...))
+		}
+	}
+	return f, nil
+}
+
+// oneOf is the test that a value a record has is among those asked for.
+func oneOf[T comparable](wanted []T, of func(*record) (T, bool)) test {
 	return func(r *record) bool {
-		return slices.ContainsFunc(filters, func(f filter) bool { return f(r) })
+		v, ok := of(r)
+		return ok && slices.Contains(wanted, v)
 	}
 }
 
-func verdictIs(v string) filter {
-	dropped := strings.EqualFold(v, "dropped")
-	return func(r *record) bool { return r.event.Dropped == dropped }
-}
-
-func kindIs(v string) filter {
-	v = strings.ToLower(v)
-	return func(r *record) bool { return kindNames[r.event.Kind] == v }
-}
-
-func hasPod(v string) filter {
-	namespace, name, _ := strings.Cut(v, "/")
-	is := func(p *Party) bool {
-		return p.IsPod() && p.Namespace == namespace && (name == "" || p.Name == name)
-	}
-	return func(r *record) bool { return is(r.parties[0]) || is(r.parties[1]) }
-}
-
-func hasAddress(v string) filter {
-	block, err := api.ParseBlock(v)
-	return func(r *record) bool {
-		return err == nil && (block.Contains(r.event.Source.Addr()) || block.Contains(r.event.Destination.Addr()))
-	}
-}
-
-func hasPolicy(v string) filter {
-	namespace, name, _ := strings.Cut(v, "/")
-	is := func(p *policy.Rule) bool {
-		return p != nil && (p.Namespace == namespace && p.Name == name ||
-			slices.ContainsFunc(p.IsolatedBy, func(by policy.Ref) bool { return by.Namespace == namespace && by.Name == name }))
-	}
-	return func(r *record) bool { return is(r.rules[0]) || is(r.rules[1]) }
-}
-
-func protocolIs(v string) filter {
-	protocols := api.FlowProtocols(v)
-	return func(r *record) bool { return r.suppressed == 0 && slices.Contains(protocols, r.event.Protocol) }
-}
-
-func hasPort(v string) filter {
-	n, err := strconv.ParseUint(v, 10, 16)
-	port := uint16(n)
-	return func(r *record) bool {
-		return err == nil && hasPorts(r.event.Protocol) && (r.event.Source.Port() == port || r.event.Destination.Port() == port)
-	}
-}
-
-func judgedOn(v string) filter {
-	d := datapath.Egress
-	if strings.EqualFold(v, datapath.Ingress.String()) {
-		d = datapath.Ingress
-	}
-	return func(r *record) bool { return r.judged(d) }
-}
-
-func reasonIs(v string) filter {
-	v = api.ReasonText(v)
-	return func(r *record) bool { return r.event.Dropped && r.event.Reason.String() == v }
-}
-
-func hasPorts(protocol uint8) bool {
-	return protocol == datapath.TCP || protocol == datapath.UDP || protocol == datapath.SCTP
-}
+func quoted(values []string) string { return `"` + strings.Join(values, `", "`) + `"` }

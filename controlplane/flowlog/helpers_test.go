@@ -19,11 +19,18 @@ type names struct {
 	endpoints map[uint32]*Party
 	peers     map[netip.Addr]*Party
 	rules     map[uint32]policy.Rule
+
+	services   map[netip.Addr]*Ref
+	interfaces map[uint32]string
 }
 
 func (n *names) Endpoint(number uint32) *Party { return n.endpoints[number] }
 
 func (n *names) Peer(a netip.Addr, _ identity.Number) *Party { return n.peers[a] }
+
+func (n *names) Service(a netip.Addr) *Ref { return n.services[a] }
+
+func (n *names) Interface(index uint32) string { return n.interfaces[index] }
 
 func (n *names) Rule(id uint32) (policy.Rule, bool) {
 	if r, ok := policy.NewAllocator().Rule(id); ok {
@@ -41,9 +48,11 @@ func shop() *names {
 	isolating := []policy.Ref{{Kind: "NetworkPolicy", Namespace: "shop", Name: "db"}, {Kind: "NetworkPolicy", Namespace: "shop", Name: "deny-all"}}
 	return &names{
 		endpoints: map[uint32]*Party{
-			1: {Namespace: "shop", Name: "web-1", Labels: []string{"app=web", "namespace:team=store", "port:http=80/TCP"}},
-			2: {Namespace: "shop", Name: "db-0", Labels: []string{"app=db"}},
+			1: {Namespace: "shop", Name: "web-1", Labels: []string{"app=web", "namespace:team=store", "port:http=80/TCP"}, Workload: Workload{"Deployment", "web"}},
+			2: {Namespace: "shop", Name: "db-0", Labels: []string{"app=db"}, Workload: Workload{"StatefulSet", "db"}},
 		},
+		services:   map[netip.Addr]*Ref{netip.MustParseAddr("10.96.0.10"): {"kube-system", "dns"}},
+		interfaces: map[uint32]string{7: "weir0000000000a"},
 		peers: map[netip.Addr]*Party{
 			netip.MustParseAddr("10.0.1.7"):     {Namespace: "shop", Name: "cart-3", Labels: []string{"app=cart"}},
 			netip.MustParseAddr("192.168.0.10"): {Name: "worker-1"},

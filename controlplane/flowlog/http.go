@@ -26,10 +26,15 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
+	selection, err := l.selection(q)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err)
+		return
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	// An error is the client's leaving, or the log's end: there is nobody to tell.
-	_ = l.Query(r.Context(), q, &lines{w: w, control: http.NewResponseController(w)})
+	_ = l.Select(r.Context(), selection, &lines{w: w, control: http.NewResponseController(w)})
 }
 
 func refuse(w http.ResponseWriter, status int, err error) {

@@ -17,14 +17,21 @@ const (
 
 // ip is nil for a record of suppressed denials, which has no addresses.
 func ip(e datapath.Event) *flowpb.IP {
-	if !e.Source.Addr().IsValid() {
+	version := ipVersion(e)
+	if version == flowpb.IPVersion_IP_NOT_USED {
 		return nil
 	}
-	version := flowpb.IPVersion_IPv6
-	if e.Source.Addr().Is4() {
-		version = flowpb.IPVersion_IPv4
-	}
 	return &flowpb.IP{Source: e.Source.Addr().String(), Destination: e.Destination.Addr().String(), IpVersion: version}
+}
+
+func ipVersion(e datapath.Event) flowpb.IPVersion {
+	switch a := e.Source.Addr(); {
+	case a.Is4():
+		return flowpb.IPVersion_IPv4
+	case a.Is6():
+		return flowpb.IPVersion_IPv6
+	}
+	return flowpb.IPVersion_IP_NOT_USED
 }
 
 func layer4(r *record) *flowpb.Layer4 {
@@ -100,19 +107,22 @@ func icmpText(e datapath.Event, request, reply uint8) string {
 // endpoint is an end in Hubble's words: numbers as the kernel judged, names and labels
 // as they were when the event was read.
 func endpoint(r *record, end int) *flowpb.Endpoint {
-	id, party := r.event.Identity[end], r.parties[end]
-	if r.suppressed > 0 && r.event.Endpoint[end] == 0 {
+	party := r.parties[end]
+	if !r.hasEnd(end) {
 		return nil
 	}
-	out := &flowpb.Endpoint{ID: r.event.Endpoint[end], Identity: uint32(id)}
-	if name, ok := reservedNames[id]; ok && !party.IsPod() {
-		out.Labels = []string{"reserved:" + name}
-	}
+	out := &flowpb.Endpoint{ID: r.event.Endpoint[end], Identity: uint32(r.event.Identity[end]), Labels: r.labels(end)}
 	if party.IsPod() {
-		out.Namespace, out.PodName, out.Labels = party.Namespace, party.Name, podLabels(party)
+		out.Namespace, out.PodName, out.ClusterName = party.Namespace, party.Name, clusterName
+		if w := party.Workload; w.Name != "" {
+			out.Workloads = []*flowpb.Workload{{Kind: w.Kind, Name: w.Name}}
+		}
 	}
 	return out
 }
+
+// clusterName is what Hubble calls a cluster that was given no name.
+const clusterName = "default"
 
 // Label keys that Hubble has for a pod's namespace.
 const (

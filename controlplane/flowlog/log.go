@@ -5,13 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
-	observerpb "github.com/cilium/cilium/api/v1/observer"
-
-	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/datapath"
 )
 
@@ -93,94 +89,4 @@ func (l *Log) add(e datapath.Event) {
 	defer l.mu.Unlock()
 	l.suppressed.recorded(e)
 	l.ring.add(l.names.record(e))
-}
-
-// Sink takes a query's answer.
-type Sink interface {
-	// Send takes one message; an error ends the query.
-	Send(*observerpb.GetFlowsResponse) error
-	// Flush is called when all there is at the moment was sent.
-	Flush() error
-}
-
-// Query sends the records that q asks for, oldest first, and with q.Follow goes on with
-// new ones until ctx is over or the log's Run is. A follower that reads too slowly skips
-// what the ring could not keep for it and gets a lost_events message with the number of
-// records, matching or not, in their place. The error is to's, or ctx's.
-func (l *Log) Query(ctx context.Context, q api.FlowQuery, to Sink) error {
-	match := compile(q)
-	kept, next := l.ring.all()
-	for _, r := range l.past(q, match, kept) {
-		if err := to.Send(l.response(r)); err != nil {
-			return err
-		}
-	}
-	if err := to.Flush(); err != nil || !q.Follow {
-		return err
-	}
-	return l.follow(ctx, next, match, to)
-}
-
-// past returns the records that q asks for among those kept, oldest first.
-func (l *Log) past(q api.FlowQuery, match filter, kept []*record) []*record {
-	if q.New {
-		return nil
-	}
-	var since time.Time
-	if q.Since > 0 {
-		since = l.opts.Now().Add(-q.Since)
-	}
-	var out []*record
-	for _, r := range slices.Backward(kept) {
-		if q.Last > 0 && len(out) == q.Last {
-			break
-		}
-		if !r.event.Time.Before(since) && match(r) {
-			out = append(out, r)
-		}
-	}
-	slices.Reverse(out)
-	return out
-}
-
-func (l *Log) follow(ctx context.Context, next uint64, match filter, to Sink) error {
-	buf := make([]*record, 0, batch)
-	for {
-		records, lost, wait := l.ring.after(next, buf)
-		if wait != nil {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-wait:
-			}
-			continue
-		}
-		if len(records) == 0 && lost == 0 {
-			return nil
-		}
-		next += lost + uint64(len(records))
-		if err := l.sendAll(records, lost, match, to); err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
-}
-
-func (l *Log) sendAll(records []*record, lost uint64, match filter, to Sink) error {
-	if lost > 0 {
-		if err := to.Send(l.lost(lost)); err != nil {
-			return err
-		}
-	}
-	for _, r := range records {
-		if !match(r) {
-			continue
-		}
-		if err := to.Send(l.response(r)); err != nil {
-			return err
-		}
-	}
-	return to.Flush()
 }

@@ -61,8 +61,9 @@ func (l *Log) flow(r *record) *flowpb.Flow {
 		IsReply:          wrapperspb.Bool(false),
 	}
 	if e.Ifindex != 0 {
-		f.Interface = &flowpb.NetworkInterface{Index: e.Ifindex}
+		f.Interface = &flowpb.NetworkInterface{Index: e.Ifindex, Name: r.ifname}
 	}
+	f.SourceService, f.DestinationService = service(r.services[source]), service(r.services[destination])
 	//lint:ignore SA1019 stock clients print nothing else of layer 4
 	f.Summary = summary(r)
 	setEventType(f, e)
@@ -85,23 +86,41 @@ func verdict(dropped bool) flowpb.Verdict {
 }
 
 func setEventType(f *flowpb.Flow, e datapath.Event) {
+	f.EventType = eventType(e)
 	if e.Dropped {
 		f.DropReasonDesc = dropReason(e)
-		f.EventType = &flowpb.CiliumEventType{Type: eventTypeDrop, SubType: int32(f.DropReasonDesc)}
 		return
 	}
-	f.TraceObservationPoint = flowpb.TraceObservationPoint_TO_STACK
-	if e.Path == pathBPF {
-		f.TraceObservationPoint = flowpb.TraceObservationPoint_TO_ENDPOINT
-	}
+	f.TraceObservationPoint = observationPoint(e)
 	f.TraceReason = flowpb.TraceReason_NEW
 	if e.Kind != datapath.EventNew {
 		f.TraceReason = flowpb.TraceReason_ESTABLISHED
 	}
-	f.EventType = &flowpb.CiliumEventType{Type: eventTypeTrace, SubType: int32(f.TraceObservationPoint)}
-	if f.TraceObservationPoint == flowpb.TraceObservationPoint_TO_ENDPOINT {
-		f.EventType.SubType = 0 // Cilium's own number of it
+}
+
+func eventType(e datapath.Event) *flowpb.CiliumEventType {
+	if e.Dropped {
+		return &flowpb.CiliumEventType{Type: eventTypeDrop, SubType: int32(dropReason(e))}
 	}
+	point := observationPoint(e)
+	if point == flowpb.TraceObservationPoint_TO_ENDPOINT {
+		point = 0 // Cilium's own number of it
+	}
+	return &flowpb.CiliumEventType{Type: eventTypeTrace, SubType: int32(point)}
+}
+
+func observationPoint(e datapath.Event) flowpb.TraceObservationPoint {
+	if e.Path == pathBPF {
+		return flowpb.TraceObservationPoint_TO_ENDPOINT
+	}
+	return flowpb.TraceObservationPoint_TO_STACK
+}
+
+func service(s *Ref) *flowpb.Service {
+	if s == nil {
+		return nil
+	}
+	return &flowpb.Service{Namespace: s.Namespace, Name: s.Name}
 }
 
 // setPolicies names the policies that decided, by direction.

@@ -2,6 +2,7 @@ package flowlog
 
 import (
 	"net/netip"
+	"sync"
 
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/identity"
@@ -21,6 +22,11 @@ type Names interface {
 	// in the cluster's ranges that nobody has shown). n is the identity the kernel judged
 	// by; a Party of another identity is a later owner's and should not be answered.
 	Peer(addr netip.Addr, n identity.Number) *Party
+	// Service names the Service that has an address, nil for an address that is none's.
+	Service(addr netip.Addr) *Ref
+	// Interface is the name of a device of this node that pods' packets come by, "" if it
+	// is not known.
+	Interface(index uint32) string
 	// Rule says what a rule id stands for, the reserved ones below datapath.RuleFirst
 	// included; false for one never given out. (*policy.Allocator).Rule is this method.
 	Rule(id uint32) (policy.Rule, bool)
@@ -32,6 +38,24 @@ type Party struct {
 	Namespace string   // of a pod, else ""
 	Name      string   // of the pod, or of the node
 	Labels    []string // "key=value" of the pod and "namespace:key=value" of its namespace, as identity.Labels.Strings gives them or more
+	Workload  Workload // that the pod is one of; zero if it stands alone
+
+	once   sync.Once
+	hubble []string
+}
+
+// Workload is what pods are made by.
+type Workload struct{ Kind, Name string }
+
+// Ref names an object.
+type Ref struct{ Namespace, Name string }
+
+func (r Ref) String() string { return r.Namespace + "/" + r.Name }
+
+// hubbleLabels are the labels of a pod as messages have them; they are made once.
+func (p *Party) hubbleLabels() []string {
+	p.once.Do(func() { p.hubble = podLabels(p) })
+	return p.hubble
 }
 
 // IsPod reports whether the party is a pod.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -58,6 +59,15 @@ func TestQueries(t *testing.T) {
 		{"direction=egress", "1 2 3 4"},
 		{"direction=ingress", "1 2 4"},
 		{"reason=spoofed-source", "5"},
+		{"namespace=shop&last=1", "5"},
+		{"namespace=sho", ""},
+		{"label=app=db", "1 2 3 4"},
+		{"label=app%3Ddb,tier&label=app+in+(web)&verdict=dropped", "2 5"},
+		{"workload=StatefulSet/db", "1 2 3 4"},
+		{"workload=web&workload=cart", "1 2 3 4 5"},
+		{"workload=Deployment/db", ""},
+		{"identity=1002", "1 2 3 4 5"},
+		{"identity=4294967295", ""},
 		{"address=fd00::/64", "5"},
 		{"address=10.0.0.3&verdict=dropped", "2"},
 	} {
@@ -106,6 +116,10 @@ func TestBadQueries(t *testing.T) {
 		"direction=both":       `direction: "both" is not one of egress, ingress`,
 		"address=10.0.0.0/33":  `address: "10.0.0.0/33" is neither an address nor a CIDR`,
 		"reason=bad-luck":      `reason: "bad-luck" is no drop reason; "weir status" lists those that occurred`,
+		"namespace=shop/":      `namespace: "shop/" is not the name of a namespace`,
+		"label=+":              `label: " " is empty`,
+		"workload=a/b/c":       `workload: "a/b/c" is not a name or kind/name, as in Deployment/web`,
+		"identity=web":         `identity: "web" is not an identity number; "weir identities" lists them`,
 		"follow=please":        `follow: "please" is neither true nor false`,
 		"colour=red&last=many": `colour: no such parameter`,
 	} {
@@ -206,5 +220,50 @@ func TestRunReportsABrokenReader(t *testing.T) {
 	case <-r.closed:
 	default:
 		t.Error("the reader was not closed")
+	}
+}
+
+func TestSelections(t *testing.T) {
+	l := newLog(shop(), 0)
+	fill(l) // 1 to 5, from four minutes before noon on
+	at := func(m int) time.Time { return noon.Add(time.Duration(m) * time.Minute) }
+	for _, c := range []struct {
+		s    Selection
+		want string
+	}{
+		{Selection{Number: 2, First: true}, "1 2"},
+		{Selection{Number: 2}, "4 5"},
+		{Selection{Number: math.MaxUint64}, "1 2 3 4 5"},
+		{Selection{Until: at(-2)}, "1 2 3"},
+		{Selection{Until: at(-2), Number: 1}, "3"},
+		{Selection{Since: at(-3), Until: at(-1), Number: 2, First: true}, "2 3"},
+		{Selection{Since: at(-3), Until: at(-1), Number: 2}, "3 4"},
+		{Selection{Since: at(-1), Until: at(-2)}, ""},
+	} {
+		var to collector
+		must(t, l.Select(t.Context(), c.s, &to))
+		if got := sourcePorts(&to); got != c.want {
+			t.Errorf("%+v: records %q, want %q", c.s, got, c.want)
+		}
+	}
+}
+
+// A follower with an end is let go when it is over, though nothing comes any more.
+func TestFollowUntil(t *testing.T) {
+	l := newLog(shop(), 0)
+	l.add(numbered(1))
+	var to collector
+	must(t, l.Select(t.Context(), Selection{Follow: true, Until: l.opts.Now().Add(-late)}, &to))
+	if got := sourcePorts(&to); got != "1" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestSelectorThatIsNone(t *testing.T) {
+	l := newLog(shop(), 0)
+	var wrong *FilterError
+	err := l.Query(t.Context(), api.FlowQuery{Labels: []string{"app in (a"}}, &collector{})
+	if !errors.As(err, &wrong) || wrong.Field != "label" {
+		t.Errorf("got %v", err)
 	}
 }

@@ -15,6 +15,8 @@ type record struct {
 	event      datapath.Event
 	parties    [2]*Party       // by end
 	rules      [2]*policy.Rule // by direction
+	services   [2]*Ref         // by end: whose address it is
+	ifname     string          // of event.Ifindex
 	suppressed uint64          // stands for so many denials of the endpoint, without addresses
 }
 
@@ -37,6 +39,14 @@ func (n *namer) record(e datapath.Event) *record {
 	r := &record{event: e}
 	r.parties[0] = n.party(e.Endpoint[0], e.Source.Addr(), e.Identity[0])
 	r.parties[1] = n.party(e.Endpoint[1], e.Destination.Addr(), e.Identity[1])
+	for end, a := range [2]netip.Addr{e.Source.Addr(), e.Destination.Addr()} {
+		if a.IsValid() && !r.parties[end].IsPod() {
+			r.services[end] = n.names.Service(a)
+		}
+	}
+	if e.Ifindex != 0 {
+		r.ifname = n.names.Interface(e.Ifindex)
+	}
 	for d, id := range e.Rule {
 		r.rules[d] = n.rule(id)
 	}
@@ -94,6 +104,30 @@ func (n *namer) rule(id uint32) *policy.Rule {
 	return &r
 }
 
+// hasEnd reports whether anything is known of an end: a record of suppressed denials has
+// but the endpoint that they were counted for.
+func (r *record) hasEnd(end int) bool { return r.suppressed == 0 || r.event.Endpoint[end] != 0 }
+
+// addr is an end's address, not valid where there is none.
+func (r *record) addr(end int) netip.Addr {
+	if end == source {
+		return r.event.Source.Addr()
+	}
+	return r.event.Destination.Addr()
+}
+
+// labels are an end's, as messages have them.
+func (r *record) labels(end int) []string {
+	party := r.parties[end]
+	switch {
+	case !r.hasEnd(end):
+		return nil
+	case party.IsPod():
+		return party.hubbleLabels()
+	}
+	return reservedLabels[r.event.Identity[end]]
+}
+
 // judged reports whether this node judged the record in a direction: a rule did, or the
 // packet was dropped on that side before any could.
 func (r *record) judged(d datapath.Direction) bool {
@@ -123,11 +157,11 @@ func (r *record) direction() datapath.Direction {
 	return datapath.None
 }
 
-// reservedNames are Hubble's words for the reserved identities.
-var reservedNames = map[identity.Number]string{
-	identity.Unknown:    "unknown",
-	identity.Host:       "host",
-	identity.RemoteNode: "remote-node",
-	identity.World:      "world",
-	identity.Unmanaged:  "unmanaged",
+// reservedLabels are Hubble's words for the reserved identities.
+var reservedLabels = map[identity.Number][]string{
+	identity.Unknown:    {"reserved:unknown"},
+	identity.Host:       {"reserved:host"},
+	identity.RemoteNode: {"reserved:remote-node"},
+	identity.World:      {"reserved:world"},
+	identity.Unmanaged:  {"reserved:unmanaged"},
 }

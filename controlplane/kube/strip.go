@@ -38,6 +38,9 @@ func stripPod(p *corev1.Pod) *corev1.Pod {
 		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork},
 		Status:     corev1.PodStatus{PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
+	if by := metav1.GetControllerOfNoCopy(p); by != nil { // names its workload
+		out.OwnerReferences = []metav1.OwnerReference{{Kind: by.Kind, Name: by.Name, Controller: by.Controller}}
+	}
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		out.Status.Phase = p.Status.Phase // all others are one to us: alive
 	}

@@ -1,0 +1,164 @@
+package flowlog
+
+import (
+	"context"
+	"math"
+	"slices"
+	"time"
+
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+
+	"github.com/weirnet/weir/controlplane/api"
+)
+
+// Selection says which records a reader gets, from when on and how many.
+type Selection struct {
+	Filter Filter
+	Since  time.Time // not older; zero = no bound
+	Until  time.Time // not newer; zero = no bound. A follower is let go when it is over
+	Number uint64    // so many at most of those there are; 0 = all
+	First  bool      // the oldest Number, not the newest
+	Follow bool      // go on with new ones
+	New    bool      // none of those there are, only what comes
+}
+
+// Query is Select for what q asks for. A *FilterError means that q is wrong, and that
+// nothing was sent.
+func (l *Log) Query(ctx context.Context, q api.FlowQuery, to Sink) error {
+	s, err := l.selection(q)
+	if err != nil {
+		return err
+	}
+	return l.Select(ctx, s, to)
+}
+
+func (l *Log) selection(q api.FlowQuery) (Selection, error) {
+	f, err := l.queryFilter(q)
+	s := Selection{Filter: f, Number: uint64(q.Last), Follow: q.Follow, New: q.New}
+	if q.Since > 0 {
+		s.Since = l.opts.Now().Add(-q.Since)
+	}
+	return s, err
+}
+
+// Select sends the records that s asks for, oldest first, and with s.Follow goes on with
+// new ones until ctx is over, s.Until is or the log's Run is. A follower that reads too
+// slowly skips what the ring could not keep for it and gets a lost_events message with the
+// number of records, matching or not, in their place. The error is to's, or ctx's.
+func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
+	kept, next := l.ring.all()
+	for _, r := range l.past(s, kept) {
+		if err := to.Send(l.response(r)); err != nil {
+			return err
+		}
+	}
+	if err := to.Flush(); err != nil || !s.Follow {
+		return err
+	}
+	return l.follow(ctx, next, s, to)
+}
+
+// past returns the records that s asks for among those kept, oldest first.
+func (l *Log) past(s Selection, kept []*record) []*record {
+	if s.New {
+		return nil
+	}
+	most := s.Number
+	if most == 0 {
+		most = math.MaxUint64
+	}
+	var out []*record
+	take := func(r *record) bool {
+		if s.wants(r) {
+			out = append(out, r)
+		}
+		return uint64(len(out)) < most
+	}
+	if s.First {
+		for _, r := range kept {
+			if !take(r) {
+				break
+			}
+		}
+		return out
+	}
+	for _, r := range slices.Backward(kept) {
+		if !take(r) {
+			break
+		}
+	}
+	slices.Reverse(out)
+	return out
+}
+
+// wants reports whether s asks for r, were there no end to how many.
+func (s *Selection) wants(r *record) bool {
+	at := r.event.Time
+	return !at.Before(s.Since) && (s.Until.IsZero() || !at.After(s.Until)) && s.Filter.match(r)
+}
+
+// late is how long after its time a record may come: the kernel's rings are read in turn.
+const late = time.Second
+
+func (l *Log) follow(ctx context.Context, next uint64, s Selection, to Sink) error {
+	var over <-chan time.Time
+	if !s.Until.IsZero() {
+		t := time.NewTimer(s.Until.Sub(l.opts.Now()) + late)
+		defer t.Stop()
+		over = t.C
+	}
+	buf := make([]*record, 0, batch)
+	for {
+		records, lost, wait := l.ring.after(next, buf)
+		if wait != nil {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-over:
+				return nil
+			case <-wait:
+			}
+			continue
+		}
+		if len(records) == 0 && lost == 0 {
+			return nil
+		}
+		next += lost + uint64(len(records))
+		if err := l.sendAll(records, lost, s, to); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		select {
+		case <-over:
+			return nil
+		default:
+		}
+	}
+}
+
+func (l *Log) sendAll(records []*record, lost uint64, s Selection, to Sink) error {
+	if lost > 0 {
+		if err := to.Send(l.lost(lost)); err != nil {
+			return err
+		}
+	}
+	for _, r := range records {
+		if !s.wants(r) {
+			continue
+		}
+		if err := to.Send(l.response(r)); err != nil {
+			return err
+		}
+	}
+	return to.Flush()
+}
+
+// Sink takes a query's answer.
+type Sink interface {
+	// Send takes one message; an error ends the query.
+	Send(*observerpb.GetFlowsResponse) error
+	// Flush is called when all there is at the moment was sent.
+	Flush() error
+}
