@@ -48,6 +48,9 @@ var arrows = map[string][]string{
 	"cmd/weir-agent":              {"controlplane/...", "datapath/...", "identity"},
 	"cmd/weir-cni":                {"cni", "controlplane/build"},
 	"tests/...":                   {"bpf", "cni", "controlplane/...", "datapath/...", "identity", "tests/..."},
+	"controlplane/export": {
+		"controlplane/api", "controlplane/flowlog", "controlplane/policy", "datapath", "identity",
+	},
 }
 
 // owners are the only importers of the heavy libraries.
@@ -68,7 +71,7 @@ var owners = map[string][]string{
 	"google.golang.org/protobuf":          {"cmd/weir", "controlplane/flowlog/..."},
 	"google.golang.org/grpc":              {},
 	"k8s.io/apimachinery/pkg/util/yaml":   {"controlplane/source"},
-	"github.com/prometheus/client_golang": {},
+	"github.com/prometheus/client_golang": {"controlplane/export"},
 }
 
 // pure packages import nothing that reads a clock, a file or the network.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/weirnet/weir/controlplane/build"
 	"github.com/weirnet/weir/controlplane/cniconf"
 	"github.com/weirnet/weir/controlplane/endpoint"
+	"github.com/weirnet/weir/controlplane/export"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
@@ -55,7 +57,9 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	defer left.Close()
+	var metrics *export.Metrics // made once the agent is: it is what they show
 	a, err := agent.New(agent.Config{
+		Committed: func(took time.Duration, err error) { metrics.Committed(took, err) },
 		CgroupRoot: o.cgroupRoot, Sockets: left,
 		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
@@ -65,8 +69,36 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials})
-	return serve(ctx, o, a, flows, kernel.inForce)
+	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
+	whole := observed{a, flows}
+	metrics = export.NewMetrics(export.Sources{
+		Status: func(ctx context.Context) (api.Status, error) { return whole.Status(ctx, 0) }, Policies: a.Policies,
+		Counters: kernel.Counters, Denials: kernel.Denials, Rule: a.Rule, Records: flows.Counts, Log: o.log,
+	})
+	return serve(ctx, o, parts{a, whole, flows, metrics, kernel.inForce})
+}
+
+// parts are what serve runs.
+type parts struct {
+	agent   *agent.Agent
+	node    api.Node
+	flows   *flowlog.Log
+	metrics *export.Metrics
+	inForce <-chan struct{}
+}
+
+// observed is the agent with what its flow log says of itself.
+type observed struct {
+	*agent.Agent
+	flows *flowlog.Log
+}
+
+// Status implements api.Node.
+func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, error) {
+	s, err := n.Agent.Status(ctx, wait)
+	log := n.flows.Status()
+	s.Flows.Log = &log
+	return s, err
 }
 
 const routingVXLAN = "vxlan"
@@ -136,18 +168,21 @@ func withCNIConf(ctx context.Context, o *options, report agent.Report) agent.Rep
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before
 // the kernel has what the state directory says.
-func serve(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log, inForce <-chan struct{}) error {
+func serve(ctx context.Context, o *options, p parts) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return a.Run(ctx) })
+	group.Go(func() error { return p.agent.Run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-a.Ready():
+		case <-p.agent.Ready():
 		}
-		group.Go(func() error { return readFlows(ctx, o, flows, inForce) })
-		group.Go(func() error { return sendParked(ctx, o, a, inForce) })
-		return answer(ctx, o, a, flows)
+		group.Go(func() error { return readFlows(ctx, o, p.flows, p.inForce) })
+		group.Go(func() error { return sendParked(ctx, o, p.agent, p.inForce) })
+		if o.metrics != "" {
+			group.Go(func() error { return p.metrics.Serve(ctx, o.metrics, o.log) })
+		}
+		return answer(ctx, o, p)
 	})
 	err := group.Wait()
 	o.log.Info("agent ends; what is enforced stays")
@@ -181,14 +216,14 @@ func sendParked(ctx context.Context, o *options, a *agent.Agent, inForce <-chan 
 	return a.SendParked(ctx, frames)
 }
 
-func answer(ctx context.Context, o *options, a *agent.Agent, flows *flowlog.Log) error {
+func answer(ctx context.Context, o *options, p parts) error {
 	socket, err := api.Listen(o.stateDir)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(o.stateDir + "/" + api.SocketName)
 	o.log.Info("agent is ready", "node", o.nodeName, "version", build.Read().String(), "stateDir", o.stateDir, "bpffsDir", o.bpffsDir)
-	return api.Serve(ctx, socket, api.NewHandler(a, a, flows), o.log)
+	return api.Serve(ctx, socket, api.NewHandler(p.node, p.agent, p.flows), o.log)
 }
 
 func (o *options) programs() loader.Config {

@@ -48,6 +48,10 @@ type warner interface{ Warnings() []string }
 // goroutine and does not wait.
 type Report func(*source.Update, *policy.Result)
 
+// Committed is told how long an attempt to commit took, compilation and all, and what
+// came of it. It does not wait.
+type Committed func(took time.Duration, err error)
+
 // Announce tells other nodes a new pod's addresses, before its object has them.
 type Announce func(context.Context, *endpoint.Record) error
 
@@ -79,6 +83,7 @@ type Config struct {
 	Uplinks         []string      // none: devices of default routes
 	AddWait         time.Duration // how long an ADD waits for its pod; 0 = api.AddWaitMax
 	Report          Report        // nil: nobody is told
+	Committed       Committed     // nil: likewise
 	CgroupRoot      string        // whose processes get Services translated; none = nobody's
 	Sockets         Sockets       // nil: what backends leave behind stays
 	Router          Router        // nil: other nodes are somebody else's matter

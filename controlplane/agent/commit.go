@@ -101,6 +101,9 @@ func (a *Agent) commit(before policy.Before) (*attempt, error) {
 		t.errors = append(t.errors, api.ObjectError{Message: t.err.Error()})
 	}
 	a.publish(t)
+	if a.Committed != nil {
+		a.Committed(time.Since(begun), t.err)
+	}
 	if a.Report != nil {
 		a.Report(t.update, t.result)
 	}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
@@ -121,6 +122,7 @@ func (a *Agent) status() (api.Status, error) {
 		Flows: api.FlowStatus{
 			Emitted:    counters.EventsEmitted + counters.DenialsEmitted,
 			Lost:       counters.EventsLost + counters.DenialsLost,
+			LostBy:     map[string]uint64{flowlog.LostFlowEvents: counters.EventsLost, flowlog.LostDenialEvents: counters.DenialsLost},
 			Suppressed: counters.DenialsSuppressed,
 			Parked:     counters.Parked, Resent: a.resent.Load(),
 		},

@@ -185,6 +185,28 @@ type FlowStatus struct {
 	Suppressed uint64 `json:"suppressed"` // denials counted but not recorded one by one
 	Parked     uint64 `json:"parked"`     // first packets of pods not known yet, dropped and kept
 	Resent     uint64 `json:"resent"`     // of those, how many were judged again once the pod was known
+	// LostBy is Lost by cause: flow_events and denial_events are the kernel's rings.
+	LostBy map[string]uint64 `json:"lostBy,omitempty"`
+	Log    *FlowLogStatus    `json:"log,omitempty"`
+}
+
+// FlowLogStatus is what became of the events since the agent began. Of the records that
+// came while a reader read, it took some and lost the others: Taken + Lost, exactly.
+type FlowLogStatus struct {
+	Read    uint64       `json:"read"`    // events from the kernel
+	Records uint64       `json:"records"` // put into the ring: those, and the records that stand for many
+	Kept    uint64       `json:"kept"`    // of those, in the ring now
+	Size    uint64       `json:"size"`    // how many it keeps
+	Readers []FlowReader `json:"readers"` // by name; an entry stays when its reader has gone
+}
+
+// FlowReader is the account of the readers of one name.
+type FlowReader struct {
+	Name  string `json:"name"` // flows (weir flows -f), hubble, an export
+	Open  int    `json:"open"` // how many read now
+	Taken uint64 `json:"taken"`
+	Lost  uint64 `json:"lost"` // overwritten before they were taken: the reader was too slow
+	Cut   uint64 `json:"cut"`  // how many were cut off because they took nothing for 30 s
 }
 
 // ObjectError is one thing that cannot be enforced as it is written.

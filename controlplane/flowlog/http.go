@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -34,8 +35,13 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	// An error is the client's leaving, or the log's end: there is nobody to tell.
-	_ = l.Select(r.Context(), selection, &lines{w: w, control: http.NewResponseController(w)})
+	to := &lines{w: w, control: http.NewResponseController(w)}
+	to.extend()
+	_ = l.Select(r.Context(), selection, to)
 }
+
+// stall is how long a client may take nothing before it is cut off.
+const stall = 30 * time.Second
 
 func refuse(w http.ResponseWriter, status int, err error) {
 	w.Header().Set("Content-Type", "application/json")
@@ -48,6 +54,7 @@ type lines struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
 	line    bytes.Buffer
+	sent    int
 }
 
 func (s *lines) Send(m *observerpb.GetFlowsResponse) error {
@@ -55,11 +62,24 @@ func (s *lines) Send(m *observerpb.GetFlowsResponse) error {
 	if err := appendLine(&s.line, m); err != nil {
 		return err
 	}
+	if s.sent++; s.sent%batch == 0 {
+		s.extend()
+	}
 	_, err := s.w.Write(s.line.Bytes())
 	return err
 }
 
-func (s *lines) Flush() error { return s.control.Flush() }
+func (s *lines) Flush() error {
+	if err := s.control.Flush(); err != nil {
+		return err
+	}
+	s.extend()
+	return nil
+}
+
+// extend gives the client time for what comes next. What cannot be given a deadline is a
+// recorder in a test, which never waits.
+func (s *lines) extend() { _ = s.control.SetWriteDeadline(time.Now().Add(stall)) }
 
 var marshal = protojson.MarshalOptions{UseProtoNames: true}
 

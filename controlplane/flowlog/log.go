@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirnet/weir/datapath"
@@ -13,9 +14,6 @@ import (
 
 // Size is how many records a Log keeps by default.
 const Size = 65536
-
-// batch is how many records a follower takes from the ring at once.
-const batch = 512
 
 // Options of a Log.
 type Options struct {
@@ -28,6 +26,8 @@ type Options struct {
 	// that were counted but not recorded one by one.
 	Denials  func() ([]datapath.DenialCount, error)
 	Interval time.Duration // 0 = 10 s
+	// Counters, when set, are the kernel's own: what it had no room for is told in the log.
+	Counters func() (datapath.Counters, error)
 }
 
 // Log keeps the newest flow records of the node. It may be used from many goroutines.
@@ -35,9 +35,13 @@ type Log struct {
 	opts Options
 	ring *ring
 
-	mu         sync.Mutex // one event at a time: names and suppressed
+	read    atomic.Uint64 // events
+	account account
+
+	mu         sync.Mutex // one event at a time: names, suppressed and tallies
 	names      *namer
 	suppressed *suppressed
+	tallies    tallies
 }
 
 // New returns an empty Log that asks names, never from two goroutines at once.
@@ -70,7 +74,16 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 		l.countDenials()
 		counting, stopped := context.WithCancel(ctx)
 		defer stopped()
-		go l.watchDenials(counting)
+		go every(counting, l.opts.Interval, l.countDenials)
+	}
+	if l.opts.Counters != nil {
+		look, err := l.watchLosses()
+		if err != nil {
+			return err
+		}
+		watching, stopped := context.WithCancel(ctx)
+		defer stopped()
+		go every(watching, lossInterval, look)
 	}
 	for {
 		e, err := r.Read()
@@ -87,6 +100,9 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 func (l *Log) add(e datapath.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.read.Add(1)
 	l.suppressed.recorded(e)
-	l.ring.add(l.names.record(e))
+	r := l.names.record(e)
+	l.tallies.add(r)
+	l.ring.add(r)
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
@@ -23,6 +24,9 @@ const (
 
 // response is the record as the stock client gets it.
 func (l *Log) response(r *record) *observerpb.GetFlowsResponse {
+	if r.lost > 0 {
+		return l.lost(r.lost, r.cause, r.event.Time)
+	}
 	return &observerpb.GetFlowsResponse{
 		ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: l.flow(r)},
 		NodeName:      l.opts.Node,
@@ -30,15 +34,16 @@ func (l *Log) response(r *record) *observerpb.GetFlowsResponse {
 	}
 }
 
-// lost stands in a stream for n records that its reader was too slow for.
-func (l *Log) lost(n uint64) *observerpb.GetFlowsResponse {
+// lost stands in a stream for n records: its reader was too slow for them, or, with a
+// cause, they never came out of the kernel.
+func (l *Log) lost(n uint64, cause string, at time.Time) *observerpb.GetFlowsResponse {
 	return &observerpb.GetFlowsResponse{
 		ResponseTypes: &observerpb.GetFlowsResponse_LostEvents{LostEvents: &flowpb.LostEvent{
-			Source:        flowpb.LostEventSource_HUBBLE_RING_BUFFER,
+			Source:        lossSources[cause],
 			NumEventsLost: n,
 		}},
 		NodeName: l.opts.Node,
-		Time:     timestamppb.New(l.opts.Now()),
+		Time:     timestamppb.New(at),
 	}
 }
 

@@ -2,6 +2,8 @@ package flowlog
 
 import (
 	"context"
+	"errors"
+	"io"
 	"math"
 	"slices"
 	"time"
@@ -94,53 +96,39 @@ func (l *Log) past(s Selection, kept []*record) []*record {
 // wants reports whether s asks for r, were there no end to how many.
 func (s *Selection) wants(r *record) bool {
 	at := r.event.Time
-	return !at.Before(s.Since) && (s.Until.IsZero() || !at.After(s.Until)) && s.Filter.match(r)
+	return !at.Before(s.Since) && (s.Until.IsZero() || !at.After(s.Until)) && (r.lost > 0 || s.Filter.match(r)) // a gap may hold what is asked for
 }
 
 // late is how long after its time a record may come: the kernel's rings are read in turn.
 const late = time.Second
 
 func (l *Log) follow(ctx context.Context, next uint64, s Selection, to Sink) error {
-	var over <-chan time.Time
+	within := ctx
 	if !s.Until.IsZero() {
-		t := time.NewTimer(s.Until.Sub(l.opts.Now()) + late)
-		defer t.Stop()
-		over = t.C
+		var cancel context.CancelFunc
+		within, cancel = context.WithTimeout(ctx, s.Until.Sub(l.opts.Now())+late)
+		defer cancel()
 	}
-	buf := make([]*record, 0, batch)
+	r := l.readerAt(nameOf(ctx), next)
+	defer r.Close()
 	for {
-		records, lost, wait := l.ring.after(next, buf)
-		if wait != nil {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-over:
-				return nil
-			case <-wait:
-			}
-			continue
+		records, lost, err := r.Next(within)
+		switch {
+		case errors.Is(err, io.EOF), err != nil && ctx.Err() == nil:
+			return nil // the log's end, or that of the time asked for
+		case err != nil:
+			return err
 		}
-		if len(records) == 0 && lost == 0 {
-			return nil
-		}
-		next += lost + uint64(len(records))
 		if err := l.sendAll(records, lost, s, to); err != nil {
+			r.cutOff(err)
 			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		select {
-		case <-over:
-			return nil
-		default:
 		}
 	}
 }
 
 func (l *Log) sendAll(records []*record, lost uint64, s Selection, to Sink) error {
 	if lost > 0 {
-		if err := to.Send(l.lost(lost)); err != nil {
+		if err := to.Send(l.lost(lost, "", l.opts.Now())); err != nil {
 			return err
 		}
 	}

@@ -18,6 +18,8 @@ type record struct {
 	services   [2]*Ref         // by end: whose address it is
 	ifname     string          // of event.Ifindex
 	suppressed uint64          // stands for so many denials of the endpoint, without addresses
+	lost       uint64          // stands for so many events that the kernel had no room for; has a time and nothing else
+	cause      string          // where they were lost
 }
 
 // namer resolves names and remembers those that stay true: a rule id never changes its

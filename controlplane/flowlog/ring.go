@@ -77,3 +77,10 @@ func (g *ring) after(seq uint64, buf []*record) (out []*record, lost uint64, wai
 	}
 	return buf, lost, nil
 }
+
+// measure is how many records are kept, how many can be, and the sequence number of the next.
+func (g *ring) measure() (kept, size, next uint64) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return uint64(len(g.kept)), g.size, g.next
+}

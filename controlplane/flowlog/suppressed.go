@@ -97,15 +97,16 @@ func (k denials) event(end int, now time.Time) datapath.Event {
 	return e
 }
 
-func (l *Log) watchDenials(ctx context.Context) {
-	tick := time.NewTicker(l.opts.Interval)
+// every calls f, once an interval, until ctx is over.
+func every(ctx context.Context, interval time.Duration, f func()) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			l.countDenials()
+			f()
 		}
 	}
 }
@@ -122,6 +123,7 @@ func (l *Log) countDenials() {
 	for i, e := range events {
 		r := l.names.record(e)
 		r.suppressed = packets[i]
+		l.tallies.add(r)
 		l.ring.add(r)
 	}
 }

@@ -1,0 +1,243 @@
+package export
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/flowlog"
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+)
+
+// Sources are what metrics are made of, asked at each scrape.
+type Sources struct {
+	Status   func(context.Context) (api.Status, error)
+	Policies func() []api.Policy
+	Counters func() (datapath.Counters, error)
+	Denials  func() ([]datapath.DenialCount, error)
+	Rule     func(id uint32) (policy.Rule, bool)
+	Records  func() []flowlog.Count
+	Log      *slog.Logger
+}
+
+// Metrics are the node's, for Prometheus. All names begin with weir_, but for those of the
+// Go runtime and the process.
+type Metrics struct {
+	registry *prometheus.Registry
+	commits  *prometheus.HistogramVec
+}
+
+// NewMetrics makes the metrics of a node. Exports are those whose accounts are shown.
+func NewMetrics(s Sources, exports ...Export) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		commits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "weir_commit_duration_seconds", Help: "How long commits took, compilation and all.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"result"}),
+	}
+	m.commits.WithLabelValues("ok")
+	m.commits.WithLabelValues("failed")
+	m.registry.MustRegister(m.commits, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&collector{Sources: s, denied: newDenied(deniedMost), exports: exports})
+	return m
+}
+
+// Committed notes a commit; it is an agent.Committed.
+func (m *Metrics) Committed(took time.Duration, err error) {
+	result := "ok"
+	if err != nil {
+		result = "failed"
+	}
+	m.commits.WithLabelValues(result).Observe(took.Seconds())
+}
+
+// A metric is one that a scrape asks for.
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func counter(name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc("weir_"+name, help, labels, nil), prometheus.CounterValue}
+}
+
+func gauge(name, help string, labels ...string) metric {
+	return metric{prometheus.NewDesc("weir_"+name, help, labels, nil), prometheus.GaugeValue}
+}
+
+var (
+	buildInfo       = gauge("build_info", "1, with what the agent is.", "version", "goversion", "node")
+	started         = gauge("agent_start_time_seconds", "When the agent began, in Unix time.")
+	revisionDesired = gauge("policy_revision_desired", "The newest revision of what the source says.")
+	revisionApplied = gauge("policy_revision_applied", "The revision that is enforced.")
+	epoch           = gauge("policy_epoch", "The epoch in force: it counts the commits that changed a verdict.")
+	policies        = gauge("policies", "Policies by what is enforced of them: as-written, last-good (an earlier version) or isolates (nothing but isolation).", "enforced")
+	errorsNow       = gauge("errors", "Objects, or parts of them, that are not enforced as written; weir status names them.")
+	warningsNow     = gauge("warnings", "Things that weir status warns of.")
+	endpoints       = gauge("endpoints", "Pods' interfaces on this node.", "chained")
+	mapEntries      = gauge("map_entries", "Entries of a kernel map in use.", "map")
+	mapCapacity     = gauge("map_capacity_entries", "Entries of a kernel map that may be in use; beyond that objects are refused or flows dropped.", "map")
+
+	flowsActive   = gauge("flows_active", "Entries in the flow table.")
+	flows         = counter("flows_total", "Flows that began, ended or were revoked, as the kernel counts them.", "event")
+	flowsJudged   = counter("flows_rejudged_total", "Flows that a commit had judged again, by whether anything had changed for them.", "changed")
+	flowsPickedUp = counter("flows_picked_up_total", "TCP connections that were going on when they were first seen.")
+	untracked     = counter("untracked_packets_total", "Packets let through without a flow.")
+	records       = counter("flow_records_total", "Records of flows that the agent read, by sort.", "kind", "verdict", "direction", "protocol")
+
+	dropped    = counter("dropped_packets_total", "Packets dropped, by reason.", "reason")
+	denied     = counter("denied_packets_total", "Packets that policy denied, by the policy, or the policies whose isolation did it. What is past the bound on names is \"other\".", "namespace", "policy", "direction", "cause")
+	suppressed = counter("denied_packets_suppressed_total", "Denied packets that were counted and have no record of their own.")
+	uncounted  = counter("denied_packets_uncounted_total", "Denied packets that are counted by reason alone: the kernel's table of counts was full.")
+
+	events = counter("flow_events_total", "Events that the kernel wrote, by ring.", "ring")
+	lost   = counter("flow_events_lost_total", "Events that were lost because a kernel ring was full, by ring.", "ring")
+	read   = counter("flow_events_read_total", "Events that this agent read.")
+
+	readersOpen  = gauge("flow_readers", "Readers of the flow log, by name.", "reader")
+	readersTaken = counter("flow_reader_records_total", "Records that readers took.", "reader")
+	readersLost  = counter("flow_reader_lost_total", "Records that were overwritten before a reader took them.", "reader")
+	readersCut   = counter("flow_readers_cut_total", "Readers cut off because they took nothing for too long.", "reader")
+
+	parked = counter("parked_packets_total", "First packets of pods not known yet that were kept to be judged again.")
+	resent = counter("resent_packets_total", "Of those, how many were sent again once their pod was known.")
+)
+
+// collector asks its sources at each scrape.
+type collector struct {
+	Sources
+	denied  *deniedCounts
+	exports []Export
+}
+
+// Describe implements prometheus.Collector: what there is depends on the node.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector. A source that fails leaves its metrics out, and
+// weir_scrape_success says so.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	e := emitter{out}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for source, f := range map[string]func(context.Context, emitter) error{
+		"status": c.status, "counters": c.counters, "denials": c.denials,
+	} {
+		success := 1.0
+		if err := f(ctx, e); err != nil {
+			c.Log.Warn("metrics are incomplete", "source", source, "error", err)
+			success = 0
+		}
+		e.add(scrapeSuccess, success, source)
+	}
+	for _, r := range c.Records() {
+		e.add(records, float64(r.Records), r.Kind, r.Verdict, r.Direction, r.Protocol)
+	}
+	for _, x := range c.exports {
+		x.Account().emit(e)
+	}
+}
+
+var scrapeSuccess = gauge("scrape_success", "Whether a part of the metrics could be had.", "source")
+
+type emitter struct{ out chan<- prometheus.Metric }
+
+func (e emitter) add(m metric, value float64, labels ...string) {
+	e.out <- prometheus.MustNewConstMetric(m.desc, m.kind, value, labels...)
+}
+
+func (c *collector) status(ctx context.Context, e emitter) error {
+	s, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	e.add(buildInfo, 1, s.Version, runtime.Version(), s.Node)
+	e.add(started, float64(s.Started.UnixMilli())/1e3)
+	e.add(revisionDesired, float64(s.Revision.Desired))
+	e.add(revisionApplied, float64(s.Revision.Applied))
+	e.add(epoch, float64(s.Epoch))
+	e.add(errorsNow, float64(len(s.Errors)))
+	e.add(warningsNow, float64(len(s.Warnings)))
+	e.add(endpoints, float64(s.Chained), "true")
+	e.add(endpoints, float64(s.Endpoints-s.Chained), "false")
+	for _, m := range s.Maps {
+		e.add(mapEntries, float64(m.Used), m.Name)
+		e.add(mapCapacity, float64(m.Most), m.Name)
+	}
+	e.add(flowsActive, float64(s.Flows.Active))
+	e.add(parked, float64(s.Flows.Parked))
+	e.add(resent, float64(s.Flows.Resent))
+	enforced := map[string]int{api.AsWritten: 0, api.LastGood: 0, api.Isolates: 0}
+	for _, p := range c.Policies() {
+		enforced[p.Enforced]++
+	}
+	for how, n := range enforced {
+		e.add(policies, float64(n), how)
+	}
+	if s.Flows.Log != nil {
+		c.flowLog(e, s.Flows.Log)
+	}
+	return nil
+}
+
+func (c *collector) flowLog(e emitter, l *api.FlowLogStatus) {
+	e.add(read, float64(l.Read))
+	for _, r := range l.Readers {
+		e.add(readersOpen, float64(r.Open), r.Name)
+		e.add(readersTaken, float64(r.Taken), r.Name)
+		e.add(readersLost, float64(r.Lost), r.Name)
+		e.add(readersCut, float64(r.Cut), r.Name)
+	}
+}
+
+func (c *collector) counters(_ context.Context, e emitter) error {
+	n, err := c.Counters()
+	if err != nil {
+		return err
+	}
+	e.add(flows, float64(n.FlowsNew), "new")
+	e.add(flows, float64(n.FlowsEnded), "ended")
+	e.add(flows, float64(n.FlowsRevoked), "revoked")
+	e.add(flowsJudged, float64(n.FlowsRejudged), "true")
+	e.add(flowsJudged, float64(n.FlowsRestamped), "false")
+	e.add(flowsPickedUp, float64(n.FlowsPickedUp))
+	e.add(untracked, float64(n.Untracked))
+	e.add(suppressed, float64(n.DenialsSuppressed))
+	e.add(uncounted, float64(n.DenialsUncounted))
+	e.add(events, float64(n.EventsEmitted), flowlog.LostFlowEvents)
+	e.add(events, float64(n.DenialsEmitted), flowlog.LostDenialEvents)
+	e.add(lost, float64(n.EventsLost), flowlog.LostFlowEvents)
+	e.add(lost, float64(n.DenialsLost), flowlog.LostDenialEvents)
+	for r := datapath.ReasonPolicy; r < datapath.Reasons; r++ { // all, so that the first drop is an increase
+		e.add(dropped, float64(n.Drops[r]), r.String())
+	}
+	return nil
+}
+
+func (c *collector) denials(_ context.Context, e emitter) error {
+	counts, err := c.Denials()
+	if err != nil {
+		return err
+	}
+	for _, d := range c.denied.add(counts, c.Rule) {
+		e.add(denied, float64(d.packets), d.namespace, d.policy, d.direction, d.cause)
+	}
+	return nil
+}
+
+// sorted are a map's entries in the order of less.
+func sorted[K comparable, V any](m map[K]V, less func(a, b K) int) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, less)
+	return keys
+}

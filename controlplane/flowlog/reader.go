@@ -1,0 +1,90 @@
+package flowlog
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/weirnet/weir/controlplane/api"
+)
+
+// batch is how many records a reader takes from the ring at once.
+const batch = 512
+
+// Reader takes records in their order, at its own pace: the ring does not wait for it,
+// and what the ring could not keep is counted. It is for one goroutine.
+type Reader struct {
+	log  *Log
+	name string
+	next uint64
+	buf  []*record
+}
+
+// Reader begins with the record that comes next. name is how status and metrics call it;
+// Close must be called.
+func (l *Log) Reader(name string) *Reader {
+	_, _, next := l.ring.measure()
+	return l.readerAt(name, next)
+}
+
+func (l *Log) readerAt(name string, next uint64) *Reader {
+	l.account.change(name, func(a *api.FlowReader) { a.Open++ })
+	return &Reader{log: l, name: name, next: next, buf: make([]*record, 0, batch)}
+}
+
+// Next waits for records; lost is how many came before these and are gone. The slice is
+// valid until the next call. It ends with io.EOF when no more will come, or ctx's error.
+func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
+		}
+		records, lost, wait := r.log.ring.after(r.next, r.buf)
+		if wait != nil {
+			select {
+			case <-ctx.Done():
+			case <-wait:
+			}
+			continue
+		}
+		if len(records) == 0 && lost == 0 {
+			return nil, 0, io.EOF
+		}
+		r.next += lost + uint64(len(records))
+		r.log.account.change(r.name, func(a *api.FlowReader) {
+			a.Taken += uint64(len(records))
+			a.Lost += lost
+		})
+		return records, lost, nil
+	}
+}
+
+// Close lets the reader go; what it took stays in the account.
+func (r *Reader) Close() {
+	r.log.account.change(r.name, func(a *api.FlowReader) { a.Open-- })
+}
+
+// cutOff notes why a reader that read on behalf of a client ended, where that is its own slowness.
+func (r *Reader) cutOff(err error) {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	slog.Warn("a reader of flows is cut off: it took nothing for too long", "reader", r.name, "for", stall)
+	r.log.account.change(r.name, func(a *api.FlowReader) { a.Cut++ })
+}
+
+type readerName struct{}
+
+// WithReaderName names the reader that a Query under ctx is, for status and metrics.
+func WithReaderName(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, readerName{}, name)
+}
+
+func nameOf(ctx context.Context) string {
+	if name, ok := ctx.Value(readerName{}).(string); ok {
+		return name
+	}
+	return "flows"
+}

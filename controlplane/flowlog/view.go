@@ -1,0 +1,34 @@
+package flowlog
+
+import (
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+)
+
+// Record is an event with its names, for readers in this process; it must not be changed.
+type Record = record
+
+// Event is what the kernel said; of lost events only its time means anything.
+func (r *record) Event() *datapath.Event { return &r.event }
+
+// Party is who the source (0) or the destination (1) was; nil for whoever has no name.
+func (r *record) Party(end int) *Party { return r.parties[end] }
+
+// Rule is what decided in a direction; nil where none did, or nobody knows it any more.
+func (r *record) Rule(d datapath.Direction) *policy.Rule { return r.rules[d] }
+
+// Suppressed is how many denied packets without records of their own it stands for.
+func (r *record) Suppressed() uint64 { return r.suppressed }
+
+// Lost is how many events it stands for that the kernel had no room for, and where.
+func (r *record) Lost() (n uint64, cause string) { return r.lost, r.cause }
+
+// Message is the record as the API gives it.
+func (l *Log) Message(r *Record) *observerpb.GetFlowsResponse { return l.response(r) }
+
+// LostMessage stands for n records that a reader was too slow for.
+func (l *Log) LostMessage(n uint64) *observerpb.GetFlowsResponse {
+	return l.lost(n, "", l.opts.Now())
+}
