@@ -85,7 +85,7 @@ type process struct {
 	ended  chan struct{}
 }
 
-func (r *runner) start() *process { return r.startWith(func(*exec.Cmd) {}) }
+func (r *runner) start(extra ...string) *process { return r.startWith(func(*exec.Cmd) {}, extra...) }
 
 // startWith starts an agent whose command was changed by change.
 func (r *runner) startWith(change func(*exec.Cmd), extra ...string) *process {

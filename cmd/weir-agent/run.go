@@ -59,7 +59,7 @@ func run(ctx context.Context, o *options) error {
 	defer left.Close()
 	var metrics *export.Metrics // made once the agent is: it is what they show
 	a, err := agent.New(agent.Config{
-		Committed: func(took time.Duration, err error) { metrics.Committed(took, err) },
+		Committed:  func(took time.Duration, err error) { metrics.Committed(took, err) },
 		CgroupRoot: o.cgroupRoot, Sockets: left,
 		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},

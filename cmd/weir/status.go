@@ -88,12 +88,15 @@ func (a *app) writeStatus(s api.Status) error {
 		{"policy", a.policyText(s)},
 		{"endpoints", endpointsText(s)},
 		{"flows", a.flowsText(s.Flows)},
+		{"flow log", a.logText(s.Flows.Log)},
 		{"services", servicesText(s.Services)},
 		{"drops", dropsText(s.Drops)},
 		{"maps", mapsText(s.Maps)},
 		{"hooks", format.Safe(cmp.Or(strings.Join(s.Hooks, ", "), "none"))},
 	} {
-		lines = append(lines, fmt.Sprintf("  %-10s %s", row[0], row[1]))
+		if row[1] != "" {
+			lines = append(lines, fmt.Sprintf("  %-10s %s", row[0], row[1]))
+		}
 	}
 	lines = append(lines, a.troubles(s)...)
 	return a.print(append(lines, "", next(s))...)
@@ -117,13 +120,46 @@ func (a *app) policyText(s api.Status) string {
 func (a *app) flowsText(f api.FlowStatus) string {
 	text := fmt.Sprintf("%d active, %d recorded", f.Active, f.Emitted)
 	if f.Lost > 0 {
-		text += ", " + a.style.Warn(fmt.Sprintf("%d lost", f.Lost))
+		text += ", " + a.style.Warn(fmt.Sprintf("%d lost%s", f.Lost, lostBy(f.LostBy)))
 	}
 	if f.Suppressed > 0 {
 		text += fmt.Sprintf(", %d denied packets counted only", f.Suppressed)
 	}
 	if f.Parked > 0 {
 		text += fmt.Sprintf(", %d first packets of pods not known yet (%d sent on)", f.Parked, f.Resent)
+	}
+	return text
+}
+
+// lostBy has the causes that lost something.
+func lostBy(causes map[string]uint64) string {
+	var out []string
+	for _, cause := range slices.Sorted(maps.Keys(causes)) {
+		if causes[cause] > 0 {
+			out = append(out, fmt.Sprintf("%d in ring %s", causes[cause], format.Safe(cause)))
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(out, ", ") + ")"
+}
+
+// logText is what became of the events in the agent: what its log holds, and who was too slow for it.
+func (a *app) logText(l *api.FlowLogStatus) string {
+	if l == nil {
+		return "" // an older agent
+	}
+	text := fmt.Sprintf("%d events read, %d of %d records kept", l.Read, l.Kept, l.Size)
+	for _, r := range l.Readers {
+		reader := fmt.Sprintf("%s took %d", format.Safe(r.Name), r.Taken)
+		if r.Lost > 0 {
+			reader += ", " + a.style.Warn(fmt.Sprintf("lost %d", r.Lost))
+		}
+		if r.Cut > 0 {
+			reader += ", " + a.style.Warn(fmt.Sprintf("cut off %d times", r.Cut))
+		}
+		text += "; " + reader
 	}
 	return text
 }

@@ -32,6 +32,9 @@ map-size:
   {{ $name }}: {{ int64 $entries }}
 {{- end }}
 {{- end }}
+{{- with .Values.metrics.listen }}
+metrics-listen: {{ . | quote }}
+{{- end }}
 log-level: {{ .Values.logLevel }}
 log-format: {{ .Values.logFormat }}
 {{- end }}

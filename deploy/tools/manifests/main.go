@@ -71,7 +71,7 @@ func show(to io.Writer, deploy, set string) error {
 	if err != nil {
 		return fmt.Errorf("-set: %w", err)
 	}
-	m := manifest{"-", "Values: " + set, []string{"rbac.yaml", "announce.yaml", "config.yaml", "daemonset.yaml"}, values}
+	m := manifest{"-", "Values: " + set, []string{"rbac.yaml", "announce.yaml", "config.yaml", "daemonset.yaml", "podmonitor.yaml"}, values}
 	text, err := m.text(filepath.Join(deploy, "chart"))
 	if err == nil {
 		_, err = io.WriteString(to, text)
@@ -86,7 +86,9 @@ func (m manifest) text(chart string) (string, error) {
 	}
 	out := "# Rendered from chart/ by `make manifests`. " + m.head + "\n"
 	for _, name := range m.templates {
-		out += "---\n" + strings.TrimSpace(rendered[name]) + "\n"
+		if text := strings.TrimSpace(rendered[name]); text != "" {
+			out += "---\n" + text + "\n"
+		}
 	}
 	return out, nil
 }

@@ -77,13 +77,14 @@ var everything = map[string]any{
 	"prepareNode": false, "nodeSelector": map[string]any{"kubernetes.io/os": "linux"}, "tolerations": []any{},
 	"resources": map[string]any{"limits": map[string]any{"memory": "512Mi"}}, "maxUnavailable": "10%",
 	"imagePullSecrets": []any{map[string]any{"name": "pull"}},
+	"metrics":          map[string]any{"listen": ":19945", "podMonitor": true},
 }
 
 // The agent's own tests read its settings from here (cmd/weir-agent).
 func TestEverySettingReachesTheAgent(t *testing.T) {
 	files, err := render(filepath.Join(deploy, "chart"), everything)
 	must(t, err)
-	golden(t, "testdata/everything.yaml", files["config.yaml"]+"---\n"+files["daemonset.yaml"], "look at the difference, then -update")
+	golden(t, "testdata/everything.yaml", files["config.yaml"]+"---\n"+files["daemonset.yaml"]+"---\n"+files["podmonitor.yaml"], "look at the difference, then -update")
 	for name, text := range files {
 		for _, doc := range bytes.Split([]byte(text), []byte("\n---\n")) {
 			var object map[string]any
@@ -113,6 +114,9 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"hostPorts": "ipvs"}, "hostPorts"},
 		{map[string]any{"image": map[string]any{"repo": "x"}}, "image"},
 		{map[string]any{"maxUnavailable": 0}, "maxUnavailable"},
+		{map[string]any{"metrics": map[string]any{"listen": "9945"}}, "listen"},
+		{map[string]any{"metrics": map[string]any{"podMonitor": true}}, "nobody else reaches metrics.listen 127.0.0.1:9945"},
+		{map[string]any{"metrics": map[string]any{"podMonitor": true, "listen": ""}}, "nothing to scrape"},
 	} {
 		_, err := render(filepath.Join(deploy, "chart"), c.values)
 		if err == nil || !strings.Contains(err.Error(), c.want) {

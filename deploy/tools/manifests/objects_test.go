@@ -41,6 +41,9 @@ func TestObjectsAreKubernetes(t *testing.T) {
 					continue
 				}
 				seen++
+				if head.Kind == "PodMonitor" { // the Prometheus operator's: Kubernetes does not know it
+					continue
+				}
 				make, ok := kinds[head.Kind]
 				if !ok {
 					t.Errorf("%s: a %s", name, head.Kind)

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+)
+
+// What a real agent exposes is what the documentation, the alerts and the dashboard are held
+// to (controlplane/export): all metrics but those that only an export has.
+func TestMetricsOfAnAgent(t *testing.T) {
+	r := newRunner(t)
+	lo, err := netlink.LinkByName("lo")
+	r.must(err)
+	r.must(netlink.LinkSetUp(lo))
+	r.must(os.WriteFile(filepath.Join(r.manifests, "shop.yaml"), []byte(manifest), 0o644))
+	p := r.start("--metrics-listen", "127.0.0.1:9945")
+	r.status()
+	var text string
+	r.eventually("metrics", func() bool {
+		text = r.get("127.0.0.1:9945", "/metrics")
+		return text != ""
+	})
+	doc, err := os.ReadFile("../../docs/observe.md")
+	r.must(err)
+	for _, m := range regexp.MustCompile("(?m)^\\| `(weir_[a-z_]+)").FindAllStringSubmatch(string(doc), -1) {
+		quiet := []string{"weir_flow_records_total", "weir_denied_packets_total"} // nothing was sent
+		if name := m[1]; !strings.Contains(text, "\n# TYPE "+name+" ") && !strings.HasPrefix(name, "weir_export_") && !strings.HasPrefix(name, "weir_flow_reader") && !slices.Contains(quiet, name) {
+			t.Errorf("%s is not there", name)
+		}
+	}
+	for _, line := range []string{"weir_errors 0", `weir_policies{enforced="as-written"} 1`, "weir_policy_revision_applied 1", `weir_scrape_success{source="denials"} 1`} {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("no line %q in\n%s\n%s", line, text, p.stderr)
+		}
+	}
+}
+
+// get is "" as long as nobody answers. It asks from the thread of the test, which is in the
+// network namespace of the node.
+func (r *runner) get(addr, path string) string {
+	r.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path)
+	r.must(err)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	r.must(err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	r.must(err)
+	return string(b)
+}
