@@ -74,7 +74,7 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 		l.countDenials()
 		counting, stopped := context.WithCancel(ctx)
 		defer stopped()
-		go every(counting, l.opts.Interval, l.countDenials)
+		go again(counting, l.opts.Interval, l.countDenials)
 	}
 	if l.opts.Counters != nil {
 		look, err := l.watchLosses()
@@ -83,7 +83,7 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 		}
 		watching, stopped := context.WithCancel(ctx)
 		defer stopped()
-		go every(watching, lossInterval, look)
+		go again(watching, lossInterval, look)
 	}
 	for {
 		e, err := r.Read()

@@ -97,8 +97,8 @@ func (k denials) event(end int, now time.Time) datapath.Event {
 	return e
 }
 
-// every calls f, once an interval, until ctx is over.
-func every(ctx context.Context, interval time.Duration, f func()) {
+// again calls f, once an interval, until ctx is over.
+func again(ctx context.Context, interval time.Duration, f func()) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
