@@ -12,6 +12,8 @@
 #   test-cluster  a real Kubernetes of two nodes (built at first: twelve minutes), Weir installed on it,
 #              Kubernetes' own tests (SHARD=1/4: the first quarter of those; CLUSTERFLAGS="-only smoke")
 #   cluster    the same, left up to look around in until interrupted
+#   bench-scale  the agent among 10,000 pods, that kwok plays, and 1,000 policies: its memory, time and
+#              latencies (PODS=10000 POLICIES=1000 LOCAL=100 ROUNDS=50; docs/scale.md)
 #   bench-latency  there: from an API call to its effect on packets, a pod's start (ROUNDS=100)
 #   fuzz       test-oracle and made-up packets, ten times as long (SEED=n: others),
 #              then every fuzz target for FUZZTIME (FUZZNODES, FRAMES, COMMITS: less of it)
@@ -109,7 +111,15 @@ test-conformance: build
 
 # What we make of a real API server: it is built at first (tests/cluster/build.sh).
 test-api: build
-	(cd tests/cluster && bin=$$(./build.sh kube) && WEIR_CLUSTER_BIN=$$bin $(GO_TEST) -timeout 20m . ./control) | $(SUMMARY)
+	($(ON_API) $(GO_TEST) -timeout 20m -p 1 . ./control ./scale) | $(SUMMARY)
+ON_API = cd tests/cluster && bin=$$(./build.sh kube) && kwok=$$(kwok/build.sh) && WEIR_CLUSTER_BIN=$$bin WEIR_KWOK=$$kwok
+PODS = 10000
+POLICIES = 1000
+LOCAL = 100
+SCALEFLAGS = -rates 20,100 -churn 1m -idle 1m
+bench-scale: build
+	@$(ON_API) go test -count=1 -timeout 60m -v ./scale -args -pods $(PODS) -policies $(POLICIES) -local $(LOCAL) \
+	  -rounds $(if $(filter file,$(origin ROUNDS)),50,$(ROUNDS)) $(SCALEFLAGS) -o $(CURDIR)/bin/scale.json
 
 # Weir as its users meet it: the image, the manifest, kubelets, pods.
 IN_CLUSTER = bin=$$(tests/cluster/build.sh) && cd tests/cluster && WEIR_CLUSTER_BIN=$$bin go test -count=1 -timeout 80m
@@ -177,4 +187,4 @@ clean:
 	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean

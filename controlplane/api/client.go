@@ -139,6 +139,16 @@ func (c *Client) Flows(ctx context.Context, query url.Values, each func(line []b
 	return nil
 }
 
+// Profile is one of the agent's own, as PathProfile says.
+func (c *Client) Profile(ctx context.Context, query url.Values) ([]byte, error) {
+	body, err := c.do(ctx, http.MethodGet, PathProfile, query, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
 // nothing is the answer of calls that have none.
 type nothing struct{}
 

@@ -69,6 +69,7 @@ func NewHandler(n Node, e Endpoints, flows http.Handler) http.Handler {
 		return struct{}{}, e.GC(r.Context(), in)
 	}))
 	mux.Handle("GET "+PathFlows, flows)
+	mux.HandleFunc("GET "+PathProfile, profile)
 	return onlyOwner(mux)
 }
 

@@ -1,11 +1,13 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,6 +129,26 @@ func TestServerAnswers(t *testing.T) {
 	n := 0
 	if err := c.Flows(ctx, nil, func([]byte) error { n++; return nil }); err != nil || n != 1 {
 		t.Errorf("flows: %d, %v", n, err)
+	}
+}
+
+func TestProfile(t *testing.T) {
+	dir, _ := serveAgent(t, &fakeAgent{})
+	c := Dial(dir)
+	if text, err := c.Profile(t.Context(), url.Values{"kind": {"heap"}, "text": {"1"}}); err != nil || !bytes.Contains(text, []byte("# HeapInuse = ")) {
+		t.Errorf("heap: %v, %.200s", err, text)
+	}
+	zipped := []byte{0x1f, 0x8b}
+	for _, q := range []url.Values{{"kind": {"heap"}}, {"kind": {"goroutine"}}, {"kind": {"cpu"}, "seconds": {"1"}}} {
+		if b, err := c.Profile(t.Context(), q); err != nil || !bytes.HasPrefix(b, zipped) {
+			t.Errorf("%v: %v, %d bytes", q, err, len(b))
+		}
+	}
+	for _, q := range []url.Values{{}, {"kind": {"none"}}, {"kind": {"cpu"}, "seconds": {"0"}}, {"kind": {"cpu"}, "seconds": {"301"}}} {
+		var e *Error
+		if _, err := c.Profile(t.Context(), q); !errors.As(err, &e) || e.Code != CodeInvalid {
+			t.Errorf("%v: %v", q, err)
+		}
 	}
 }
 

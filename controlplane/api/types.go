@@ -16,6 +16,7 @@ const (
 	PathExplain    = "/v1/explain"    // GET ?from&to&port&family -> Explanation
 	PathFlows      = "/v1/flows"      // GET FlowQuery as parameters -> Hubble GetFlowsResponse JSON, one a line
 	PathGC         = "/v1/gc"         // POST GCRequest: endpoints not listed are removed
+	PathProfile    = "/v1/profile"    // GET ?kind=heap, goroutine ...; kind=cpu&seconds=10 -> as pprof reads it; text=1: as text
 	PathPing       = "/v1/ping"       // GET -> Ping: the agent is there, and what it runs with
 )
 

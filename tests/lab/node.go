@@ -149,6 +149,14 @@ func (n *Node) Flags(flags ...string) { n.opts.Agent = slices.Concat(n.opts.Agen
 
 // StartAgent starts the agent in the node's namespace and returns when it answers.
 func (n *Node) StartAgent(ctx context.Context) error {
+	if err := n.LaunchAgent(); err != nil {
+		return err
+	}
+	return n.awaitAgent(ctx)
+}
+
+// LaunchAgent starts the agent, and does not wait for it.
+func (n *Node) LaunchAgent() error {
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -169,8 +177,11 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		_ = cmd.Wait()
 		close(exited)
 	}(n.exited)
-	return n.awaitAgent(ctx)
+	return nil
 }
+
+// AgentPid is that of the agent started last.
+func (n *Node) AgentPid() int { return n.agent.Process.Pid }
 
 func (n *Node) awaitAgent(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -18,6 +19,8 @@ type Proxy struct {
 	stalled chan struct{} // closed when it is over; nil: it is not
 	conns   map[net.Conn]bool
 	taken   int
+
+	delivered atomic.Int64
 }
 
 // NewProxy goes with the test.
@@ -39,6 +42,9 @@ func (p *Proxy) Taken() int {
 	defer p.mu.Unlock()
 	return p.taken
 }
+
+// Delivered is how many bytes the server sent through it.
+func (p *Proxy) Delivered() int64 { return p.delivered.Load() }
 
 // Addr is where it listens.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
@@ -70,12 +76,12 @@ func (p *Proxy) forward(c net.Conn) {
 	}
 	defer p.release(server)
 	done := make(chan struct{}, 2)
-	pipe := func(to, from net.Conn) {
-		_, _ = io.Copy(&patient{p, to}, from)
+	pipe := func(to io.Writer, from net.Conn) {
+		_, _ = io.Copy(to, from)
 		done <- struct{}{}
 	}
-	go pipe(server, c)
-	go pipe(c, server)
+	go pipe(&patient{p, server}, c)
+	go pipe(&counted{&patient{p, c}}, server)
 	<-done
 }
 
@@ -119,6 +125,15 @@ func (w *patient) Write(b []byte) (int, error) {
 		<-stalled
 	}
 	return w.to.Write(b)
+}
+
+// counted are the bytes to the client.
+type counted struct{ *patient }
+
+func (w *counted) Write(b []byte) (int, error) {
+	n, err := w.patient.Write(b)
+	w.delivered.Add(int64(n))
+	return n, err
 }
 
 // Stall takes all that is sent, and passes on nothing: a network that loses packets. What

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weirnet/weir/tests/cluster/bare"
+	"github.com/weirnet/weir/tests/cluster/latency"
 	"github.com/weirnet/weir/tests/lab"
 )
 
@@ -48,7 +49,7 @@ func (w *world) starts() {
 	w.must(err)
 	client, server := w.pod("latency", "client"), w.addresses("latency", "server")[0]
 	adds := w.clockADD(w.Nodes[0])
-	var shown, out, in figures
+	var shown, out, in latency.Figures
 	lost := 0
 	for i := range *rounds {
 		name := fmt.Sprint("starter", i)
@@ -132,7 +133,7 @@ func (w *world) firstDeed(name string) (took time.Duration) {
 }
 
 // clockADD has the plugin's ADDs on a node timed until the function is called.
-func (w *world) clockADD(n *bare.Node) func() figures {
+func (w *world) clockADD(n *bare.Node) func() latency.Figures {
 	w.Helper()
 	_, err := n.Inside(w.ctx, "bash", "-c", `cd /opt/cni/bin && mv weir-cni weir-cni.real && cat >.clock <<'E' && chmod 755 .clock && mv .clock weir-cni
 #!/bin/bash
@@ -143,7 +144,7 @@ status=$?
 exit $status
 E`)
 	w.must(err)
-	return func() (f figures) {
+	return func() (f latency.Figures) {
 		w.Helper()
 		out, err := n.Inside(w.ctx, "bash", "-c", "cd /opt/cni/bin && mv weir-cni.real weir-cni && cat /run/weirt-adds && rm /run/weirt-adds")
 		w.must(err)

@@ -1,0 +1,175 @@
+package scale
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/tests/cluster/latency"
+	"github.com/weirnet/weir/tests/lab"
+)
+
+const (
+	port   = 8081
+	server = "server"
+	client = "client"
+	remote = "remote"
+	// Of the pod done by hand, which the outside has.
+	remoteAddress = "10.78.0.9"
+)
+
+// objectsHere makes the objects of this node's pods: two that talk, and others of all teams.
+func (w *world) objectsHere() (out []*pod) {
+	w.Helper()
+	make := func(namespace, name string, labels map[string]string) {
+		p, err := w.admin.CoreV1().Pods(namespace).Create(w.ctx, podOf(namespace, name, nodeName, labels), create)
+		w.must(err)
+		out = append(out, p)
+	}
+	for _, name := range []string{server, client} {
+		make("latency", name, map[string]string{"name": name})
+	}
+	for i := 2; i < *local; i++ {
+		make(namespace(i), fmt.Sprintf("here-%d", i), map[string]string{"app": app(i), "tier": "front"})
+	}
+	return out
+}
+
+// holds: policies of the cluster mean this node's pods, and pods that kwok plays are known.
+func (w *world) holds() {
+	w.Helper()
+	w.must(w.here[server].Serve(w.ctx, port))
+	probe := func(from *lab.Host, want lab.Answer, what string) {
+		w.Helper()
+		if got, err := from.Probe("udp", w.here[server].Addr4, port); err != nil || got != want {
+			w.Errorf("%s: %v, %v, want %v", what, got, err, want)
+		}
+	}
+	probe(&w.here[client].Host, lab.Answered, "no policy selects the server")
+
+	// One that kwok plays, of the node whose address the outside has.
+	list, err := w.admin.CoreV1().Pods("").List(w.ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=played-0", Limit: 1})
+	w.must(err)
+	of := list.Items[0]
+	w.outsideHas(of.Status.PodIP)
+	p := w.probeFrom(w.node.Outside, of.Status.PodIP)
+	w.makePolicy("played", ingress("played", &networkingv1.NetworkPolicyPeer{
+		NamespaceSelector: select_("kubernetes.io/metadata.name", of.Namespace), PodSelector: select_("app", of.Labels["app"])}))
+	w.shows(p, true, "a pod that kwok plays is let in by its labels")
+	probe(&w.here[client].Host, lab.Silent, "and the client is not")
+	w.deletePolicy("played")
+	w.makePolicy("other", ingress("other", &networkingv1.NetworkPolicyPeer{PodSelector: select_("app", of.Labels["app"])}))
+	w.shows(p, false, "a pod that kwok plays is not let in: it is of another namespace")
+	w.deletePolicy("other")
+
+	// Each namespace's first policy isolates all pods of it.
+	endpoints, err := w.client.Endpoints(w.ctx)
+	w.must(err)
+	for _, e := range endpoints {
+		if e.PodNamespace != "latency" && (!e.Ingress.Isolated || !strings.Contains(strings.Join(e.Ingress.By, " "), "/policy-0")) {
+			w.Errorf("%s/%s: ingress %+v", e.PodNamespace, e.PodName, e.Ingress)
+		}
+	}
+}
+
+func (w *world) outsideHas(addr string) {
+	w.Helper()
+	w.must(w.node.Outside.Address("lo", addr+"/32"))
+}
+
+func (w *world) probeFrom(from *lab.Host, source string) *latency.Prober {
+	w.Helper()
+	p, err := latency.Probe(w.ctx, from, source, hostPort(w.here[server].Addr4))
+	w.must(err)
+	return p
+}
+
+func (w *world) shows(p *latency.Prober, answered bool, what string) time.Duration {
+	w.Helper()
+	d, err := p.Since(time.Now(), answered)
+	if err != nil {
+		w.Fatalf("%s: %v", what, err)
+	}
+	return d
+}
+
+// ingress of the server from a peer; from nobody, if there is none.
+func ingress(name string, peer *networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "latency", Name: name},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *select_("name", server), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}},
+	}
+	if peer != nil {
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{*peer}}}
+	}
+	return p
+}
+
+func from(key, value string) *networkingv1.NetworkPolicyPeer {
+	return &networkingv1.NetworkPolicyPeer{PodSelector: select_(key, value)}
+}
+
+func (w *world) makePolicy(name string, p *networkingv1.NetworkPolicy) {
+	w.Helper()
+	p.Name = name
+	_, err := w.admin.NetworkingV1().NetworkPolicies(p.Namespace).Create(w.ctx, p, create)
+	w.must(err)
+}
+
+func (w *world) deletePolicy(name string) {
+	w.Helper()
+	w.must(w.admin.NetworkingV1().NetworkPolicies("latency").Delete(w.ctx, name, metav1.DeleteOptions{}))
+}
+
+// latencies from an API call's return to its effect on packets.
+func (w *world) latencies() {
+	w.Helper()
+	p := w.probeFrom(&w.here[client].Host, "")
+	label := func(patch string) {
+		w.Helper()
+		_, err := w.admin.CoreV1().Pods("latency").Patch(w.ctx, client, types.MergePatchType, []byte(`{"metadata":{"labels":{"team":`+patch+`}}}`), metav1.PatchOptions{})
+		w.must(err)
+	}
+	w.alternate(p, "a pod's first policy", func() { w.makePolicy("deny", ingress("deny", nil)) }, false,
+		"its last policy deleted", func() { w.deletePolicy("deny") })
+	w.makePolicy("deny", ingress("deny", nil))
+	w.alternate(p, "one more allow", func() { w.makePolicy("client", ingress("client", from("name", client))) }, true,
+		"one less allow", func() { w.deletePolicy("client") })
+	w.makePolicy("team", ingress("team", from("team", "blue")))
+	w.alternate(p, "a peer's label gained", func() { label(`"blue"`) }, true, "a peer's label lost", func() { label("null") })
+
+	w.outsideHas(remoteAddress)
+	far := w.probeFrom(w.node.Outside, remoteAddress)
+	w.makePolicy("remote", ingress("remote", from("name", remote)))
+	w.shows(far, false, "a pod that does not exist is not let in")
+	var of *pod
+	w.alternate(far, "a pod elsewhere gets its address", func() {
+		var err error
+		of, err = w.admin.CoreV1().Pods("latency").Create(w.ctx, podOf("latency", remote, byHand, map[string]string{"name": remote}), create)
+		w.must(err)
+		w.giveAddress(of, remoteAddress)
+	}, true, "a pod elsewhere is deleted", func() { w.deletePod(of, true) })
+	for _, name := range []string{"deny", "team", "remote"} {
+		w.deletePolicy(name)
+	}
+	w.inForce(patience)
+}
+
+// alternate between two calls, and measure what each takes: there is an answer after the first
+// if it makes one.
+func (w *world) alternate(p *latency.Prober, first string, do func(), makes bool, second string, undo func()) {
+	w.Helper()
+	var figures [2]latency.Figures
+	for range *rounds {
+		do()
+		figures[0] = append(figures[0], w.shows(p, makes, first))
+		undo()
+		figures[1] = append(figures[1], w.shows(p, !makes, second))
+	}
+	w.times(first, figures[0])
+	w.times(second, figures[1])
+}
