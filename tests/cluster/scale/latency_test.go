@@ -59,10 +59,12 @@ func (w *world) holds() {
 	p := w.probeFrom(w.node.Outside, of.Status.PodIP)
 	w.makePolicy("played", ingress("played", &networkingv1.NetworkPolicyPeer{
 		NamespaceSelector: select_("kubernetes.io/metadata.name", of.Namespace), PodSelector: select_("app", of.Labels["app"])}))
+	w.inForce(patience)
 	w.shows(p, true, "a pod that kwok plays is let in by its labels")
 	probe(&w.here[client].Host, lab.Silent, "and the client is not")
 	w.deletePolicy("played")
 	w.makePolicy("other", ingress("other", &networkingv1.NetworkPolicyPeer{PodSelector: select_("app", of.Labels["app"])}))
+	w.inForce(patience)
 	w.shows(p, false, "a pod that kwok plays is not let in: it is of another namespace")
 	w.deletePolicy("other")
 
