@@ -41,7 +41,7 @@ type Count struct {
 type tallies [len(kindList)][len(verdictList)][len(directionList)][len(protocolList)]uint64
 
 var (
-	kindList      = [...]datapath.EventKind{datapath.EventNew, datapath.EventEnded, datapath.EventRevoked, datapath.EventDenied, 0}
+	kindList      = [...]datapath.EventKind{datapath.EventNew, datapath.EventEnded, datapath.EventRevoked, datapath.EventDenied, datapath.EventUpdate, 0}
 	verdictList   = [...]string{flowpb.Verdict_FORWARDED.String(), flowpb.Verdict_DROPPED.String()}
 	directionList = [...]string{datapath.Egress.String(), datapath.Ingress.String(), "none"}
 	protocolList  = [...]string{"tcp", "udp", "sctp", "icmp", "other"}

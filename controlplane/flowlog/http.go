@@ -41,7 +41,7 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // stall is how long a client may take nothing before it is cut off.
-const stall = 30 * time.Second
+var stall = 30 * time.Second
 
 func refuse(w http.ResponseWriter, status int, err error) {
 	w.Header().Set("Content-Type", "application/json")
