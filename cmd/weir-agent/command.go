@@ -43,6 +43,7 @@ type options struct {
 	mapSizes     []string
 	flowLog      int
 	metrics      string
+	hubble       hubbleOptions
 	markShift    uint32
 	logFormat    string
 	logLevel     string
@@ -125,6 +126,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s)")
 	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
+	o.hubble.flags(f)
 	f.StringVar(&o.metrics, "metrics-listen", "", "ADDRESS:PORT to serve Prometheus metrics at, e.g. 127.0.0.1:9945 (default: nowhere; docs/observe.md)")
 	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
 	f.StringVar(&o.config, configFlag, "", "YAML file with these settings under these names; arguments go before it")
@@ -177,6 +179,9 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.flowLog < 0 {
 		return usage("--flow-log %d must not be below 0", o.flowLog)
+	}
+	if err := o.hubble.check(); err != nil {
+		return err
 	}
 	if _, port, err := net.SplitHostPort(o.metrics); o.metrics != "" && (err != nil || port == "") {
 		return usage("--metrics-listen %q is not ADDRESS:PORT, such as 127.0.0.1:9945 or :9945", o.metrics)

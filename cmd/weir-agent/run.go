@@ -17,6 +17,7 @@ import (
 	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/export"
 	"github.com/weirnet/weir/controlplane/flowlog"
+	"github.com/weirnet/weir/controlplane/hubble"
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
 	"github.com/weirnet/weir/controlplane/policy"
@@ -70,12 +71,12 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
-	whole := observed{a, flows}
+	whole := observed{a, flows, o.hubble.tcp}
 	metrics = export.NewMetrics(export.Sources{
 		Status: func(ctx context.Context) (api.Status, error) { return whole.Status(ctx, 0) }, Policies: a.Policies,
 		Counters: kernel.Counters, Denials: kernel.Denials, Rule: a.Rule, Records: flows.Counts, Log: o.log,
 	})
-	return serve(ctx, o, parts{a, whole, flows, metrics, kernel.inForce})
+	return serve(ctx, o, parts{a, whole, flows, metrics, hubbleServer(o, a, flows), kernel.inForce})
 }
 
 // parts are what serve runs.
@@ -84,13 +85,15 @@ type parts struct {
 	node    api.Node
 	flows   *flowlog.Log
 	metrics *export.Metrics
+	hubble  *hubble.Server
 	inForce <-chan struct{}
 }
 
-// observed is the agent with what its flow log says of itself.
+// observed is the agent with what its flow log and who serves it say of themselves.
 type observed struct {
 	*agent.Agent
-	flows *flowlog.Log
+	flows  *flowlog.Log
+	hubble *hubble.TCP
 }
 
 // Status implements api.Node.
@@ -98,6 +101,7 @@ func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, e
 	s, err := n.Agent.Status(ctx, wait)
 	log := n.flows.Status()
 	s.Flows.Log = &log
+	s.Warnings = append(s.Warnings, n.hubble.Warnings()...)
 	return s, err
 }
 
@@ -179,6 +183,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 		}
 		group.Go(func() error { return readFlows(ctx, o, p.flows, p.inForce) })
 		group.Go(func() error { return sendParked(ctx, o, p.agent, p.inForce) })
+		group.Go(func() error { return p.hubble.Run(ctx) })
 		if o.metrics != "" {
 			group.Go(func() error { return p.metrics.Serve(ctx, o.metrics, o.log) })
 		}

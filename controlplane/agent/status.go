@@ -17,6 +17,7 @@ import (
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
 )
@@ -183,6 +184,24 @@ func mapsInUse(used, most datapath.Limits) []api.MapUse {
 		out = append(out, api.MapUse{Name: name, Used: *used.Values()[i], Most: *most.Values()[i]})
 	}
 	return out
+}
+
+// Nodes are the cluster's, this one first; changed is closed once that may not be so any
+// more. This node's addresses are those that it has.
+func (a *Agent) Nodes() (nodes []source.Node, changed <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	own := source.Node{Name: a.NodeName}
+	if a.input.update != nil && a.input.update.Nodes != nil {
+		nodes = a.input.update.Nodes.Others
+		if n := a.input.update.Nodes.Own; n != nil {
+			own.Addresses = n.Addresses
+		}
+	}
+	if len(own.Addresses) == 0 {
+		own.Addresses = a.applied.node.Addresses
+	}
+	return append([]source.Node{own}, nodes...), a.changed
 }
 
 // Identities implements api.Node.

@@ -189,7 +189,10 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 
 // Listen makes the socket of a state directory, in place of a stale one; nobody but
 // its owner can connect, not even for a moment.
-func Listen(stateDir string) (net.Listener, error) {
+func Listen(stateDir string) (net.Listener, error) { return ListenAs(stateDir, SocketName) }
+
+// ListenAs is Listen at a socket of another name.
+func ListenAs(stateDir, name string) (net.Listener, error) {
 	private, err := os.MkdirTemp(stateDir, ".s-") // 0700
 	if err != nil {
 		return nil, fmt.Errorf("make socket: %w", err)
@@ -203,7 +206,7 @@ func Listen(stateDir string) (net.Listener, error) {
 	l.SetUnlinkOnClose(false)
 	err = os.Chmod(path, 0o600)
 	if err == nil {
-		err = os.Rename(path, filepath.Join(stateDir, SocketName))
+		err = os.Rename(path, filepath.Join(stateDir, name))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make socket: %w", errors.Join(err, l.Close(), os.Remove(path)))

@@ -19,6 +19,11 @@ type Filter struct {
 	also  []test // all of them must
 }
 
+// And is the filter of what passes both.
+func (f Filter) And(o Filter) Filter {
+	return Filter{also: []test{f.match, o.match}}
+}
+
 // test is a property that a record has or has not.
 type test func(*record) bool
 
@@ -141,8 +146,8 @@ func never(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errNever, fmt.Sprintf(format, args...))
 }
 
-// queryFilter makes one filter of a FlowQuery's; the error names the parameter.
-func (l *Log) queryFilter(q api.FlowQuery) (Filter, error) {
+// QueryFilter makes one filter of a FlowQuery's; the error is a *FilterError.
+func (l *Log) QueryFilter(q api.FlowQuery) (Filter, error) {
 	var f Filter
 	for _, p := range []struct {
 		name   string

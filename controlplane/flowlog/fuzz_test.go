@@ -119,7 +119,7 @@ func FuzzFilter(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := newLog(shop(), 1).queryFilter(q); err != nil {
+		if _, err := newLog(shop(), 1).QueryFilter(q); err != nil {
 			return // a selector that is none
 		}
 		r := newNamer(shop()).record(eventOf(b))
@@ -144,7 +144,7 @@ func FuzzFilter(f *testing.F) {
 
 func matches(t *testing.T, q api.FlowQuery, r *record) bool {
 	t.Helper()
-	f, err := newLog(shop(), 1).queryFilter(q)
+	f, err := newLog(shop(), 1).QueryFilter(q)
 	must(t, err)
 	return f.match(r)
 }

@@ -42,6 +42,9 @@ type Log struct {
 	names      *namer
 	suppressed *suppressed
 	tallies    tallies
+	namespaces map[string]time.Time // when they last had a flow
+
+	begun time.Time
 }
 
 // New returns an empty Log that asks names, never from two goroutines at once.
@@ -55,7 +58,7 @@ func New(names Names, opts Options) *Log {
 	if opts.Interval <= 0 {
 		opts.Interval = 10 * time.Second
 	}
-	return &Log{names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed()}
+	return &Log{names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now()}
 }
 
 // Run records what r yields until ctx is over (nil) or r fails; it closes r. Followers
@@ -104,5 +107,6 @@ func (l *Log) add(e datapath.Event) {
 	l.suppressed.recorded(e)
 	r := l.names.record(e)
 	l.tallies.add(r)
+	l.noteNamespaces(r)
 	l.ring.add(r)
 }

@@ -35,7 +35,7 @@ func (l *Log) Query(ctx context.Context, q api.FlowQuery, to Sink) error {
 }
 
 func (l *Log) selection(q api.FlowQuery) (Selection, error) {
-	f, err := l.queryFilter(q)
+	f, err := l.QueryFilter(q)
 	s := Selection{Filter: f, Number: uint64(q.Last), Follow: q.Follow, New: q.New}
 	if q.Since > 0 {
 		s.Since = l.opts.Now().Add(-q.Since)
