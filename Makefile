@@ -132,7 +132,7 @@ cluster: image-here
 ROUNDS = 100
 bench-latency: image-here
 	@$(IN_CLUSTER) -v ./installed -args -only latency,starts -rounds $(ROUNDS)
-image-here: build
+image-here: build build-others
 	@tools/deps cluster
 	@$(MAKE) -s image ARCHS=$(shell go env GOARCH)
 

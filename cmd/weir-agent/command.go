@@ -112,7 +112,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.cgroupRoot, "cgroup-root", "", "directory of cgroup2: Services are translated at the sockets of pods' processes below it (default: not at all)")
 	f.StringVar(&o.cniConf, "cni-conf", "", "where to write the container runtime's network configuration, e.g. /etc/cni/net.d/05-weir.conflist (not in standalone)")
 	f.StringVar(&o.announceIn, "announce-in", "", "namespace of the leases by which agents tell each other of new pods at once (default: they do not; not in standalone)")
-	f.StringVar(&o.cniChain, "cni-chain", "", "name of another plugin's network, in a .conflist beside --cni-conf: Weir follows it and leaves interfaces, addresses and routes to it (docs/chained.md)")
+	f.StringVar(&o.cniChain, "cni-chain", "", "name of another plugin's network, in a file beside --cni-conf: Weir follows it and leaves interfaces, addresses and routes to it (docs/chained.md)")
 	f.StringVar(&o.hostPorts, "host-ports", "nftables", "what the portmap plugin serves pods' hostPorts with: nftables or iptables, whose command the node must have then, or none (not behind --cni-chain)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")

@@ -62,7 +62,7 @@ func run(ctx context.Context, o *options) error {
 	a, err := agent.New(agent.Config{
 		Committed:  func(took time.Duration, err error) { metrics.Committed(took, err) },
 		CgroupRoot: o.cgroupRoot, Sockets: left,
-		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Unready: from.unready, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: build.Read().String(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
@@ -115,6 +115,8 @@ type cluster struct {
 	router agent.Router
 	// announce new pods to other nodes
 	announce agent.Announce
+	// unready says why the container runtime has no configuration of ours
+	unready func() []string
 }
 
 func objects(ctx context.Context, o *options) (cluster, error) {
@@ -137,7 +139,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		}
 	}
 	if o.cniConf != "" {
-		out.report = withCNIConf(ctx, o, out.report)
+		out.report, out.unready = withCNIConf(ctx, o, out.report)
 	}
 	switch o.routing {
 	case "native":
@@ -153,21 +155,21 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 }
 
 // withCNIConf writes the container runtime's configuration, too.
-func withCNIConf(ctx context.Context, o *options, report agent.Report) agent.Report {
+func withCNIConf(ctx context.Context, o *options, report agent.Report) (agent.Report, func() []string) {
 	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Chain: o.cniChain, HostPorts: o.hostPorts, Log: o.log}
 	if o.cniChain != "" {
 		follow := sync.OnceFunc(func() { go file.Follow(ctx) })
 		return func(u *source.Update, r *policy.Result) {
 			report(u, r)
 			follow()
-		}
+		}, file.Unready
 	}
 	return func(u *source.Update, r *policy.Result) {
 		report(u, r)
 		if u.Nodes != nil && u.Nodes.Own != nil {
 			file.Want(u.Nodes.Own.PodCIDRs)
 		}
-	}
+	}, file.Unready
 }
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before

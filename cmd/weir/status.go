@@ -27,7 +27,8 @@ func (a *app) status() *cobra.Command {
 		Short: "What the node enforces, and what it cannot",
 		Long: `What the node enforces, and what it cannot.
 
-With --wait: succeeds once all that the source holds at the moment of the call is enforced;
+It fails as long as the container runtime does not hand new pods to Weir, and says why. With --wait:
+succeeds once all that the source holds at the moment of the call is enforced;
 fails at once, with the reason, if something of it cannot be, or when the time is over.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !wait {
@@ -76,6 +77,16 @@ func (a *app) waitStatus(parent context.Context, timeout time.Duration) error {
 }
 
 func (a *app) writeStatus(s api.Status) error {
+	if err := a.printStatus(s); err != nil {
+		return err
+	}
+	if len(s.Unready) > 0 { // the agent's readiness probe shows it
+		return errors.New("not ready: " + strings.Join(s.Unready, "; "))
+	}
+	return nil
+}
+
+func (a *app) printStatus(s api.Status) error {
 	if a.output == outputJSON {
 		return a.json(s)
 	}

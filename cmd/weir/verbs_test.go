@@ -159,6 +159,19 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// A node whose runtime does not hand it pods is not ready: its probe fails, and says why.
+func TestStatusUnready(t *testing.T) {
+	s := healthy()
+	s.Unready = []string{"no network configuration: the Node has no spec.podCIDRs"}
+	for _, args := range [][]string{{"status"}, {"status", "-o", "json"}} {
+		r := startAgent(t, map[string]any{api.PathStatus: s}).weir(t, args...)
+		want := "weir status: not ready: no network configuration: the Node has no spec.podCIDRs\n"
+		if r.status != exitFailed || r.err != want || !strings.Contains(r.out, "worker-1") {
+			t.Errorf("weir %v: status %d, err %q, want %q, out %q", args, r.status, r.err, want, r.out)
+		}
+	}
+}
+
 func TestStatusWait(t *testing.T) {
 	a := startAgent(t, map[string]any{api.PathStatus: healthy()})
 	if r := a.weir(t, "status", "--wait", "--timeout", "3s"); r.status != exitDone || a.asked()[0] != api.PathStatus+"?wait=3s" {

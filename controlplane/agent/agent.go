@@ -90,6 +90,9 @@ type Config struct {
 	Tunnel          bool          // other nodes' packets come by the tunnel: its programs are told from where
 	Announce        Announce      // nil: other nodes learn of a new pod from its object alone
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
+
+	// Unready says why the container runtime does not hand new pods to us; nil: it does.
+	Unready func() []string
 }
 
 // Agent is a node's agent. Its methods may be called from any goroutine.

@@ -167,6 +167,9 @@ func (a *Agent) status() (api.Status, error) {
 	if w, ok := a.Source.(warner); ok {
 		s.Warnings = append(s.Warnings, w.Warnings()...)
 	}
+	if a.Unready != nil {
+		s.Unready = a.Unready()
+	}
 	s.Warnings = append(s.Warnings, a.routed.warnings...)
 	s.Warnings = append(s.Warnings, a.last.warnings...)
 	return s, nil

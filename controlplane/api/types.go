@@ -147,11 +147,12 @@ type Status struct {
 	Chained   int               `json:"chained"` // of these, on interfaces that another plugin made
 	Flows     FlowStatus        `json:"flows"`
 	Services  ServiceStatus     `json:"services"`
-	Errors    []ObjectError     `json:"errors"`   // empty, not null, when all is well
-	Drops     map[string]uint64 `json:"drops"`    // packets by reason since the maps were made
-	Hooks     []string          `json:"hooks"`    // what is attached, e.g. "to_network eth0 (tcx)"
-	Maps      []MapUse          `json:"maps"`     // how full the kernel's maps are
-	Warnings  []string          `json:"warnings"` // not errors: things the user should know
+	Errors    []ObjectError     `json:"errors"`            // empty, not null, when all is well
+	Drops     map[string]uint64 `json:"drops"`             // packets by reason since the maps were made
+	Hooks     []string          `json:"hooks"`             // what is attached, e.g. "to_network eth0 (tcx)"
+	Maps      []MapUse          `json:"maps"`              // how full the kernel's maps are
+	Warnings  []string          `json:"warnings"`          // not errors: things the user should know
+	Unready   []string          `json:"unready,omitempty"` // why the container runtime does not hand new pods to us
 }
 
 // ServiceStatus is how pods reach Services.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // Chained is the configuration of the network that Weir is chained to, as the file beside
@@ -41,27 +43,57 @@ func (f *File) Chained() ([]byte, error) {
 	return append(text, '\n'), err
 }
 
-// find looks for the list of that name in the runtime's directory. What is no list, or not
-// whole, may be another's that is being written.
+// find looks for the network of that name in the runtime's directory, in the order in which
+// the runtime does, and returns it as a list: a file may have a single plugin, too. What is
+// not whole may be another's that is being written.
 func (f *File) find() (string, map[string]json.RawMessage, error) {
 	dir := filepath.Dir(f.Path)
-	paths, err := filepath.Glob(filepath.Join(dir, "*.conflist"))
+	entries, err := os.ReadDir(dir) // sorted
 	if err != nil {
-		return "", nil, err
+		return "", nil, fmt.Errorf("chain to network %s: %w", f.Chain, err)
 	}
-	for _, path := range paths {
-		if path == f.Path {
+	var others []string
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if path == f.Path || !slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(path)) {
 			continue
 		}
 		text, err := os.ReadFile(path)
 		if err != nil {
 			continue
 		}
-		var list map[string]json.RawMessage
+		var network map[string]json.RawMessage
 		var name string
-		if json.Unmarshal(text, &list) == nil && json.Unmarshal(list["name"], &name) == nil && name == f.Chain {
-			return path, list, nil
+		if json.Unmarshal(text, &network) != nil || json.Unmarshal(network["name"], &name) != nil {
+			continue
+		}
+		if name == f.Chain {
+			list, err := listOf(network)
+			return path, list, err
+		}
+		others = append(others, fmt.Sprintf("%s in %s", name, e.Name()))
+	}
+	found := "there is no other"
+	if len(others) > 0 {
+		found = "there are " + strings.Join(others, ", ")
+	}
+	return "", nil, fmt.Errorf("chain to network %s: no file in %s has that name yet, %s: its plugin has to write it, or cniChain is misspelt", f.Chain, dir, found)
+}
+
+// listOf makes a list of a file's single plugin, as the runtime would.
+func listOf(network map[string]json.RawMessage) (map[string]json.RawMessage, error) {
+	if _, single := network["type"]; !single || network["plugins"] != nil {
+		return network, nil
+	}
+	plugin, err := json.Marshal(network)
+	if err != nil {
+		return nil, err
+	}
+	list := map[string]json.RawMessage{"name": network["name"], "plugins": slices.Concat(json.RawMessage("["), plugin, json.RawMessage("]"))}
+	for _, key := range []string{"cniVersion", "disableCheck"} {
+		if value, ok := network[key]; ok {
+			list[key] = value
 		}
 	}
-	return "", nil, fmt.Errorf("chain to network %s: no .conflist in %s has that name yet: its plugin has to write it", f.Chain, dir)
+	return list, nil
 }

@@ -12,10 +12,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
-// File is a conflist in the runtime's directory. Not for concurrent use.
+// File is a conflist in the runtime's directory. One goroutine writes; any asks why it does not.
 type File struct {
 	Path     string // ends in .conflist
 	StateDir string // the agent's, as the plugin finds it
@@ -26,7 +27,9 @@ type File struct {
 	HostPorts string
 	Log       *slog.Logger
 
-	failed string // said already
+	mu      sync.Mutex
+	failed  string // why it does not say what it should; said already
+	written bool
 }
 
 type object = map[string]any
@@ -51,6 +54,7 @@ func (f *File) Content(podCIDRs []netip.Prefix) ([]byte, error) {
 // Want makes the file say these ranges. It is called often; an error is logged once.
 func (f *File) Want(podCIDRs []netip.Prefix) {
 	if len(podCIDRs) == 0 {
+		f.fail("the Node has no spec.podCIDRs: there are no addresses for its pods")
 		return
 	}
 	f.want(func() ([]byte, error) { return f.Content(podCIDRs) }, "podCIDRs", podCIDRs)
@@ -73,14 +77,46 @@ const followPause = 5 * time.Second
 
 func (f *File) want(content func() ([]byte, error), what string, value any) {
 	changed, err := f.write(content)
-	switch {
-	case err != nil && err.Error() != f.failed:
-		f.failed = err.Error()
-		f.Log.Error("the container runtime gets no network configuration: the node stays NotReady", "error", err)
-	case err == nil && changed:
-		f.failed = ""
+	if err != nil {
+		f.fail(err.Error())
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failed, f.written = "", true
+	if changed {
 		f.Log.Info("wrote the container runtime's network configuration", "file", f.Path, what, value)
 	}
+}
+
+func (f *File) fail(why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if why != f.failed {
+		f.Log.Error(f.meaning(), "error", why)
+	}
+	f.failed = why
+}
+
+// meaning of a file that does not say what it should.
+func (f *File) meaning() string {
+	if f.Chain != "" {
+		return "the container runtime gets no network configuration with Weir in it: pods that start without it are not judged"
+	}
+	return "the container runtime gets no network configuration: the node stays NotReady"
+}
+
+// Unready says why the file does not say what it should; empty: it does.
+func (f *File) Unready() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.failed != "":
+		return []string{f.meaning() + ": " + f.failed}
+	case !f.written:
+		return []string{f.meaning() + ": what the API server holds is not enforced yet"}
+	}
+	return nil
 }
 
 func (f *File) write(content func() ([]byte, error)) (changed bool, err error) {

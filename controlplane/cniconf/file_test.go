@@ -3,6 +3,7 @@ package cniconf
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -109,8 +110,8 @@ func TestFileFollowsAnothersNetwork(t *testing.T) {
 	}
 	put("09-other.conflist", `{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"bridge"}]}`)
 	put("10-half.conflist", `{"cniVersion":"1.0.0","na`)
-	put("10-single.conf", `{"cniVersion":"1.0.0","name":"cbr0","type":"bridge"}`)
-	refused("no .conflist")
+	put("10-notes.txt", `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"bridge"}]}`)
+	refused("there are other in 09-other.conflist")
 	put("10-flannel.conflist", `{"cniVersion":"1.0.0","name":"cbr0"}`)
 	refused("no list of plugins")
 	put("10-flannel.conflist", `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel"},{"type":"weir-cni"}]}`)
@@ -134,4 +135,83 @@ func TestFileFollowsAnothersNetwork(t *testing.T) {
 	}
 	f.Path = filepath.Join(dir, "99-weir.conflist")
 	refused("sorts before")
+}
+
+// A network of a single plugin, not a list: it becomes the list that the runtime would make
+// of it. Of two files of one name the runtime's first counts.
+func TestFileFollowsASinglePlugin(t *testing.T) {
+	for _, name := range []string{"10-single.conf", "10-single.json"} {
+		dir := t.TempDir()
+		f := &File{Path: filepath.Join(dir, "05-weir.conflist"), StateDir: "/run/weir", BPFFSDir: "/sys/fs/bpf/weir", Chain: "cbr0", Log: slog.New(slog.DiscardHandler)}
+		single := filepath.Join(dir, name)
+		for path, text := range map[string]string{
+			single:                                  `{"cniVersion":"0.3.1","name":"cbr0","type":"bridge","bridge":"cni0","ipam":{"type":"host-local","subnet":"10.0.0.0/24"}}`,
+			filepath.Join(dir, "20-later.conflist"): `{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"ptp"}]}`,
+		} {
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		f.Follow(ctx)
+		if why := f.Unready(); len(why) > 0 {
+			t.Fatal(why)
+		}
+		list, err := libcni.NetworkConfFromFile(f.Path)
+		if err != nil || list.Name != "cbr0" || list.CNIVersion != "0.3.1" || len(list.Plugins) != 2 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		one, err := libcni.ConfFromFile(single)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := libcni.ConfListFromConf(one) // the runtime's
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := list.Plugins[0]
+		if first.Network.Type != "bridge" || first.Network.IPAM.Type != "host-local" || compact(t, first.Bytes) != compact(t, want.Plugins[0].Bytes) {
+			t.Errorf("the first plugin is\n%s, of the runtime\n%s", first.Bytes, want.Plugins[0].Bytes)
+		}
+		if list.Plugins[1].Network.Type != "weir-cni" {
+			t.Errorf("%s", list.Plugins[1].Bytes)
+		}
+	}
+}
+
+func compact(t *testing.T, text []byte) string {
+	t.Helper()
+	var object map[string]any
+	if err := json.Unmarshal(text, &object); err != nil {
+		t.Fatal(err)
+	}
+	out, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// As long as the file does not say what it should, the agent is not ready, and says why.
+func TestUnready(t *testing.T) {
+	dir := t.TempDir()
+	f := &File{Path: filepath.Join(dir, "05-weir.conflist"), Log: slog.New(slog.DiscardHandler)}
+	wants := func(what string) {
+		t.Helper()
+		got := strings.Join(f.Unready(), "; ")
+		if what == "" && got != "" || !strings.Contains(got, what) {
+			t.Errorf("unready: %q, want %q", got, what)
+		}
+	}
+	wants("not enforced yet")
+	f.Want(nil)
+	wants("no spec.podCIDRs")
+	f.Want([]netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")})
+	wants("")
+	f.Chain = "cbr0"
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	f.Follow(ctx)
+	wants("pods that start without it are not judged: chain to network cbr0")
 }

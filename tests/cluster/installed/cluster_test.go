@@ -113,6 +113,7 @@ var steps = []step{
 	{"starts", (*world).starts},
 	{"e2e", (*world).e2e},
 	{"vxlan", (*world).vxlan},
+	{"chained", (*world).chained},
 	{"uninstall", (*world).uninstall},
 }
 
@@ -145,10 +146,11 @@ func (w *world) stay() {
 // manifest is what installs Weir here.
 func (w *world) manifest(more ...string) string {
 	w.Helper()
-	set := append([]string{"k8sServiceHost=" + w.Host.Addr4}, more...)
+	set := []string{"k8sServiceHost=" + w.Host.Addr4}
 	if *with != "" {
 		set = append(set, *with)
 	}
+	set = append(set, more...)
 	if _, err := os.Stat("/sys/fs/cgroup/unified"); err == nil {
 		set = append(set, "cgroupRoot=/sys/fs/cgroup/unified")
 	}
@@ -191,9 +193,13 @@ func (w *world) vxlan() {
 }
 
 // install does what docs/install.md says.
-func (w *world) install() {
+func (w *world) install() { w.installWith() }
+
+// installWith has values besides.
+func (w *world) installWith(values ...string) {
+	w.Helper()
 	began := time.Now()
-	w.apply(w.manifest())
+	w.apply(w.manifest(values...))
 	w.rolledOut()
 	w.must(w.Ready(w.ctx))
 	w.Logf("installed, and the nodes ready, in %s", time.Since(began).Round(time.Millisecond))

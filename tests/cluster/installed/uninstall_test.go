@@ -13,13 +13,26 @@ import (
 // it again.
 func (w *world) uninstall() {
 	friend, stranger, _ := w.scene()
+	w.takeOff("life/server")
+	if got, err := stranger.Probe("tcp", friend.Addr4, 8080); got != lab.Answered || err != nil {
+		w.Errorf("two pods of a node, after: %v %v", got, err)
+	}
+	// Pods of before end only with a network that takes them back.
+	w.install()
+	w.kubectl("delete", "namespace", "life", "--timeout="+patience.String())
+	w.scene()
+}
+
+// takeOff Weir from all nodes, where this pod runs, and look for what is left of it.
+func (w *world) takeOff(pod string) {
+	w.Helper()
 	w.apply(w.manifest("uninstall=true"))
 	w.rolledOut()
 	said := w.kubectl("-n", "kube-system", "logs", "-l", "app.kubernetes.io/name=weir", "-c", "uninstall", "--prefix", "--tail=-1")
 	if n := strings.Count(said, "Weir is off this node"); n != len(w.Nodes) {
 		w.Errorf("%d nodes say that Weir is off:\n%s", n, said)
 	}
-	if !strings.Contains(said, "life/server") {
+	if !strings.Contains(said, pod) {
 		w.Errorf("the pods without policy are not named:\n%s", said)
 	}
 	_, err := w.KubectlWith(w.ctx, w.manifest("uninstall=true"), "delete", "-f", "-", "--wait")
@@ -30,13 +43,6 @@ func (w *world) uninstall() {
 		w.nothingOn(n)
 	}
 	w.nothingInTheAPI()
-	if got, err := stranger.Probe("tcp", friend.Addr4, 8080); got != lab.Answered || err != nil {
-		w.Errorf("two pods of a node, after: %v %v", got, err)
-	}
-	// Pods of before end only with a network that takes them back.
-	w.install()
-	w.kubectl("delete", "namespace", "life", "--timeout="+patience.String())
-	w.scene()
 }
 
 // nothingOn a node is Weir's. What docs/install.md says stays may.
@@ -47,7 +53,7 @@ func (w *world) nothingOn(n *bare.Node) {
 		what, command string
 		ours          *regexp.Regexp
 	}{
-		{"CNI configuration", "ls /etc/cni/net.d", any},
+		{"CNI configuration", "ls -A /etc/cni/net.d", ours},
 		{"plugin", "ls /opt/cni/bin", ours},
 		{"state", "find /run -mindepth 1 -path /run/weir/*", any},
 		{"pins", "ls --ignore=*.debug /sys/fs/bpf", any}, // those are the kernel's own
