@@ -258,6 +258,14 @@ func TestBadStarts(t *testing.T) {
 		{[]string{"--add-wait", "0s"}, 2, "--add-wait"},
 		{[]string{"--map-size", "facts=none"}, 2, "facts=none"},
 		{[]string{"--config", filepath.Join(plain, "none.yaml")}, 2, "none.yaml"},
+		{[]string{"--flow-export-file", "flows.json"}, 2, `--flow-export-file "flows.json" must be an absolute path`},
+		{[]string{"--flow-export-file-filter", "dropped"}, 2, `--flow-export-file-filter: "dropped" is not NAME=VALUE`},
+		{[]string{"--flow-export-file-filter", "verdict=maybe"}, 2, `--flow-export-file-filter: verdict: "maybe" is not one of`},
+		{[]string{"--flow-export-file-filter", "colour=red"}, 2, "--flow-export-file-filter: colour: no such parameter"},
+		{[]string{"--flow-export-file-filter", "label=a in ("}, 2, "--flow-export-file-filter: label: "},
+		{[]string{"--flow-export-file-filter", "since=5m"}, 2, "--flow-export-file-filter: since has no meaning here"},
+		{[]string{"--flow-export-file-fields", "verdict,pod"}, 2, `--flow-export-file-fields: "pod": Flow has no field "pod"`},
+		{[]string{"--flow-export-queue", "0"}, 2, "--flow-export-queue 0 must be above 0"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		cmd, stderr := r.command(c.args...)

@@ -44,6 +44,7 @@ type options struct {
 	flowLog      int
 	metrics      string
 	hubble       hubbleOptions
+	exports      exportOptions
 	markShift    uint32
 	logFormat    string
 	logLevel     string
@@ -128,6 +129,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
 	o.hubble.flags(f)
 	f.StringVar(&o.metrics, "metrics-listen", "", "ADDRESS:PORT to serve Prometheus metrics at, e.g. 127.0.0.1:9945 (default: nowhere; docs/observe.md)")
+	o.exports.flags(f)
 	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
 	f.StringVar(&o.config, configFlag, "", "YAML file with these settings under these names; arguments go before it")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -202,6 +204,9 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.sizes, err = loader.ParseSizes(o.mapSizes); err != nil {
 		return usage("--map-size: %w", err)
+	}
+	if err := o.exports.check(); err != nil {
+		return err
 	}
 	return o.checkLog()
 }

@@ -71,12 +71,13 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
-	whole := observed{a, flows, o.hubble.tcp}
+	exports := o.exports.open(flows, o.log)
+	whole := observed{a, flows, exports, o.hubble.tcp}
 	metrics = export.NewMetrics(export.Sources{
 		Status: func(ctx context.Context) (api.Status, error) { return whole.Status(ctx, 0) }, Policies: a.Policies,
 		Counters: kernel.Counters, Denials: kernel.Denials, Rule: a.Rule, Records: flows.Counts, Log: o.log,
 	})
-	return serve(ctx, o, parts{a, whole, flows, metrics, hubbleServer(o, a, flows), kernel.inForce})
+	return serve(ctx, o, parts{a, whole, flows, exports, metrics, hubbleServer(o, a, flows), kernel.inForce})
 }
 
 // parts are what serve runs.
@@ -84,6 +85,7 @@ type parts struct {
 	agent   *agent.Agent
 	node    api.Node
 	flows   *flowlog.Log
+	exports exports
 	metrics *export.Metrics
 	hubble  *hubble.Server
 	inForce <-chan struct{}
@@ -92,8 +94,9 @@ type parts struct {
 // observed is the agent with what its flow log and who serves it say of themselves.
 type observed struct {
 	*agent.Agent
-	flows  *flowlog.Log
-	hubble *hubble.TCP
+	flows   *flowlog.Log
+	exports exports
+	hubble  *hubble.TCP
 }
 
 // Status implements api.Node.
@@ -102,6 +105,7 @@ func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, e
 	log := n.flows.Status()
 	s.Flows.Log = &log
 	s.Warnings = append(s.Warnings, n.hubble.Warnings()...)
+	n.exports.add(&s)
 	return s, err
 }
 
@@ -183,6 +187,7 @@ func serve(ctx context.Context, o *options, p parts) error {
 			return nil
 		case <-p.agent.Ready():
 		}
+		group.Go(func() error { p.exports.run(ctx); return nil })
 		group.Go(func() error { return readFlows(ctx, o, p.flows, p.inForce) })
 		group.Go(func() error { return sendParked(ctx, o, p.agent, p.inForce) })
 		group.Go(func() error { return p.hubble.Run(ctx) })

@@ -100,6 +100,7 @@ func (a *app) printStatus(s api.Status) error {
 		{"endpoints", endpointsText(s)},
 		{"flows", a.flowsText(s.Flows)},
 		{"flow log", a.logText(s.Flows.Log)},
+		{"exports", a.exportsText(s.Exports)},
 		{"services", servicesText(s.Services)},
 		{"drops", dropsText(s.Drops)},
 		{"maps", mapsText(s.Maps)},
@@ -154,6 +155,24 @@ func lostBy(causes map[string]uint64) string {
 		return ""
 	}
 	return " (" + strings.Join(out, ", ") + ")"
+}
+
+// exportsText is what became of the flows that others get.
+func (a *app) exportsText(exports []api.ExportStatus) string {
+	var out []string
+	for _, e := range exports {
+		text := fmt.Sprintf("%s: %d to %s", format.Safe(e.Export), e.Exported, format.Safe(e.Target))
+		if e.Queued > 0 {
+			text += fmt.Sprintf(", %d wait", e.Queued)
+		}
+		for _, cause := range slices.Sorted(maps.Keys(e.Lost)) {
+			if n := e.Lost[cause]; n > 0 {
+				text += ", " + a.style.Warn(fmt.Sprintf("%d lost (%s)", n, format.Safe(cause)))
+			}
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, "; ")
 }
 
 // logText is what became of the events in the agent: what its log holds, and who was too slow for it.

@@ -153,6 +153,21 @@ type Status struct {
 	Maps      []MapUse          `json:"maps"`              // how full the kernel's maps are
 	Warnings  []string          `json:"warnings"`          // not errors: things the user should know
 	Unready   []string          `json:"unready,omitempty"` // why the container runtime does not hand new pods to us
+	Exports   []ExportStatus    `json:"exports,omitempty"`
+}
+
+// ExportStatus is what became of the flows that were meant for one export's target:
+// taken = exported + queued + lost, save for those lost as "behind", which nobody has read.
+type ExportStatus struct {
+	Export   string            `json:"export"` // file, otlp
+	Target   string            `json:"target"` // its path or URL
+	Taken    uint64            `json:"taken"`  // flows that its filter let through
+	Exported uint64            `json:"exported"`
+	Queued   uint64            `json:"queued"`          // or being sent
+	Lost     map[string]uint64 `json:"lost"`            // by cause: queue, refused, end; behind: skipped in the flow log, matching or not
+	Failures uint64            `json:"failures"`        // attempts that failed
+	Error    string            `json:"error,omitempty"` // why the target takes nothing just now
+	Since    *time.Time        `json:"since,omitempty"` // when that began
 }
 
 // ServiceStatus is how pods reach Services.

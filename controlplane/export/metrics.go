@@ -34,8 +34,8 @@ type Metrics struct {
 	commits  *prometheus.HistogramVec
 }
 
-// NewMetrics makes the metrics of a node. Exports are those whose accounts are shown.
-func NewMetrics(s Sources, exports ...Export) *Metrics {
+// NewMetrics makes the metrics of a node.
+func NewMetrics(s Sources) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		commits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -46,9 +46,12 @@ func NewMetrics(s Sources, exports ...Export) *Metrics {
 	m.commits.WithLabelValues("ok")
 	m.commits.WithLabelValues("failed")
 	m.registry.MustRegister(m.commits, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		&collector{Sources: s, denied: newDenied(deniedMost), exports: exports})
+		&collector{Sources: s, denied: newDenied(deniedMost)})
 	return m
 }
+
+// Gatherer is for those who hand the metrics on in another form.
+func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 
 // Committed notes a commit; it is an agent.Committed.
 func (m *Metrics) Committed(took time.Duration, err error) {
@@ -107,6 +110,12 @@ var (
 	readersLost  = counter("flow_reader_lost_total", "Records that were overwritten before a reader took them.", "reader")
 	readersCut   = counter("flow_readers_cut_total", "Readers cut off because they took nothing for too long.", "reader")
 
+	exportSent     = counter("export_records_total", "Records handed over by an export.", "export")
+	exportLost     = counter("export_lost_records_total", "Records lost to an export, by cause: queue (its target was away, or too slow), refused (by the target), end (the agent's), behind (overwritten in the log before the export came to them).", "export", "cause")
+	exportQueued   = gauge("export_queued_records", "Records that wait for an export's target.", "export")
+	exportFailures = counter("export_failures_total", "Attempts of an export that failed.", "export")
+	exportUp       = gauge("export_up", "Whether the last attempt of an export succeeded.", "export")
+
 	parked = counter("parked_packets_total", "First packets of pods not known yet that were kept to be judged again.")
 	resent = counter("resent_packets_total", "Of those, how many were sent again once their pod was known.")
 )
@@ -114,8 +123,7 @@ var (
 // collector asks its sources at each scrape.
 type collector struct {
 	Sources
-	denied  *deniedCounts
-	exports []Export
+	denied *deniedCounts
 }
 
 // Describe implements prometheus.Collector: what there is depends on the node.
@@ -139,9 +147,6 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, r := range c.Records() {
 		e.add(records, float64(r.Records), r.Kind, r.Verdict, r.Direction, r.Protocol)
-	}
-	for _, x := range c.exports {
-		x.Account().emit(e)
 	}
 }
 
@@ -184,7 +189,24 @@ func (c *collector) status(ctx context.Context, e emitter) error {
 	if s.Flows.Log != nil {
 		c.flowLog(e, s.Flows.Log)
 	}
+	for _, x := range s.Exports {
+		c.export(e, x)
+	}
 	return nil
+}
+
+func (c *collector) export(e emitter, x api.ExportStatus) {
+	e.add(exportSent, float64(x.Exported), x.Export)
+	for cause, n := range x.Lost {
+		e.add(exportLost, float64(n), x.Export, cause)
+	}
+	e.add(exportQueued, float64(x.Queued), x.Export)
+	e.add(exportFailures, float64(x.Failures), x.Export)
+	up := 1.0
+	if x.Error != "" {
+		up = 0
+	}
+	e.add(exportUp, up, x.Export)
 }
 
 func (c *collector) flowLog(e emitter, l *api.FlowLogStatus) {

@@ -45,7 +45,8 @@ func node() Sources {
 			return api.Status{
 				Node: "worker-1", Version: "0.1.0", Started: time.Unix(1e9, 0), Revision: api.Revision{Desired: 8, Applied: 7}, Epoch: 12,
 				Endpoints: 5, Chained: 2, Errors: make([]api.ObjectError, 3), Maps: []api.MapUse{{Name: "facts", Used: 10, Most: 100}},
-				Flows: api.FlowStatus{Active: 9, Parked: 4, Resent: 3, Log: &api.FlowLogStatus{Read: 77, Readers: []api.FlowReader{{Name: "hubble", Open: 1, Taken: 5, Lost: 6, Cut: 1}}}},
+				Flows:   api.FlowStatus{Active: 9, Parked: 4, Resent: 3, Log: &api.FlowLogStatus{Read: 77, Readers: []api.FlowReader{{Name: "hubble", Open: 1, Taken: 5, Lost: 6, Cut: 1}}}},
+				Exports: []api.ExportStatus{{Export: "otlp", Exported: 11, Queued: 3, Lost: map[string]uint64{"queue": 5}, Failures: 2, Error: "away"}},
 			}, nil
 		},
 		Policies: func() []api.Policy { return []api.Policy{{Enforced: api.LastGood}} },
@@ -63,10 +64,6 @@ func node() Sources {
 	}
 }
 
-type exported struct{ account Account }
-
-func (e *exported) Account() *Account { return &e.account }
-
 func scrape(t *testing.T, m *Metrics) string {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -78,10 +75,7 @@ func scrape(t *testing.T, m *Metrics) string {
 }
 
 func TestMetrics(t *testing.T) {
-	x := &exported{Account{Name: "otlp"}}
-	x.account.Sent.Store(11)
-	x.account.Down.Store(true)
-	m := NewMetrics(node(), x)
+	m := NewMetrics(node())
 	m.Committed(3*time.Millisecond, nil)
 	m.Committed(3*time.Second, errors.New("no"))
 	text := scrape(t, m)
@@ -95,7 +89,7 @@ func TestMetrics(t *testing.T) {
 		`weir_flow_events_lost_total{ring="flow_events"} 2`, `weir_flow_events_lost_total{ring="denial_events"} 1`, `weir_flow_events_read_total 77`,
 		`weir_flow_reader_lost_total{reader="hubble"} 6`, `weir_flow_readers{reader="hubble"} 1`, `weir_flow_readers_cut_total{reader="hubble"} 1`,
 		`weir_commit_duration_seconds_bucket{result="ok",le="0.005"} 1`, `weir_commit_duration_seconds_bucket{result="failed",le="2.5"} 0`, `weir_commit_duration_seconds_count{result="failed"} 1`,
-		`weir_export_records_total{export="otlp"} 11`, `weir_export_up{export="otlp"} 0`, `weir_scrape_success{source="status"} 1`,
+		`weir_export_records_total{export="otlp"} 11`, `weir_export_up{export="otlp"} 0`, `weir_export_lost_records_total{cause="queue",export="otlp"} 5`, `weir_export_queued_records{export="otlp"} 3`, `weir_scrape_success{source="status"} 1`,
 		`weir_parked_packets_total 4`, `weir_resent_packets_total 3`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
@@ -188,7 +182,7 @@ func promtool(t *testing.T, in io.Reader, args ...string) string {
 const monitoring = "../../deploy/monitoring/"
 
 func TestPromtoolHasNothingToSay(t *testing.T) {
-	text := scrape(t, NewMetrics(node(), &exported{Account{Name: "file"}}))
+	text := scrape(t, NewMetrics(node()))
 	if out := promtool(t, strings.NewReader(text), "check", "metrics"); out != "" {
 		t.Error(out)
 	}
@@ -203,7 +197,7 @@ var (
 
 // Every query of the dashboard is one, and asks for metrics that there are; so do the alerts.
 func TestDashboardAsksForWhatThereIs(t *testing.T) {
-	there := names(scrape(t, NewMetrics(node(), &exported{Account{Name: "file"}})))
+	there := names(scrape(t, NewMetrics(node())))
 	dashboard, err := os.ReadFile(monitoring + "dashboard.json")
 	must(t, err)
 	alerts, err := os.ReadFile(monitoring + "alerts.yaml")
@@ -248,7 +242,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/observe.md")
 	must(t, err)
 	exposed := map[string]bool{}
-	for name := range names(scrape(t, NewMetrics(node(), &exported{Account{Name: "file"}}))) {
+	for name := range names(scrape(t, NewMetrics(node()))) {
 		if strings.HasPrefix(name, "weir_") {
 			exposed[strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_sum"), "_count")] = true
 		}

@@ -18,12 +18,14 @@ import (
 const (
 	LostFlowEvents   = "flow_events"   // the kernel's ring of new and ended flows was full
 	LostDenialEvents = "denial_events" // that of denied packets
+	LostExportQueue  = "export_queue"  // an export's target was away, or too slow
 )
 
 // lossSources are Hubble's words for them, for lost_events messages.
 var lossSources = map[string]flowpb.LostEventSource{
 	LostFlowEvents:   flowpb.LostEventSource_PERF_EVENT_RING_BUFFER,
 	LostDenialEvents: flowpb.LostEventSource_PERF_EVENT_RING_BUFFER,
+	LostExportQueue:  flowpb.LostEventSource_OBSERVER_EVENTS_QUEUE,
 	"":               flowpb.LostEventSource_HUBBLE_RING_BUFFER,
 }
 

@@ -23,7 +23,7 @@ func BenchmarkLine(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		out.Reset()
-		if err := appendLine(&out, l.response(kept[0])); err != nil {
+		if err := AppendLine(&out, l.response(kept[0])); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -76,7 +76,7 @@ func FuzzRecord(f *testing.F) {
 		}
 		m := got.got[0]
 		var line bytes.Buffer
-		must(t, appendLine(&line, m))
+		must(t, AppendLine(&line, m))
 		if n := bytes.Count(line.Bytes(), []byte("\n")); n != 1 {
 			t.Errorf("%d lines: %q", n, line.String())
 		}

@@ -59,7 +59,7 @@ type lines struct {
 
 func (s *lines) Send(m *observerpb.GetFlowsResponse) error {
 	s.line.Reset()
-	if err := appendLine(&s.line, m); err != nil {
+	if err := AppendLine(&s.line, m); err != nil {
 		return err
 	}
 	if s.sent++; s.sent%batch == 0 {
@@ -83,9 +83,9 @@ func (s *lines) extend() { _ = s.control.SetWriteDeadline(time.Now().Add(stall))
 
 var marshal = protojson.MarshalOptions{UseProtoNames: true}
 
-// appendLine adds m in one line. Compacting takes out the spaces that protojson puts in
+// AppendLine adds m as JSON in one line, as weir flows -o json has it. Compacting takes out the spaces that protojson puts in
 // at random.
-func appendLine(to *bytes.Buffer, m *observerpb.GetFlowsResponse) error {
+func AppendLine(to *bytes.Buffer, m *observerpb.GetFlowsResponse) error {
 	b, err := marshal.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("encode flow: %w", err)

@@ -102,7 +102,7 @@ func rendered(t *testing.T, l *Log) []byte {
 	}
 	m := l.response(kept[0])
 	var line, out bytes.Buffer
-	must(t, appendLine(&line, m))
+	must(t, AppendLine(&line, m))
 	back, err := format.Parse(line.Bytes())
 	must(t, err)
 	if !proto.Equal(m, back) {

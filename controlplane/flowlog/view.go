@@ -1,8 +1,11 @@
 package flowlog
 
 import (
+	"time"
+
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 
+	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
 )
@@ -32,3 +35,23 @@ func (l *Log) Message(r *Record) *observerpb.GetFlowsResponse { return l.respons
 func (l *Log) LostMessage(n uint64) *observerpb.GetFlowsResponse {
 	return l.lost(n, "", l.opts.Now())
 }
+
+// LostRecord stands for n records that were lost between a reader and whom it read for.
+func LostRecord(n uint64, cause string, at time.Time) *Record {
+	return &record{lost: n, cause: cause, event: datapath.Event{Time: at}}
+}
+
+// Wants reports whether a record is asked for. Lost events always are: they may have been.
+func (f Filter) Wants(r *Record) bool { return r.lost > 0 || f.match(r) }
+
+// KindName is the record's kind as the API has it.
+func (r *record) KindName() string { return kindNames[r.event.Kind] }
+
+// EndName is how the flow ended, as the API has it; "" while it goes on.
+func (r *record) EndName() string { return endNames[r.event.End] }
+
+// Extension is what Hubble's message has no field for.
+func (r *record) Extension() *api.FlowExtension { return extensionOf(r) }
+
+// Denied reports whether it was denied in that direction.
+func (r *record) Denied(d datapath.Direction) bool { return r.denied(d) }
