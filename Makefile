@@ -7,6 +7,7 @@
 #   manifests  deploy/*.yaml from deploy/chart (`make -s manifest SET=k8sServiceHost=...`: prints one with your values)
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-deploy test-oracle
+#   test-hubble  Hubble's client and filters (built at first: five minutes) against an agent and ours
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
 #   test-cluster  a real Kubernetes of two nodes (built at first: twelve minutes), Weir installed on it,
@@ -109,6 +110,10 @@ test-deploy:
 test-conformance: build
 	(cd tests/conformance && $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
 
+# What Hubble's own client, and its filters, make of our flows.
+test-hubble: build
+	(cd tests/hubble && $(GO_TEST) -timeout 20m ./...) | $(SUMMARY)
+
 # What we make of a real API server: it is built at first (tests/cluster/build.sh).
 test-api: build
 	($(ON_API) $(GO_TEST) -timeout 20m -p 1 . ./control ./scale) | $(SUMMARY)
@@ -187,4 +192,4 @@ clean:
 	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
