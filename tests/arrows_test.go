@@ -32,7 +32,7 @@ var arrows = map[string][]string{
 	"controlplane/statedir":   {},
 	"controlplane/policy":     {"datapath", "identity"},
 	"controlplane/source/...": {"controlplane/api", "controlplane/policy", "controlplane/statedir"},
-	"controlplane/flowlog":    {"controlplane/api", "controlplane/policy", "datapath", "identity"},
+	"controlplane/flowlog":    {"controlplane/api", "controlplane/flowlog/spill", "controlplane/policy", "datapath", "identity"},
 	"controlplane/hubble":     {"controlplane/api", "controlplane/flowlog"},
 	"controlplane/endpoint": {
 		"controlplane/api", "controlplane/policy", "controlplane/statedir", "datapath", "identity",
@@ -51,6 +51,7 @@ var arrows = map[string][]string{
 	"cmd/weir-agent":                   {"controlplane/...", "datapath/...", "identity"},
 	"cmd/weir-cni":                     {"cni", "controlplane/build"},
 	"tests/...":                        {"bpf", "cni", "controlplane/...", "datapath/...", "identity", "tests/..."},
+	"controlplane/flowlog/spill":       {},
 	"controlplane/export": {
 		"controlplane/api", "controlplane/flowlog", "controlplane/policy", "datapath", "identity",
 	},
@@ -66,6 +67,7 @@ var owners = map[string][]string{
 	"github.com/containernetworking":      {"cni", "cmd/weir-cni"},
 	"github.com/fsnotify/fsnotify":        {"controlplane/source"},
 	"github.com/cilium/cilium":            {"cmd/weir", "controlplane/flowexport/...", "controlplane/flowlog/...", "controlplane/hubble"},
+	"controlplane/flowlog/spill":          {},
 	"github.com/spf13/cobra":              {"cmd/weir", "cmd/weir-agent"},
 	"k8s.io/client-go":                    {"controlplane/kube"},
 	"k8s.io/api":                          {"controlplane/agent", "controlplane/endpoint", "controlplane/kube", "controlplane/policy", "controlplane/source"},

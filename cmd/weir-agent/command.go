@@ -43,6 +43,9 @@ type options struct {
 	mapSizes     []string
 	flowLog      int
 	metrics      string
+	spill        string
+	spillSize    int
+	spillAge     time.Duration
 	hubble       hubbleOptions
 	exports      exportOptions
 	markShift    uint32
@@ -128,6 +131,9 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
 	o.hubble.flags(f)
+	f.StringVar(&o.spill, "flow-spill", "", "directory where flow records outlive the agent, or none (default: flows in the --state-dir; docs/observe.md)")
+	f.IntVar(&o.spillSize, "flow-spill-size", 32, "how many MiB of them are kept")
+	f.DurationVar(&o.spillAge, "flow-spill-age", 24*time.Hour, "and for how long; 0 = however old")
 	f.StringVar(&o.metrics, "metrics-listen", "", "ADDRESS:PORT to serve Prometheus metrics at, e.g. 127.0.0.1:9945 (default: nowhere; docs/observe.md)")
 	o.exports.flags(f)
 	f.Uint32Var(&o.markShift, "mark-shift", 0, "lowest of the 16 bits used in skb->mark (0: as built)")
@@ -178,6 +184,12 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.addWait <= 0 {
 		return usage("--add-wait %s must be more than nothing", o.addWait)
+	}
+	if o.spillSize < 1 {
+		return usage("--flow-spill-size %d must be 1 at least; --flow-spill none turns it off", o.spillSize)
+	}
+	if o.spillAge < 0 {
+		return usage("--flow-spill-age %s must not be below 0", o.spillAge)
 	}
 	if o.flowLog < 0 {
 		return usage("--flow-log %d must not be below 0", o.flowLog)

@@ -215,6 +215,18 @@ type FlowLogStatus struct {
 	Kept    uint64       `json:"kept"`    // of those, in the ring now
 	Size    uint64       `json:"size"`    // how many it keeps
 	Readers []FlowReader `json:"readers"` // by name; an entry stays when its reader has gone
+	// Spill is the past on disk, where there is one.
+	Spill *FlowSpillStatus `json:"spill,omitempty"`
+}
+
+// FlowSpillStatus is the account of what is spilled to disk; its reader is "spill".
+type FlowSpillStatus struct {
+	Bytes   int64      `json:"bytes"`
+	Oldest  *time.Time `json:"oldest,omitempty"` // record
+	Written uint64     `json:"written"`          // records, by this agent
+	Lost    uint64     `json:"lost"`             // records that could not be written
+	Corrupt uint64     `json:"corrupt"`          // damaged places found in files of earlier agents, skipped
+	Error   string     `json:"error,omitempty"`  // why the last write failed
 }
 
 // FlowReader is the account of the readers of one name.

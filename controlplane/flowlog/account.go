@@ -125,7 +125,7 @@ func (a *account) change(name string, f func(*api.FlowReader)) {
 // Status is the log's part of the account: records read from the kernel, and what became of them.
 func (l *Log) Status() api.FlowLogStatus {
 	kept, size, next := l.ring.measure()
-	s := api.FlowLogStatus{Read: l.read.Load(), Records: next, Kept: kept, Size: size, Readers: []api.FlowReader{}}
+	s := api.FlowLogStatus{Read: l.read.Load(), Records: next, Kept: kept, Size: size, Readers: []api.FlowReader{}, Spill: l.history.status()}
 	l.account.mu.Lock()
 	defer l.account.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(l.account.readers)) {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/weirnet/weir/controlplane/flowlog/spill"
 	"github.com/weirnet/weir/datapath"
 )
 
@@ -28,6 +30,8 @@ type Options struct {
 	Interval time.Duration // 0 = 10 s
 	// Counters, when set, are the kernel's own: what it had no room for is told in the log.
 	Counters func() (datapath.Counters, error)
+	// Spill, when set, is where records go that shall outlive the log. Run closes it.
+	Spill *spill.Store
 }
 
 // Log keeps the newest flow records of the node. It may be used from many goroutines.
@@ -37,6 +41,7 @@ type Log struct {
 
 	read    atomic.Uint64 // events
 	account account
+	history history
 
 	mu         sync.Mutex // one event at a time: names, suppressed and tallies
 	names      *namer
@@ -58,7 +63,7 @@ func New(names Names, opts Options) *Log {
 	if opts.Interval <= 0 {
 		opts.Interval = 10 * time.Second
 	}
-	return &Log{names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now()}
+	return &Log{history: history{store: opts.Spill, run: rand.Uint64()}, names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now()}
 }
 
 // Run records what r yields until ctx is over (nil) or r fails; it closes r. Followers
@@ -66,6 +71,12 @@ func New(names Names, opts Options) *Log {
 // be run again, with another reader.
 func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 	l.ring.setClosed(false)
+	if l.opts.Spill != nil {
+		spilled := make(chan struct{})
+		kept := l.Reader(spillName)
+		go func() { defer close(spilled); l.history.keep(kept) }()
+		defer func() { <-spilled }()
+	}
 	defer l.ring.setClosed(true)
 	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
 	defer func() {

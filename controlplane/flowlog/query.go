@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
+	"iter"
 	"slices"
 	"time"
 
@@ -43,15 +43,22 @@ func (l *Log) selection(q api.FlowQuery) (Selection, error) {
 	return s, err
 }
 
-// Select sends the records that s asks for, oldest first, and with s.Follow goes on with
-// new ones until ctx is over, s.Until is or the log's Run is. A follower that reads too
-// slowly skips what the ring could not keep for it and gets a lost_events message with the
-// number of records, matching or not, in their place. The error is to's, or ctx's.
+// Select sends the records that s asks for, those on disk and then those in the ring, oldest
+// first, and with s.Follow goes on with new ones until ctx is over, s.Until is or the log's Run
+// is. A follower that reads too slowly skips what the ring could not keep for it and gets a
+// lost_events message with the number of records, matching or not, in their place. The error
+// is to's, or ctx's.
 func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
 	kept, next := l.ring.all()
-	for _, r := range l.past(s, kept) {
-		if err := to.Send(l.response(r)); err != nil {
-			return err
+	if !s.New {
+		for r := range l.past(s, kept, next-uint64(len(kept))) {
+			if err := to.Send(l.response(r)); err != nil {
+				l.cutOff(nameOf(ctx), err)
+				return err
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 		}
 	}
 	if err := to.Flush(); err != nil || !s.Follow {
@@ -60,34 +67,55 @@ func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
 	return l.follow(ctx, next, s, to)
 }
 
-// past returns the records that s asks for among those kept, oldest first.
-func (l *Log) past(s Selection, kept []*record) []*record {
-	if s.New {
-		return nil
+// past yields the records that s asks for among those that there are, oldest first: kept are
+// the ring's, of which the oldest has that number.
+func (l *Log) past(s Selection, kept []*record, oldest uint64) iter.Seq[*record] {
+	spilled := func(backward bool) iter.Seq[*record] {
+		if covers(kept, &s) {
+			return func(func(*record) bool) {}
+		}
+		return l.history.records(oldest, &s, backward)
 	}
-	most := s.Number
-	if most == 0 {
-		most = math.MaxUint64
+	if s.Number > 0 && !s.First {
+		return slices.Values(s.newest(kept, spilled(true)))
 	}
+	return func(yield func(*record) bool) {
+		n := uint64(0)
+		each := func(r *record) bool {
+			if !s.wants(r) {
+				return true
+			}
+			n++
+			return yield(r) && (s.Number == 0 || n < s.Number)
+		}
+		for r := range spilled(false) {
+			if !each(r) {
+				return
+			}
+		}
+		for _, r := range kept {
+			if !each(r) {
+				return
+			}
+		}
+	}
+}
+
+// newest are the newest Number of those that s wants, oldest first.
+func (s *Selection) newest(kept []*record, spilled iter.Seq[*record]) []*record {
 	var out []*record
 	take := func(r *record) bool {
 		if s.wants(r) {
 			out = append(out, r)
 		}
-		return uint64(len(out)) < most
+		return uint64(len(out)) < s.Number
 	}
-	if s.First {
-		for _, r := range kept {
-			if !take(r) {
-				break
-			}
-		}
-		return out
+	more := true
+	for i := len(kept) - 1; i >= 0 && more; i-- {
+		more = take(kept[i])
 	}
-	for _, r := range slices.Backward(kept) {
-		if !take(r) {
-			break
-		}
+	if more {
+		spilled(take)
 	}
 	slices.Reverse(out)
 	return out
@@ -120,7 +148,7 @@ func (l *Log) follow(ctx context.Context, next uint64, s Selection, to Sink) err
 			return err
 		}
 		if err := l.sendAll(records, lost, s, to); err != nil {
-			r.cutOff(err)
+			l.cutOff(r.name, err)
 			return err
 		}
 	}

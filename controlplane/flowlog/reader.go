@@ -67,12 +67,12 @@ func (r *Reader) Close() {
 }
 
 // cutOff notes why a reader that read on behalf of a client ended, where that is its own slowness.
-func (r *Reader) cutOff(err error) {
+func (l *Log) cutOff(reader string, err error) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return
 	}
-	slog.Warn("a reader of flows is cut off: it took nothing for too long", "reader", r.name, "for", stall)
-	r.log.account.change(r.name, func(a *api.FlowReader) { a.Cut++ })
+	slog.Warn("a reader of flows is cut off: it took nothing for too long", "reader", reader, "for", stall)
+	l.account.change(reader, func(a *api.FlowReader) { a.Cut++ })
 }
 
 type readerName struct{}

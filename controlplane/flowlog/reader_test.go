@@ -37,15 +37,14 @@ func TestThousandReaders(t *testing.T) {
 	var readers sync.WaitGroup
 	for i := range 1000 {
 		readers.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7+1)*time.Millisecond)
-			defer cancel()
 			r := l.Reader("many")
 			defer r.Close()
 			first, n, missed := r.next, uint64(0), uint64(0)
-			for {
-				records, gone, err := r.Next(ctx)
+			for range i%7 + 1 {
+				records, gone, err := r.Next(t.Context())
 				if err != nil {
-					break
+					t.Error(err)
+					return
 				}
 				if at := first + n + missed + gone; len(records) > 0 && records[0].seq != at {
 					t.Errorf("record %d, want %d", records[0].seq, at)
@@ -60,7 +59,7 @@ func TestThousandReaders(t *testing.T) {
 	readers.Wait()
 	close(stop)
 	<-stopped
-	if a := l.Status().Readers; len(a) != 1 || a[0] != (api.FlowReader{Name: "many", Taken: taken, Lost: lost}) || taken == 0 {
+	if a := l.Status().Readers; len(a) != 1 || a[0] != (api.FlowReader{Name: "many", Taken: taken, Lost: lost}) || taken < 1000 {
 		t.Errorf("account %+v, readers took %d and lost %d", a, taken, lost)
 	}
 }

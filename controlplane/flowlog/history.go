@@ -1,0 +1,156 @@
+package flowlog
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/flowlog/spill"
+	"github.com/weirnet/weir/datapath"
+)
+
+const (
+	spillBlock = 512         // records of a block at most
+	spillAfter = time.Second // what a killed agent loses of the past
+	spillName  = "spill"     // the reader
+)
+
+// history is the log's past on disk: a reader writes it, off the way of events.
+type history struct {
+	store *spill.Store // nil: there is none
+	run   uint64       // this log's life, in its blocks
+
+	mu      sync.Mutex
+	written uint64
+	lost    uint64 // could not be written
+	failed  error  // what the last attempt to write came to
+}
+
+// keep spills what r reads until the log ends.
+func (h *history) keep(r *Reader) {
+	defer r.Close()
+	defer h.store.Close()
+	p, pending := newPacker(), make([]*record, 0, spillBlock+batch)
+	due := time.Now().Add(time.Minute)
+	for {
+		ctx, cancel := context.WithDeadline(context.Background(), due)
+		records, lost, err := r.Next(ctx)
+		cancel()
+		if len(pending) == 0 && len(records) > 0 {
+			due = time.Now().Add(spillAfter)
+		}
+		if lost > 0 {
+			pending = append(pending, gap(lost, r.next-uint64(len(records))-1))
+		}
+		pending = append(pending, records...)
+		ended := errors.Is(err, io.EOF)
+		if over := !time.Now().Before(due); len(pending) >= spillBlock || over || ended {
+			h.write(p, pending)
+			clear(pending)
+			pending = pending[:0]
+			if over {
+				h.store.Expire(time.Now())
+			}
+			due = time.Now().Add(time.Minute)
+		}
+		if ended {
+			return
+		}
+	}
+}
+
+// gap stands for records that were overwritten before they could be spilled, the last of which
+// had that number.
+func gap(lost, last uint64) *record {
+	return &record{seq: last, lost: lost, event: datapath.Event{Time: time.Now()}}
+}
+
+func (h *history) write(p *packer, records []*record) {
+	if len(records) == 0 {
+		return
+	}
+	data, err := p.pack(records)
+	if err == nil {
+		b := &spill.Block{Run: h.run, First: records[0].seq, Last: records[len(records)-1].seq, Count: uint32(len(records)), Data: data}
+		b.From, b.Until = records[0].event.Time, records[0].event.Time
+		for _, r := range records {
+			if at := r.event.Time; at.Before(b.From) {
+				b.From = at
+			} else if at.After(b.Until) {
+				b.Until = at
+			}
+		}
+		err = h.store.Append(b)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.written += uint64(len(records))
+	} else {
+		h.lost += uint64(len(records))
+	}
+	if (err == nil) != (h.failed == nil) {
+		if err != nil {
+			slog.Error("flows are not spilled to disk: those of now will be missing after a restart of the agent", "error", err)
+		} else {
+			slog.Info("flows are spilled to disk again", "lost", h.lost)
+		}
+	}
+	h.failed = err
+}
+
+// records are those of before the oldest that the ring has, as long as the time they are of
+// may be asked for; oldest first, or newest first.
+func (h *history) records(oldest uint64, s *Selection, backward bool) iter.Seq[*record] {
+	return func(yield func(*record) bool) {
+		if h.store == nil {
+			return
+		}
+		for b := range h.store.Blocks(s.Since, s.Until, backward) {
+			if b.Run == h.run && b.First >= oldest {
+				continue
+			}
+			records, err := unpack(b.Data)
+			if err != nil {
+				slog.Warn("spilled flows cannot be read: they are missing in what is shown", "records", b.Count, "error", err)
+				continue
+			}
+			if backward {
+				slices.Reverse(records)
+			}
+			for _, r := range records {
+				if (b.Run != h.run || r.seq < oldest) && !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// covers reports whether the ring alone has all that s asks for.
+func covers(kept []*record, s *Selection) bool {
+	return len(kept) > 0 && !s.Since.IsZero() && kept[0].event.Time.Before(s.Since)
+}
+
+func (h *history) status() *api.FlowSpillStatus {
+	if h.store == nil {
+		return nil
+	}
+	on := h.store.Status()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := &api.FlowSpillStatus{Bytes: on.Bytes, Written: h.written, Lost: h.lost, Corrupt: on.Corrupt}
+	if !on.Oldest.IsZero() {
+		s.Oldest = &on.Oldest
+	}
+	if h.failed != nil {
+		s.Error = h.failed.Error()
+	}
+	return s
+}
