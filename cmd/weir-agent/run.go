@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/export"
 	"github.com/weirnet/weir/controlplane/flowlog"
+	"github.com/weirnet/weir/controlplane/flowlog/spill"
 	"github.com/weirnet/weir/controlplane/hubble"
 	"github.com/weirnet/weir/controlplane/kube"
 	"github.com/weirnet/weir/controlplane/node"
@@ -70,9 +73,10 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	flows := flowlog.New(a, flowlog.Options{Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
+	past, noPast := o.openSpill()
+	flows := flowlog.New(a, flowlog.Options{Spill: past, Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
 	exports := o.exports.open(flows, o.log)
-	whole := observed{a, flows, exports, o.hubble.tcp}
+	whole := observed{a, flows, exports, o.hubble.tcp, noPast}
 	metrics = export.NewMetrics(export.Sources{
 		Status: func(ctx context.Context) (api.Status, error) { return whole.Status(ctx, 0) }, Policies: a.Policies,
 		Counters: kernel.Counters, Denials: kernel.Denials, Rule: a.Rule, Records: flows.Counts, Log: o.log,
@@ -97,6 +101,7 @@ type observed struct {
 	flows   *flowlog.Log
 	exports exports
 	hubble  *hubble.TCP
+	noPast  []string // warnings
 }
 
 // Status implements api.Node.
@@ -106,7 +111,25 @@ func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, e
 	s.Flows.Log = &log
 	s.Warnings = append(s.Warnings, n.hubble.Warnings()...)
 	n.exports.add(&s)
+	s.Warnings = append(s.Warnings, n.noPast...)
 	return s, err
+}
+
+// openSpill opens the past on disk. An agent that has none enforces all the same.
+func (o *options) openSpill() (*spill.Store, []string) {
+	dir := o.spill
+	switch dir {
+	case "none":
+		return nil, nil
+	case "":
+		dir = filepath.Join(o.stateDir, "flows")
+	}
+	store, err := spill.Open(spill.Options{Dir: dir, Size: int64(o.spillSize) << 20, Age: o.spillAge, Log: o.log})
+	if err != nil {
+		o.log.Error("flows will not outlive this agent", "error", err)
+		return nil, []string{fmt.Sprintf("flows will not outlive this agent: --flow-spill: %v", err)}
+	}
+	return store, nil
 }
 
 const routingVXLAN = "vxlan"

@@ -181,6 +181,21 @@ func (a *app) logText(l *api.FlowLogStatus) string {
 		return "" // an older agent
 	}
 	text := fmt.Sprintf("%d events read, %d of %d records kept", l.Read, l.Kept, l.Size)
+	if s := l.Spill; s != nil {
+		text += fmt.Sprintf("; %s on disk", format.Bytes(uint64(s.Bytes)))
+		if s.Oldest != nil {
+			text += " since " + s.Oldest.Local().Format("Jan _2 15:04:05")
+		}
+		if s.Lost > 0 {
+			text += ", " + a.style.Warn(fmt.Sprintf("%d records not written", s.Lost))
+		}
+		if s.Error != "" {
+			text += ", " + a.style.Bad(format.Safe(s.Error))
+		}
+		if s.Corrupt > 0 {
+			text += ", " + a.style.Warn(plural(int(s.Corrupt), "damaged file", "damaged files"))
+		}
+	}
 	for _, r := range l.Readers {
 		reader := fmt.Sprintf("%s took %d", format.Safe(r.Name), r.Taken)
 		if r.Lost > 0 {

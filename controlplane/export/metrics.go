@@ -105,6 +105,11 @@ var (
 	lost   = counter("flow_events_lost_total", "Events that were lost because a kernel ring was full, by ring.", "ring")
 	read   = counter("flow_events_read_total", "Events that this agent read.")
 
+	spillBytes   = gauge("flow_spill_bytes", "Size of the flow records on disk.")
+	spillWritten = counter("flow_spill_records_total", "Records spilled to disk.")
+	spillLost    = counter("flow_spill_lost_total", "Records that could not be written to disk.")
+	spillDamaged = gauge("flow_spill_damaged_files", "Files of spilled records that were found damaged, or cut off by a kill.")
+
 	readersOpen  = gauge("flow_readers", "Readers of the flow log, by name.", "reader")
 	readersTaken = counter("flow_reader_records_total", "Records that readers took.", "reader")
 	readersLost  = counter("flow_reader_lost_total", "Records that were overwritten before a reader took them.", "reader")
@@ -211,6 +216,12 @@ func (c *collector) export(e emitter, x api.ExportStatus) {
 
 func (c *collector) flowLog(e emitter, l *api.FlowLogStatus) {
 	e.add(read, float64(l.Read))
+	if s := l.Spill; s != nil {
+		e.add(spillBytes, float64(s.Bytes))
+		e.add(spillWritten, float64(s.Written))
+		e.add(spillLost, float64(s.Lost))
+		e.add(spillDamaged, float64(s.Corrupt))
+	}
 	for _, r := range l.Readers {
 		e.add(readersOpen, float64(r.Open), r.Name)
 		e.add(readersTaken, float64(r.Taken), r.Name)

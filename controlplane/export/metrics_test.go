@@ -45,7 +45,7 @@ func node() Sources {
 			return api.Status{
 				Node: "worker-1", Version: "0.1.0", Started: time.Unix(1e9, 0), Revision: api.Revision{Desired: 8, Applied: 7}, Epoch: 12,
 				Endpoints: 5, Chained: 2, Errors: make([]api.ObjectError, 3), Maps: []api.MapUse{{Name: "facts", Used: 10, Most: 100}},
-				Flows:   api.FlowStatus{Active: 9, Parked: 4, Resent: 3, Log: &api.FlowLogStatus{Read: 77, Readers: []api.FlowReader{{Name: "hubble", Open: 1, Taken: 5, Lost: 6, Cut: 1}}}},
+				Flows:   api.FlowStatus{Active: 9, Parked: 4, Resent: 3, Log: &api.FlowLogStatus{Spill: &api.FlowSpillStatus{Bytes: 1}, Read: 77, Readers: []api.FlowReader{{Name: "hubble", Open: 1, Taken: 5, Lost: 6, Cut: 1}}}},
 				Exports: []api.ExportStatus{{Export: "otlp", Exported: 11, Queued: 3, Lost: map[string]uint64{"queue": 5}, Failures: 2, Error: "away"}},
 			}, nil
 		},

@@ -32,6 +32,12 @@ map-size:
   {{ $name }}: {{ int64 $entries }}
 {{- end }}
 {{- end }}
+{{- if .Values.flowSpill.enabled }}
+flow-spill-size: {{ int64 .Values.flowSpill.sizeMiB }}
+flow-spill-age: {{ .Values.flowSpill.age }}
+{{- else }}
+flow-spill: none
+{{- end }}
 {{- with .Values.metrics.listen }}
 metrics-listen: {{ . | quote }}
 {{- end }}

@@ -77,6 +77,7 @@ var everything = map[string]any{
 	"prepareNode": false, "nodeSelector": map[string]any{"kubernetes.io/os": "linux"}, "tolerations": []any{},
 	"resources": map[string]any{"limits": map[string]any{"memory": "512Mi"}}, "maxUnavailable": "10%",
 	"imagePullSecrets": []any{map[string]any{"name": "pull"}},
+	"flowSpill":        map[string]any{"enabled": true, "sizeMiB": 7, "age": "90m"},
 	"metrics":          map[string]any{"listen": ":19945", "podMonitor": true},
 }
 
@@ -115,6 +116,8 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"image": map[string]any{"repo": "x"}}, "image"},
 		{map[string]any{"maxUnavailable": 0}, "maxUnavailable"},
 		{map[string]any{"metrics": map[string]any{"listen": "9945"}}, "listen"},
+		{map[string]any{"flowSpill": map[string]any{"sizeMiB": 0}}, "sizeMiB"},
+		{map[string]any{"flowSpill": map[string]any{"age": "a day"}}, "age"},
 		{map[string]any{"metrics": map[string]any{"podMonitor": true}}, "nobody else reaches metrics.listen 127.0.0.1:9945"},
 		{map[string]any{"metrics": map[string]any{"podMonitor": true, "listen": ""}}, "nothing to scrape"},
 	} {
