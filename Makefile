@@ -23,7 +23,8 @@
 #   bypasses   tries the known ways around a policy, and writes docs/bypasses.md
 #   lint       format, vet, staticcheck, import arrows
 #   verify     what each kernel program costs the verifier
-#   bench      what a packet costs, as ratios
+#   bench      what policy costs, beside what others cost: writes docs/benchmarks.md (ONLY=packets,traffic,flood,
+#              updates,cni,memory; BENCHFLAGS=-short: to see that it works; -gate 3: what a change is held to)
 #   fmt        rewrite Go and C in the house's format
 #   clean      build output, and what a crashed run left behind
 
@@ -41,15 +42,18 @@ DEPLOY    = (cd deploy/tools && $(GO_TEST) ./...)
 SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic# one after the other: they have time limits
 UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic)$$')
 C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
+YARD = tests/bench/yard/yard.bpf.c
 
 all: build
 
 deps:
 	@tools/deps
 
-generate: bpf/weir_bpfel.go
+generate: bpf/weir_bpfel.go tests/bench/yard/yard_bpfel.go
 bpf/weir_bpfel.go: $(C_SOURCES) bpf/gen.go | deps
 	cd bpf && go generate ./...
+tests/bench/yard/yard_bpfel.go: $(YARD) tests/bench/yard/gen.go | deps
+	cd tests/bench/yard && go generate ./...
 
 # Pods' addresses come from host-local and their hostPorts from portmap, plugins of their own.
 PLUGINS   = $(addprefix github.com/containernetworking/plugins/plugins/,ipam/host-local meta/portmap)
@@ -162,7 +166,7 @@ test-kernels: build build-other-layout build-others
 
 lint: lint-c lint-go lint-mod
 lint-c: generate
-	clang-format-19 --dry-run -Werror $(C_SOURCES)
+	clang-format-19 --dry-run -Werror $(C_SOURCES) $(YARD)
 lint-go: generate
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'd: $$out"; exit 1; }
 	go vet ./...
@@ -177,19 +181,24 @@ lint-mod: generate
 
 fmt: generate
 	gofmt -w $$(git ls-files '*.go')
-	clang-format-19 -i $(C_SOURCES)
+	clang-format-19 -i $(C_SOURCES) $(YARD)
 
 verify: generate
 	@go run ./tests/verify
 
-bench: generate
+# With a gate, as .ci/run has it, only the ratios that are stable enough.
+ONLY =
+bench: generate $(if $(findstring -gate,$(BENCHFLAGS)),,bench-others)
 	@$(GO_BUILD) -o bin/bench ./tests/bench
-	@bin/bench $(BENCHFLAGS)
+	@bin/bench $(if $(ONLY),-only $(ONLY)) $(BENCHFLAGS)
+bench-others: build build-others
+	@tools/deps bench
+	cd tests/bench/peers && $(GO_BUILD) -o ../../../bin/kube-network-policies sigs.k8s.io/kube-network-policies/cmd/kube-network-policies/standard
 
 clean:
 	@flock -n /run/.weird.lock tests/lab/clean.sh weird- /run/weird || { echo "clean: a demo is running: interrupt it first"; exit 1; }
 	tests/lab/clean.sh weirt- /run/weirt-
 	tests/cluster/clean.sh weirt-
-	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o
+	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o tests/bench/yard/*_bpfel.go tests/bench/yard/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench clean
+.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench bench-others clean

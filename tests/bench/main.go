@@ -1,125 +1,267 @@
-// Command bench measures what a packet costs in the real programs, by BPF_PROG_TEST_RUN, as
-// a ratio to a program with one hash lookup (1H), both net of an empty program. It pins
-// itself to one CPU at real-time priority, interleaves the rows and prints medians over
-// rounds with their spread.
+// Command bench measures what policy costs, and writes docs/benchmarks.md. Sections run one
+// after the other, each in a process of its own. With -gate it runs the few ratios that are
+// stable enough to hold a change to, and fails where one is past its gate.
 package main
 
 import (
-	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
-	"text/tabwriter"
+	"strings"
+	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/weirnet/weir/tests/bench/report"
+	"github.com/weirnet/weir/tests/bench/traffic"
 )
 
-type row struct {
-	name   string
-	repeat int
-	run    func(repeat int) (time.Duration, error) // per packet
-	more   bool                                    // the row before with more rules: compared with it
+// section is a subject of the report.
+type section struct {
+	name, title, method string
+	measure             func(*measurement) error
 }
 
-type gates struct{ established, more float64 }
+// measurement is a section on its way.
+type measurement struct {
+	context.Context
+	*report.Section
+	rounds int
+	short  bool   // to see that it works
+	bin    string // where the binaries are
+	began  time.Time
+	match  *regexp.Regexp // of subjects
+}
+
+// pick is a size for a real run or one for a short run.
+func pick[T any](m *measurement, real, short T) T {
+	if m.short {
+		return short
+	}
+	return real
+}
+
+func (m *measurement) progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%6s  %s: %s\n", time.Since(m.began).Round(time.Second), m.Name, fmt.Sprintf(format, args...))
+}
+
+// sections in the report's order.
+func sections() []section {
+	return []section{packets, trafficSection, flood}
+}
+
+// options are the command line.
+type options struct {
+	only   string
+	rounds int
+	short  bool
+	out    string
+	bin    string
+	child  string
+	result string
+	match  string
+}
 
 func main() {
-	rounds := flag.Int("rounds", 9, "rounds; figures are medians over them")
-	repeat := flag.Int("repeat", 300000, "packets per burst (keep a burst under a second)")
+	if len(os.Args) > 1 && os.Args[1] == traffic.Command {
+		os.Exit(traffic.Main(os.Args[2:]))
+	}
+	var o options
+	flag.StringVar(&o.only, "only", "", "sections, with commas between them (default: all)")
+	flag.IntVar(&o.rounds, "rounds", 9, "rounds; figures are medians over them")
+	flag.BoolVar(&o.short, "short", false, "little of everything, to see that it works: such figures mean nothing")
+	flag.StringVar(&o.out, "out", "docs/benchmarks.md", "the page; plots and raw figures go beside it")
+	flag.StringVar(&o.bin, "bin", "bin", "where the binaries are")
+	flag.StringVar(&o.child, "section", "", "run this section in this process (for bench itself)")
+	flag.StringVar(&o.result, "result", "", "file for its result (likewise)")
+	flag.StringVar(&o.match, "match", "", "of what is compared, only this (a regular expression), and what it is held against")
+	repeat := flag.Int("repeat", 300000, "with a gate: packets per burst (keep a burst under a second)")
 	var gates gates
 	flag.Float64Var(&gates.established, "gate", 0, "fail if an established packet costs more than this many 1H (0: no gate)")
 	flag.Float64Var(&gates.more, "gate-more", 0, "fail if more rules make a first packet more than this many times as dear (0: no gate)")
 	flag.Parse()
-	*rounds = min(*rounds, mostRounds)
-	if err := bench(*rounds, *repeat, gates); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := errors.New("no arguments are expected")
+	switch {
+	case flag.NArg() > 0:
+	case gates != (gatesOff):
+		err = gate(min(o.rounds, mostRounds), *repeat, gates)
+	case o.child != "":
+		err = child(ctx, o)
+	default:
+		err = all(ctx, o)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(rounds, repeat int, gates gates) error {
-	runtime.LockOSThread()
-	n, err := newNode()
+// all runs the sections and writes the page. A section that fails is told of on the page;
+// one that was not asked for stays as an earlier run has it.
+func all(ctx context.Context, o options) error {
+	chosen, err := choose(o.only)
 	if err != nil {
 		return err
 	}
-	defer n.close()
-	rows := n.rows(repeat)
-	if err := realtime(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: no real-time priority, figures will be noisy:", err)
-	}
-	samples := make([][]time.Duration, len(rows))
-	for r := 0; r < rounds; r++ {
-		for i, row := range rows {
-			d, err := row.run(row.repeat)
-			if err != nil {
-				return fmt.Errorf("%s: %w", row.name, err)
-			}
-			samples[i] = append(samples[i], d)
+	r := &report.Report{Began: time.Now().UTC().Format("2006-01-02 15:04 MST"), Arguments: strings.Join(os.Args[1:], " "), LoadStart: load()}
+	describe(r)
+	began := time.Now()
+	var errs []error
+	for i, s := range chosen {
+		fmt.Fprintf(os.Stderr, "== %s (%d of %d), load average %s\n", s.name, i+1, len(chosen), load())
+		result, err := start(ctx, o, s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+		}
+		if result != nil {
+			r.Sections = append(r.Sections, result)
+		}
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
 		}
 	}
-	return report(rows, samples, gates)
-}
-
-// realtime pins the thread to the last CPU at SCHED_RR 20.
-func realtime() error {
-	var set unix.CPUSet
-	set.Set(runtime.NumCPU() - 1)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
+	r.Took, r.LoadEnd = time.Since(began).Round(time.Second).String(), load()
+	if len(chosen) < len(sections()) {
+		for _, s := range r.Sections {
+			s.Note("measured %s at commit %s, load average %s to %s", r.Began, r.Commit, r.LoadStart, r.LoadEnd)
+		}
+		r.Sections = keep(o.out, r.Sections)
+	}
+	if err := r.Write(o.out); err != nil {
 		return err
 	}
-	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 20}, 0)
+	fmt.Fprintln(os.Stderr, "written:", o.out)
+	return errors.Join(errs...)
 }
 
-// report prints each row net of the empty program, as a ratio to 1H and, where it has more
-// rules than the row before, to that; paired by round.
-func report(rows []row, samples [][]time.Duration, gates gates) error {
-	w := tabwriter.NewWriter(os.Stdout, 2, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "packet\tns net of empty\tx 1H\tspread\tx fewer rules\t")
-	fmt.Fprintf(w, "%s\t%d (gross)\t\t\t\t\n", rows[0].name, median(samples[0]).Nanoseconds())
-	var errs []error
-	for i, r := range rows[1:] {
-		all, toFewer := ratios(samples, i+1, 1), ""
-		to1H := median(all)
-		if r.more {
-			ratio := median(ratios(samples, i+1, i))
-			toFewer = fmt.Sprintf("%.2f", ratio)
-			if gates.more > 0 && ratio > gates.more {
-				errs = append(errs, fmt.Errorf("%s: %.2f times as dear as with fewer rules, the gate is %.2f", r.name, ratio, gates.more))
+func choose(only string) ([]section, error) {
+	if only == "" {
+		return sections(), nil
+	}
+	var out []section
+	for _, name := range strings.Split(only, ",") {
+		i := slices.IndexFunc(sections(), func(s section) bool { return s.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("-only: there is no section %q", name)
+		}
+		out = append(out, sections()[i])
+	}
+	return out, nil
+}
+
+// keep adds the sections that an earlier run wrote and this one did not.
+func keep(page string, fresh []*report.Section) (out []*report.Section) {
+	old, err := report.Read(strings.TrimSuffix(page, ".md") + ".json")
+	if err != nil {
+		return fresh
+	}
+	for _, s := range sections() {
+		has := func(r *report.Section) bool { return r.Name == s.name }
+		if i := slices.IndexFunc(fresh, has); i >= 0 {
+			out = append(out, fresh[i])
+		} else if i := slices.IndexFunc(old.Sections, has); i >= 0 {
+			out = append(out, old.Sections[i])
+		}
+	}
+	return out
+}
+
+// start runs a section in a process of its own.
+func start(ctx context.Context, o options, s section) (*report.Section, error) {
+	file, err := os.CreateTemp("", "weir-bench-")
+	if err != nil {
+		return nil, err
+	}
+	file.Close()
+	defer os.Remove(file.Name())
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"-section", s.name, "-result", file.Name(), "-rounds", fmt.Sprint(o.rounds), "-bin", o.bin, "-match", o.match}
+	if o.short {
+		args = append(args, "-short")
+	}
+	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	ended := cmd.Run()
+	raw, err := os.ReadFile(file.Name())
+	if err != nil || len(raw) == 0 {
+		return nil, errors.Join(ended, err)
+	}
+	result := &report.Section{}
+	return result, errors.Join(ended, json.Unmarshal(raw, result))
+}
+
+// child is start's process.
+func child(ctx context.Context, o options) error {
+	chosen, err := choose(o.child)
+	if err != nil {
+		return err
+	}
+	s := chosen[0]
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
+		return err
+	}
+	match, err := regexp.Compile(o.match)
+	if err != nil {
+		return fmt.Errorf("-match: %w", err)
+	}
+	m := &measurement{match: match, Context: ctx, Section: &report.Section{Name: s.name, Title: s.title, Method: s.method}, rounds: o.rounds, short: o.short, bin: bin, began: time.Now()}
+	if o.short {
+		m.rounds = min(m.rounds, 2)
+		m.Note("a short run: these figures mean nothing")
+	}
+	failed := s.measure(m)
+	if failed != nil {
+		m.Note("not measured to the end: %v", failed)
+	}
+	m.Took = time.Since(m.began).Round(time.Second).String()
+	raw, err := json.Marshal(m.Section)
+	if err == nil {
+		err = os.WriteFile(o.result, raw, 0o644)
+	}
+	return errors.Join(failed, err)
+}
+
+// describe says where this was measured.
+func describe(r *report.Report) {
+	var u syscall.Utsname
+	if syscall.Uname(&u) == nil {
+		for _, c := range u.Release {
+			if c != 0 {
+				r.Kernel += string(rune(c))
 			}
 		}
-		if r.name == establishedRow && gates.established > 0 && to1H > gates.established {
-			errs = append(errs, fmt.Errorf("an established packet costs %.2f x 1H, the gate is %.2f", to1H, gates.established))
+	}
+	r.CPUs, r.CPU = runtime.NumCPU(), "unknown"
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				r.CPU = strings.TrimSpace(value)
+			}
 		}
-		fmt.Fprintf(w, "%s\t%d\t%.2f\t%.2f-%.2f\t%s\t\n", r.name, median(net(samples, i+1)).Nanoseconds(), to1H, slices.Min(all), slices.Max(all), toFewer)
 	}
-	return errors.Join(append(errs, w.Flush())...)
+	commit, _ := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	r.Commit = strings.TrimSpace(string(commit))
 }
 
-// net is a row's samples, less the empty program's.
-func net(samples [][]time.Duration, i int) []time.Duration {
-	var out []time.Duration
-	for round, d := range samples[i] {
-		out = append(out, d-samples[0][round])
-	}
-	return out
-}
-
-// ratios of two rows, round by round.
-func ratios(samples [][]time.Duration, i, to int) []float64 {
-	var out []float64
-	other := net(samples, to)
-	for round, d := range net(samples, i) {
-		out = append(out, float64(d)/float64(max(other[round], 1)))
-	}
-	return out
-}
-
-func median[T cmp.Ordered](values []T) T {
-	s := slices.Sorted(slices.Values(values))
-	return s[len(s)/2]
+// load is the three load averages.
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	fields := strings.Fields(string(text))
+	return strings.Join(fields[:min(3, len(fields))], " ")
 }

@@ -43,6 +43,7 @@ type Options struct {
 	RangeFirst int      // first host number that is given out, 0 = the pool's first
 	Agent      []string // further flags of weir-agent
 	Name       string   // the agent's --node-name; "" = node
+	XDP        string   // of pods' interfaces: generic, native, auto; "" = off
 }
 
 // Node is a node and all that belongs to it. Methods are for one goroutine, but those of

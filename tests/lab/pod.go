@@ -164,7 +164,7 @@ func (n *Node) args(p *Pod) *libcni.RuntimeConf {
 
 // network is the node's CNI configuration.
 func (n *Node) network() (*libcni.NetworkConfigList, error) {
-	weir := object{"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.BPFFSDir()}
+	weir := object{"type": "weir-cni", "stateDir": n.StateDir(), "bpffsDir": n.BPFFSDir(), "xdp": n.opts.XDP}
 	ipam := object{
 		"type": "host-local", "dataDir": filepath.Join(n.opts.Run, "addresses"),
 		"ranges": [][]object{{n.pool(n.opts.Pool4)}, {n.pool(n.opts.Pool6)}},

@@ -4,12 +4,14 @@
 package testnode
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -271,6 +273,12 @@ type skb struct {
 // Context is the context of a TEST_RUN of a frame received by ifindex.
 func Context(ifindex int) any {
 	return skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(ifindex)}
+}
+
+// Bytes is Context as the kernel reads it.
+func Bytes(ifindex int) []byte {
+	in := skb{Ifindex: uint32(ifindex), IngressIfindex: uint32(ifindex)}
+	return bytes.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&in)), unsafe.Sizeof(in)))
 }
 
 // Run hands a frame to a hook (from_pod, to_pod, to_network, from_network) at the

@@ -1,0 +1,377 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/weirnet/weir/tests/bench/report"
+	"github.com/weirnet/weir/tests/bench/yard"
+	"github.com/weirnet/weir/tests/lab"
+)
+
+var trafficSection = section{
+	name: "traffic", title: "Traffic between pods", measure: measureTraffic,
+	method: "Two pods, IPv4. Ping-pong: a byte there and back on an open TCP connection. Connect/close: a connection for each such byte. " +
+		"UDP: datagrams of 22 bytes, counted where they enter the pod. Bulk: TCP as fast as it goes. Each is what plain routing does, times a factor: " +
+		"all subjects are up at once, each in namespaces of its own, and take turns; both ends, and daemons that packets wait for, run on one CPU " +
+		"at real-time priority. Policies are those of one pod: each lets one peer in by one port, the last the pod that sends. What iptables and nftables " +
+		"are given is what a controller of that kind writes: a chain for the pod, a chain for each policy, an open connection goes on at once; " +
+		"one set for all policies is what such a controller could do at best. " +
+		"kube-network-policies is v1.1.1; where the kernel has no nftables queue it gets the packets by its rules as iptables has them, an open connection goes past it.",
+}
+
+// subject is who stands between the pods.
+type subject struct {
+	name  string
+	lab   lab.Options
+	start func(context.Context, *site) error
+	site  *site
+	rates map[string][]float64
+}
+
+const plainName = "plain routing"
+
+var trafficKinds = []string{"pingpong", "connect", "udp", "bulk"}
+
+var trafficColumns = []string{"ping-pong", "connect/close", "UDP", "TCP bulk"}
+
+func measureTraffic(m *measurement) error {
+	var y yard.YardObjects
+	if err := yard.LoadYardObjects(&y, nil); err != nil {
+		return err
+	}
+	defer y.Close()
+	for _, place := range []struct {
+		name, title string
+		nodes       int
+		subjects    []*subject
+	}{
+		{"traffic", "On one node", 1, oneNode(m)},
+		{"native", "Over two nodes, routed", 2, twoNodes(false)},
+		{"vxlan", "Over two nodes, in VXLAN", 2, twoNodes(true)},
+	} {
+		if err := runTraffic(m, &y, place.name, place.title, place.nodes, place.subjects); err != nil {
+			return fmt.Errorf("%s: %w", place.title, err)
+		}
+	}
+	return nil
+}
+
+// plain makes pods and has rules written.
+func plain(rules func(a, b string) []ruleset) func(context.Context, *site) error {
+	return func(ctx context.Context, s *site) error {
+		if err := s.addPods(ctx); err != nil {
+			return err
+		}
+		if rules == nil {
+			return nil
+		}
+		return apply(ctx, s.last(), rules(s.a.Addr4, s.b.Addr4)...)
+	}
+}
+
+// ofWeir is Weir with policies.
+func ofWeir(policies int) func(context.Context, *site) error {
+	return func(ctx context.Context, s *site) error { return s.weir(ctx, policies) }
+}
+
+func oneNode(m *measurement) []*subject {
+	subjects := []*subject{
+		{name: plainName, start: plain(nil)},
+		{name: "plain routing, once more", start: plain(nil)},
+	}
+	for _, n := range []int{0, 10, 1000} {
+		subjects = append(subjects, &subject{name: fmt.Sprintf("Weir, %d policies", n), start: ofWeir(n)})
+	}
+	subjects = append(subjects,
+		&subject{name: "Weir, 1000 policies, flows followed", start: followed},
+		&subject{name: "Weir, 1000 policies, nobody reads flows", start: unread},
+		&subject{name: "Weir, 1000 policies, shield generic", lab: lab.Options{XDP: "generic"}, start: ofWeir(1000)},
+		&subject{name: "Weir, 1000 policies, shield native", lab: lab.Options{XDP: "native"}, start: ofWeir(1000)})
+	for _, n := range []int{10, 1000} {
+		subjects = append(subjects,
+			&subject{name: fmt.Sprintf("iptables, %d policies", n), start: plain(func(a, b string) []ruleset { return iptables(n, a, b, false) })},
+			&subject{name: fmt.Sprintf("iptables with ipset, %d policies", n), start: plain(func(a, b string) []ruleset { return iptables(n, a, b, true) })},
+			&subject{name: fmt.Sprintf("nftables, %d policies", n), start: plain(func(a, b string) []ruleset { return nftables(n, a, b, false) })},
+			&subject{name: fmt.Sprintf("nftables with sets, %d policies", n), start: plain(func(a, b string) []ruleset { return nftables(n, a, b, true) })},
+			&subject{name: fmt.Sprintf("nftables with one set, %d policies", n), start: plain(func(a, b string) []ruleset { return oneSet(n, a, b) })})
+	}
+	for _, n := range []int{10, 1000} {
+		subjects = append(subjects, &subject{name: fmt.Sprintf("kube-network-policies, %d policies", n), start: kubeNetworkPolicies(m.bin, n)})
+	}
+	return subjects
+}
+
+func twoNodes(vxlan bool) []*subject {
+	routed := func(rules func(a, b string) []ruleset) func(context.Context, *site) error {
+		return func(ctx context.Context, s *site) error {
+			if err := plain(rules)(ctx, s); err != nil {
+				return err
+			}
+			return s.routes(ctx, vxlan)
+		}
+	}
+	mode := "native"
+	if vxlan {
+		mode = "vxlan"
+	}
+	weir := lab.Options{Agent: []string{"--uplink", "up0", "--uplink", "join", "--routing", mode, "--masquerade=false"}}
+	return []*subject{
+		{name: plainName, start: routed(nil)},
+		{name: "Weir, 0 policies", lab: weir, start: ofWeir(0)},
+		{name: "Weir, 1000 policies", lab: weir, start: ofWeir(1000)},
+		{name: "iptables with ipset, 1000 policies", start: routed(func(a, b string) []ruleset { return iptables(1000, a, b, true) })},
+		{name: "nftables with sets, 1000 policies", start: routed(func(a, b string) []ruleset { return nftables(1000, a, b, true) })},
+	}
+}
+
+// followed has somebody read flow records as they come.
+func followed(ctx context.Context, s *site) error {
+	if err := s.weir(ctx, 1000); err != nil {
+		return err
+	}
+	n := s.nodes[0]
+	cmd := exec.Command(n.Binary("weir"), "--state-dir", n.StateDir(), "flows", "--follow", "-o", "json")
+	cmd.Stdout = io.Discard
+	if err := n.Start(cmd); err != nil {
+		return err
+	}
+	s.ends = append(s.ends, cmd)
+	return nil
+}
+
+// unread has no agent: what is enforced stays, records are lost once the ring is full.
+func unread(ctx context.Context, s *site) error {
+	if err := s.weir(ctx, 1000); err != nil {
+		return err
+	}
+	return s.nodes[0].StopAgent()
+}
+
+// kubeNetworkPolicies starts a peer that judges in its own process. All packets wait for it,
+// so it runs where they do.
+func kubeNetworkPolicies(bin string, policies int) func(context.Context, *site) error {
+	return func(ctx context.Context, s *site) error {
+		if err := s.addPods(ctx); err != nil {
+			return err
+		}
+		objects := cluster(policies)
+		objects["pods"] = append(objects["pods"], podObject(s, "a"), podObject(s, "b"))
+		if err := s.startAPI(objects); err != nil {
+			return err
+		}
+		n := s.nodes[0]
+		cmd := exec.Command("taskset", "-c", fmt.Sprint(runtime.NumCPU()-1), "chrt", "-r", "20", filepath.Join(bin, "kube-network-policies"),
+			"-kubeconfig", filepath.Join(n.RunDir(), "kubeconfig"), "-hostname-override", "node-a", "-disable-nri", "-v", "0")
+		log, err := os.Create(filepath.Join(n.RunDir(), "kube-network-policies.log"))
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		cmd.Stdout, cmd.Stderr = log, log
+		if err := n.Start(cmd); err != nil {
+			return err
+		}
+		s.ends = append(s.ends, cmd)
+		own := until(ctx, 5*time.Second, "kube-network-policies has rules", func() bool {
+			out, err := n.Run(ctx, "nft", "list", "ruleset")
+			return err == nil && len(out) > 0
+		})
+		if own == nil {
+			return nil
+		}
+		if said, _ := os.ReadFile(log.Name()); !strings.Contains(string(said), "Syncing nftables rules") {
+			return fmt.Errorf("%w: it says: %s", own, end300(string(said)))
+		}
+		return apply(ctx, n, queueRules(s.a.Addr4, s.b.Addr4)...)
+	}
+}
+
+// until waits for something to come about.
+func until(ctx context.Context, limit time.Duration, what string, ok func() bool) error {
+	for end := time.Now().Add(limit); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("not within %v: %s", limit, what)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// runTraffic has the subjects take turns.
+func runTraffic(m *measurement, y *yard.YardObjects, name, title string, nodes int, subjects []*subject) (failed error) {
+	defer func() {
+		for _, s := range subjects {
+			if s.site != nil {
+				failed = errors.Join(failed, s.site.close())
+			}
+		}
+	}()
+	var up []*subject
+	for i, s := range subjects {
+		if i > 0 && !m.match.MatchString(s.name) {
+			continue
+		}
+		m.progress("%s: %s", title, s.name)
+		if err := s.up(m, y, fmt.Sprintf("%s%d", name[:1], i), nodes); err != nil {
+			if i == 0 || m.Err() != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
+			}
+			m.Note("%s, %s: not measured: %v", title, s.name, err)
+			continue
+		}
+		up = append(up, s)
+	}
+	for round := range m.rounds {
+		m.progress("%s: round %d of %d", title, round+1, m.rounds)
+		for _, s := range up {
+			for _, kind := range trafficKinds {
+				if m.Err() != nil {
+					return m.Err()
+				}
+				rate, err := s.burst(m, y, kind)
+				if err != nil {
+					m.Note("%s, %s, round %d: %v", title, s.name, round+1, err)
+				}
+				s.rates[kind] = append(s.rates[kind], rate)
+			}
+		}
+	}
+	t := &report.Table{Name: "traffic-" + name, Title: title + ", to plain routing", Head: "", Columns: trafficColumns, Plot: report.Dots}
+	for _, s := range up {
+		row := report.Row{Name: s.name}
+		for _, kind := range trafficKinds {
+			row.Cells = append(row.Cells, report.Of(report.Ratios(nonzero(s.rates[kind], up[0].rates[kind])), ""))
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	rates := report.Row{Name: plainName}
+	for i, unit := range []string{"/s", "/s", "/s", " GB/s"} {
+		samples := up[0].rates[trafficKinds[i]]
+		if unit == " GB/s" {
+			samples = report.Ratios(samples, repeat(1e9, len(samples)))
+		}
+		rates.Cells = append(rates.Cells, report.Of(samples, unit))
+	}
+	m.Tables = append(m.Tables, t, &report.Table{Name: name + "-plain", Title: title + ", what plain routing does", Columns: trafficColumns, Rows: []report.Row{rates}})
+	if name == "traffic" {
+		trafficGoals(m, t)
+	}
+	return nil
+}
+
+func repeat(v float64, n int) []float64 {
+	out := make([]float64, n)
+	for i := range out {
+		out[i] = v
+	}
+	return out
+}
+
+// nonzero leaves out the rounds in which either failed.
+func nonzero(a, b []float64) (x, y []float64) {
+	for i := range a {
+		if i < len(b) && a[i] > 0 && b[i] > 0 {
+			x, y = append(x, a[i]), append(y, b[i])
+		}
+	}
+	return x, y
+}
+
+func trafficGoals(m *measurement, t *report.Table) {
+	find := func(name string, column int) float64 {
+		for _, r := range t.Rows {
+			if r.Name == name {
+				return r.Cells[column].Median
+			}
+		}
+		return 0
+	}
+	const weir = "Weir, 1000 policies"
+	m.AtLeast("ping-pong to plain routing, 1,000 policies, flow records on", find(weir, 0), 1, "x")
+	m.AtLeast("connect/close to plain routing, likewise", find(weir, 1), 1, "x")
+	m.AtLeast("UDP to plain routing, likewise", find(weir, 2), 1.15, "x")
+	if peer := find("kube-network-policies, 1000 policies", 1); peer > 0 {
+		m.AtLeast("connect/close to kube-network-policies", find(weir, 1)/peer, 3, "x")
+	}
+}
+
+// up starts the subject and sees that its pods talk.
+func (s *subject) up(m *measurement, y *yard.YardObjects, name string, nodes int) (err error) {
+	s.rates = map[string][]float64{}
+	if s.site, err = newSite(m, name, nodes, s.lab); err != nil {
+		return err
+	}
+	if err := s.start(m, s.site); err != nil {
+		return err
+	}
+	if err := s.site.serve(); err != nil {
+		return err
+	}
+	err = s.site.b.Do(func() error {
+		eth0, err := device("eth0")
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachTCX(link.TCXOptions{Interface: eth0, Program: y.Sink, Attach: ebpf.AttachTCXIngress})
+		sinks = append(sinks, l) // it goes with the process
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = send(s.site.a, "connect", s.site.b.Addr4, portEcho, 20)
+	return err
+}
+
+var sinks []link.Link
+
+// burst is one kind of traffic for a while.
+func (s *subject) burst(m *measurement, y *yard.YardObjects, kind string) (float64, error) {
+	ms := pick(m, 400, 60)
+	to := s.site.b.Addr4
+	switch kind {
+	case "bulk":
+		return send(s.site.a, kind, to, portTake, ms)
+	case "udp":
+		return s.udp(y, to, ms)
+	}
+	return send(s.site.a, kind, to, portEcho, ms)
+}
+
+// udp counts what arrives: who drops is fast.
+func (s *subject) udp(y *yard.YardObjects, to string, ms int) (float64, error) {
+	// An answer first: a connection is open to conntrack when both have spoken.
+	if _, err := send(s.site.a, "udp", to, portSink, 1); err != nil {
+		return 0, err
+	}
+	if _, err := send(s.site.b, "answer", s.site.a.Addr4, portFrom, 1); err != nil {
+		return 0, err
+	}
+	if err := y.SinkCount.Set(uint64(0)); err != nil {
+		return 0, err
+	}
+	rate, err := send(s.site.a, "udp", to, portSink, ms)
+	if err != nil {
+		return 0, err
+	}
+	var count uint64
+	if err := y.SinkCount.Get(&count); err != nil {
+		return 0, err
+	}
+	sent := rate * float64(ms) / 1000
+	return rate * min(1, float64(count)/sent), nil
+}
