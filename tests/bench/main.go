@@ -58,6 +58,8 @@ func sections() []section {
 	return []section{packets, trafficSection, flood}
 }
 
+const page = "docs/benchmarks.md"
+
 // options are the command line.
 type options struct {
 	only   string
@@ -78,7 +80,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "sections, with commas between them (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 9, "rounds; figures are medians over them")
 	flag.BoolVar(&o.short, "short", false, "little of everything, to see that it works: such figures mean nothing")
-	flag.StringVar(&o.out, "out", "docs/benchmarks.md", "the page; plots and raw figures go beside it")
+	flag.StringVar(&o.out, "out", page, "the page; plots and raw figures go beside it (-short: "+filepath.Join("bin", "benchmarks-short.md")+")")
 	flag.StringVar(&o.bin, "bin", "bin", "where the binaries are")
 	flag.StringVar(&o.child, "section", "", "run this section in this process (for bench itself)")
 	flag.StringVar(&o.result, "result", "", "file for its result (likewise)")
@@ -88,6 +90,9 @@ func main() {
 	flag.Float64Var(&gates.established, "gate", 0, "fail if an established packet costs more than this many 1H (0: no gate)")
 	flag.Float64Var(&gates.more, "gate-more", 0, "fail if more rules make a first packet more than this many times as dear (0: no gate)")
 	flag.Parse()
+	if o.short && o.out == page {
+		o.out = filepath.Join(o.bin, "benchmarks-short.md")
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := errors.New("no arguments are expected")
