@@ -16,6 +16,7 @@ import (
 // stores are the kinds that are watched.
 type stores struct {
 	*shelf
+	common     *interner
 	pods       *store[corev1.Pod, *corev1.Pod]
 	namespaces *store[corev1.Namespace, *corev1.Namespace]
 	policies   *store[networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]
@@ -31,8 +32,9 @@ type stores struct {
 
 func newStores() *stores {
 	s := newShelf()
-	return &stores{
+	out := &stores{
 		shelf:      s,
+		common:     newInterner(),
 		pods:       newStore(s, stripPod),
 		namespaces: newStore(s, stripNamespace),
 		policies:   newStore(s, stripNetworkPolicy),
@@ -41,19 +43,24 @@ func newStores() *stores {
 		slices:     newStore(s, stripEndpointSlice),
 		leases:     newStore(s, stripLease),
 	}
+	out.pods.share = func(p *corev1.Pod, pods int) {
+		out.common.limit(pods)
+		out.common.pod(p)
+	}
+	return out
 }
 
 // snapshot is what all stores hold at this moment; the lock is held. It costs a clone of
 // the map of each kind that changed since the last one.
 func (s *stores) snapshot(nodeName string) (*policy.Cluster, *source.Nodes) {
 	c := &policy.Cluster{}
-	c.Pods, _ = s.pods.share()
-	c.NetworkPolicies, _ = s.policies.share()
-	c.Services, _ = s.services.share()
-	c.EndpointSlices, _ = s.slices.share()
+	c.Pods, _ = s.pods.handOut()
+	c.NetworkPolicies, _ = s.policies.handOut()
+	c.Services, _ = s.services.handOut()
+	c.EndpointSlices, _ = s.slices.handOut()
 	s.addNamespaces(c)
 	s.addAnnounced(c)
-	if nodes, fresh := s.nodes.share(); fresh {
+	if nodes, fresh := s.nodes.handOut(); fresh {
 		s.lastNodes = nodesOf(nodes, nodeName)
 	}
 	return c, s.lastNodes
@@ -64,7 +71,7 @@ func (s *stores) snapshot(nodeName string) (*policy.Cluster, *source.Nodes) {
 // pod would be somebody else to selectors: a pod waits for its namespace, and a
 // namespace that pods were in stays until they are gone.
 func (s *stores) addNamespaces(c *policy.Cluster) {
-	objects, fresh := s.namespaces.share()
+	objects, fresh := s.namespaces.handOut()
 	if fresh || s.namesGone() {
 		c.Namespaces = make(map[string]*corev1.Namespace, len(objects))
 		for key, n := range objects {

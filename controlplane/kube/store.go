@@ -54,6 +54,7 @@ func (s *shelf) rouse() {
 type store[T any, P object[T]] struct {
 	*shelf
 	strip    func(P) P
+	share    func(stripped P, objects int) // its parts with other objects; nil: none are alike
 	objects  map[types.NamespacedName]P
 	versions map[types.NamespacedName]uint64 // the resource versions of objects
 	version  uint64                          // all up to it was seen
@@ -198,9 +199,14 @@ func (s *store[T, P]) UpdateResourceVersion(resourceVersion string) {
 
 // put reports whether that is a change of what is handed out; the lock is held.
 func (s *store[T, P]) put(is seen[P]) bool {
-	s.versions[is.key] = is.version
 	was, ok := s.objects[is.key]
-	if ok && equality.Semantic.DeepEqual(was, is.stripped) {
+	same := ok && equality.Semantic.DeepEqual(was, is.stripped)
+	if !same && s.share != nil {
+		s.share(is.stripped, len(s.objects))
+		is.key.Namespace = is.stripped.GetNamespace() // the same text, held once
+	}
+	s.versions[is.key] = is.version
+	if same {
 		return false
 	}
 	if !ok {
@@ -223,8 +229,8 @@ func (s *store[T, P]) remove(key types.NamespacedName) bool {
 	return true
 }
 
-// share hands out the objects; the lock is held. fresh: they are others than before.
-func (s *store[T, P]) share() (objects map[types.NamespacedName]P, fresh bool) {
+// handOut hands out the objects; the lock is held. fresh: they are others than before.
+func (s *store[T, P]) handOut() (objects map[types.NamespacedName]P, fresh bool) {
 	if s.out != nil {
 		return s.out, false
 	}

@@ -1,0 +1,147 @@
+package kube
+
+import (
+	"fmt"
+	"reflect"
+	"runtime"
+	"strconv"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// decoded is pod i of n as it comes from an API server: every text of it is its own.
+func decoded(t testing.TB, i int) *corev1.Pod {
+	t.Helper()
+	always := corev1.ContainerRestartPolicyAlways
+	p := &corev1.Pod{ObjectMeta: noise(metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i%50), Name: fmt.Sprintf("service-%d-7c5ddbdf54-%05d", i%500, i),
+		UID: "4b7b3b0e-0d0e-4a27-9d0e-5f1b0b2c8f11", ResourceVersion: strconv.Itoa(i + 1),
+		Labels: map[string]string{"app": fmt.Sprint("app-", i%500), "pod-template-hash": fmt.Sprint("h", i%500), "app.kubernetes.io/managed-by": "Helm", "tier": "front"}})}
+	p.Spec.NodeName = fmt.Sprint("node-", i%100)
+	for n, name := range []string{"service", "sidecar"} {
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name, Ports: []corev1.ContainerPort{{Name: name, ContainerPort: int32(8000 + n), Protocol: corev1.ProtocolTCP}}})
+	}
+	p.Spec.InitContainers = []corev1.Container{{Name: "proxy", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "proxy", ContainerPort: int32(9000 + i%2)}}}}
+	p.Status.PodIP = fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
+	p.Status.PodIPs = []corev1.PodIP{{IP: p.Status.PodIP}}
+	text, err := p.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &corev1.Pod{}
+	if err := out.Unmarshal(text); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// A pod costs what makes it another pod: what it has in common with others is held once.
+func TestMemoryOfPods(t *testing.T) {
+	const (
+		pods = 10_000
+		most = 1800 // bytes; a corev1.Pod alone is 1280
+	)
+	used := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := used()
+	s := newStores()
+	for i := range pods {
+		if err := s.pods.Add(decoded(t, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	each := (used() - before) / pods
+	t.Logf("%d bytes a pod", each)
+	if each > most {
+		t.Errorf("%d bytes a pod, at most %d are expected", each, most)
+	}
+	for i := range pods {
+		want := stripPod(decoded(t, i))
+		want.ResourceVersion = ""
+		if got := s.pods.objects[types.NamespacedName{Namespace: want.Namespace, Name: want.Name}]; !reflect.DeepEqual(got, want) {
+			t.Fatalf("pod %d: %+v\nwant %+v", i, got, want)
+		}
+	}
+}
+
+// Equal parts are one, and what differs in the least is another.
+func TestIntern(t *testing.T) {
+	i := newInterner()
+	same := func(a, b any) bool { return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() }
+	labels := func(kv ...string) map[string]string {
+		out := map[string]string{}
+		for n := 0; n < len(kv); n += 2 {
+			out[kv[n]] = kv[n+1]
+		}
+		return i.labelsOf(out)
+	}
+	a := labels("a", "b", "c", "d")
+	if !same(a, labels("c", "d", "a", "b")) {
+		t.Error("equal labels are two maps")
+	}
+	for _, other := range []map[string]string{labels("a", "bc", "", "d"), labels("a", "b"), labels("a", "b", "c", "e"), labels("ab", "", "c", "d"), labels("a", "b\x01c\x01d")} {
+		if same(a, other) || reflect.DeepEqual(a, other) {
+			t.Errorf("%v is taken for %v", other, a)
+		}
+	}
+	if labels() != nil {
+		t.Error("no labels are some")
+	}
+
+	base := func() corev1.Container {
+		return corev1.Container{Name: "c", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80, Protocol: corev1.ProtocolTCP}}}
+	}
+	always := corev1.ContainerRestartPolicyAlways
+	first := i.containersOf([]corev1.Container{base()})
+	if !same(first, i.containersOf([]corev1.Container{base()})) {
+		t.Error("equal containers are two")
+	}
+	for name, change := range map[string]func(*corev1.Container){
+		"name":     func(c *corev1.Container) { c.Name = "d" },
+		"port":     func(c *corev1.Container) { c.Ports[0].ContainerPort = 81 },
+		"hostPort": func(c *corev1.Container) { c.Ports[0].HostPort = 80 },
+		"hostIP":   func(c *corev1.Container) { c.Ports[0].HostIP = "::1" },
+		"protocol": func(c *corev1.Container) { c.Ports[0].Protocol = corev1.ProtocolUDP },
+		"its name": func(c *corev1.Container) { c.Ports[0].Name = "https" },
+		"one more": func(c *corev1.Container) { c.Ports = append(c.Ports, c.Ports[0]) },
+		"restart":  func(c *corev1.Container) { c.RestartPolicy = &always },
+	} {
+		c := base()
+		change(&c)
+		if got := i.containersOf([]corev1.Container{c}); same(first, got) || !reflect.DeepEqual(got[0], c) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	if same(first, i.containersOf([]corev1.Container{base(), base()})) {
+		t.Error("two containers are taken for one")
+	}
+	if i.containersOf(nil) != nil {
+		t.Error("no containers are some")
+	}
+}
+
+// What no pod has any more is not held for long.
+func TestInternForgets(t *testing.T) {
+	s := newStores()
+	for n := range 100_000 {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: fmt.Sprint("p", n%10), Labels: map[string]string{"job": fmt.Sprint(n)}, ResourceVersion: strconv.Itoa(n + 1)}}
+		if err := s.pods.Add(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if i := s.common; len(i.labels) > spare+100 || len(i.strings) > spare+100 {
+		t.Errorf("10 pods, and %d label sets and %d texts are held", len(i.labels), len(i.strings))
+	}
+	for n := 99_990; n < 100_000; n++ {
+		if got := s.pods.objects[types.NamespacedName{Namespace: "n", Name: fmt.Sprint("p", n%10)}]; got.Labels["job"] != fmt.Sprint(n) {
+			t.Errorf("pod %d has %v", n%10, got.Labels)
+		}
+	}
+}
