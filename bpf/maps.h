@@ -28,16 +28,13 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* A flow's key by slot: what the sweep walks. used: 0 free, 1 taken. */
-struct flow_slot {
-	struct flow_key key;
-	__u64 used;
-};
+/* A flow's key by slot: what the sweep walks. A family of 0: the slot is free. The flow says which
+ * slot is its own, so a key that is being written is nobody's. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 131072);
 	__type(key, __u32);
-	__type(value, struct flow_slot);
+	__type(value, struct flow_key);
 } flow_slots SEC(".maps");
 /* Slots that were used and are free again. */
 struct {
@@ -122,27 +119,27 @@ struct {
 } exact_groups SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 32768);
 	__type(key, __u32);
 	__type(value, struct port_group);
 } port_groups SEC(".maps"); /* extents, one per ruleset */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 32768);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct port_span);
 } port_spans SEC(".maps"); /* mmap; extents, one per ruleset that has masks */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct mask_key);
 	__type(value, struct wide_mask);
 } peer_masks SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 262144);
+	__uint(max_entries, 131072);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, __u32);
@@ -200,7 +197,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 << 20);
+	__uint(max_entries, 2 << 20);
 } flow_events SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -32,7 +32,7 @@ struct {
  * goes, since no program runs when they send. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 8192);
 	__type(key, __u64);
 	__type(value, struct translation);
 } udp_sockets SEC(".maps");

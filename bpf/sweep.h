@@ -26,14 +26,14 @@ static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state)
 	return cfg_timeout_other;
 }
 
-static __always_inline void flow_delete(struct flow_slot *slot, struct flow *f, __u32 at, __u32 state)
+static __always_inline void flow_delete(struct flow_key *slot, struct flow *f, __u32 at, __u32 state)
 {
 	__u32 owner = f->owner;
 
 	if (CMPXCHG(f->state, state, state | FLOW_CLAIMED) != state)
 		return;
-	bpf_map_delete_elem(&flows, &slot->key);
-	WRITE_ONCE(slot->used, 0);
+	bpf_map_delete_elem(&flows, slot);
+	WRITE_ONCE(slot->family, 0);
 	share_give(owner);
 	ADD(node.flows, -1);
 	bpf_map_push_elem(&flow_free, &at, BPF_ANY);
@@ -62,15 +62,15 @@ static long sweep_slot(__u32 i, struct slice *slice)
 {
 	__u32 at = slice->first + i, state, end;
 	__u64 now = node.clock, stamp;
-	struct flow_slot *slot;
+	struct flow_key *slot;
 	struct flow *f;
 
 	if (at >= slice->limit)
 		at -= slice->limit;
 	slot = bpf_map_lookup_elem(&flow_slots, &at);
-	if (!slot || !READ_ONCE(slot->used))
+	if (!slot || !READ_ONCE(slot->family))
 		return 0;
-	f = bpf_map_lookup_elem(&flows, &slot->key);
+	f = bpf_map_lookup_elem(&flows, slot);
 	if (!f || f->slot != at)
 		return 0;
 	state = READ_ONCE(f->state);
@@ -84,9 +84,9 @@ static long sweep_slot(__u32 i, struct slice *slice)
 	}
 	end = end_of(state, stamp);
 	if (is_gone(f, 0) || is_gone(f, 1))
-		flow_close(f, &slot->key, state, end == END_TIMEOUT ? END_GONE : end);
-	else if (now - flow_last(f) >= flow_timeout(&slot->key, state))
-		flow_close(f, &slot->key, state, end);
+		flow_close(f, slot, state, end == END_TIMEOUT ? END_GONE : end);
+	else if (now - flow_last(f) >= flow_timeout(slot, state))
+		flow_close(f, slot, state, end);
 	return 0;
 }
 

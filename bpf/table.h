@@ -136,7 +136,7 @@ static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owne
 /* A new entry for the walk's packet. Returns a drop reason, or NO_ENTRY. */
 __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 {
-	struct flow_slot *slot;
+	struct flow_key *slot;
 	struct flow_key key;
 	struct flow *f;
 	__u32 at = 0;
@@ -161,8 +161,7 @@ __noinline int flow_create(struct walk *w, __u32 owner, __u32 how)
 	}
 	ADD(node.flows, 1);
 	f->slot = at;
-	slot->key = key;
-	WRITE_ONCE(slot->used, 1);
+	*slot = key;
 	return flow_start(w, f, owner, how);
 }
 
@@ -189,7 +188,7 @@ static __always_inline void flow_restore(struct flow *f, struct flow *was)
  * Returns a drop reason, or NO_ENTRY: it was here. */
 static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 {
-	struct flow_slot *slot;
+	struct flow_key *slot;
 	struct flow *f;
 	__u32 at = 0;
 
@@ -221,8 +220,7 @@ static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 		return DROP_FLOW_TABLE_FULL;
 	}
 	ADD(node.flows, 1);
-	slot->key = *key;
-	WRITE_ONCE(slot->used, 1);
+	*slot = *key;
 	return DROP_NONE;
 }
 

@@ -39,6 +39,7 @@ func run(ctx context.Context, o *options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("root is needed to load programs and to change the network")
 	}
+	collectOften()
 	state, err := statedir.Open(o.stateDir)
 	if err != nil {
 		return err

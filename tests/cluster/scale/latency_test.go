@@ -1,6 +1,7 @@
 package scale
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -56,7 +57,8 @@ func (w *world) holds() {
 	w.must(err)
 	of := list.Items[0]
 	w.outsideHas(of.Status.PodIP)
-	p := w.probeFrom(w.node.Outside, of.Status.PodIP)
+	p, stop := w.probeFrom(w.node.Outside, of.Status.PodIP)
+	defer stop()
 	w.makePolicy("played", ingress("played", &networkingv1.NetworkPolicyPeer{
 		NamespaceSelector: select_("kubernetes.io/metadata.name", of.Namespace), PodSelector: select_("app", of.Labels["app"])}))
 	w.inForce(patience)
@@ -83,11 +85,12 @@ func (w *world) outsideHas(addr string) {
 	w.must(w.node.Outside.Address("lo", addr+"/32"))
 }
 
-func (w *world) probeFrom(from *lab.Host, source string) *latency.Prober {
+func (w *world) probeFrom(from *lab.Host, source string) (p *latency.Prober, stop func()) {
 	w.Helper()
-	p, err := latency.Probe(w.ctx, from, source, hostPort(w.here[server].Addr4))
+	ctx, stop := context.WithCancel(w.ctx)
+	p, err := latency.Probe(ctx, from, source, hostPort(w.here[server].Addr4))
 	w.must(err)
-	return p
+	return p, stop
 }
 
 func (w *world) shows(p *latency.Prober, answered bool, what string) time.Duration {
@@ -130,7 +133,8 @@ func (w *world) deletePolicy(name string) {
 // latencies from an API call's return to its effect on packets.
 func (w *world) latencies() {
 	w.Helper()
-	p := w.probeFrom(&w.here[client].Host, "")
+	p, stop := w.probeFrom(&w.here[client].Host, "")
+	defer stop()
 	label := func(patch string) {
 		w.Helper()
 		_, err := w.admin.CoreV1().Pods("latency").Patch(w.ctx, client, types.MergePatchType, []byte(`{"metadata":{"labels":{"team":`+patch+`}}}`), metav1.PatchOptions{})
@@ -145,7 +149,8 @@ func (w *world) latencies() {
 	w.alternate(p, "a peer's label gained", func() { label(`"blue"`) }, true, "a peer's label lost", func() { label("null") })
 
 	w.outsideHas(remoteAddress)
-	far := w.probeFrom(w.node.Outside, remoteAddress)
+	far, stopFar := w.probeFrom(w.node.Outside, remoteAddress)
+	defer stopFar()
 	w.makePolicy("remote", ingress("remote", from("name", remote)))
 	w.shows(far, false, "a pod that does not exist is not let in")
 	var of *pod

@@ -262,13 +262,14 @@ func (w *world) churn(rate int) {
 func (w *world) rest() {
 	w.Helper()
 	time.Sleep(2 * time.Second)
-	w.memory("idle")
 	sent, before, switches, begun := w.proxy.Delivered(), w.usage(), w.switches(), time.Now()
 	time.Sleep(*idle)
 	took := time.Since(begun).Seconds()
 	w.say("idle: CPU", "% of a core", 100*(w.usage().cpu-before.cpu).Seconds()/took)
 	w.say("idle: a thread waits", "times a second", float64(w.switches()-switches)/took)
 	w.say("idle: sent by the API server", "KiB/s", float64(w.proxy.Delivered()-sent)/1024/took)
+	w.say("idle: resident", "MiB", w.usage().resident)
+	w.memory("idle, garbage collected")
 }
 
 // restart: another agent takes over what is in force.
