@@ -8,17 +8,16 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/tests/cluster/latency"
 	"github.com/weirnet/weir/tests/lab"
 )
 
 const (
-	port   = 8081
-	server = "server"
-	client = "client"
-	remote = "remote"
+	port      = 8081
+	serverPod = "server"
+	clientPod = "client"
+	remotePod = "remote"
 	// Of the pod done by hand, which the outside has.
 	remoteAddress = "10.78.0.9"
 )
@@ -27,11 +26,11 @@ const (
 func (w *world) objectsHere() (out []*pod) {
 	w.Helper()
 	make := func(namespace, name string, labels map[string]string) {
-		p, err := w.admin.CoreV1().Pods(namespace).Create(w.ctx, podOf(namespace, name, nodeName, labels), create)
-		w.must(err)
+		p := podOf(namespace, name, nodeName, labels)
+		w.must(w.create(p))
 		out = append(out, p)
 	}
-	for _, name := range []string{server, client} {
+	for _, name := range []string{serverPod, clientPod} {
 		make("latency", name, map[string]string{"name": name})
 	}
 	for i := 2; i < *local; i++ {
@@ -43,19 +42,18 @@ func (w *world) objectsHere() (out []*pod) {
 // holds: policies of the cluster mean this node's pods, and pods that kwok plays are known.
 func (w *world) holds() {
 	w.Helper()
-	w.must(w.here[server].Serve(w.ctx, port))
+	w.must(w.here[serverPod].Serve(w.ctx, port))
 	probe := func(from *lab.Host, want lab.Answer, what string) {
 		w.Helper()
-		if got, err := from.Probe("udp", w.here[server].Addr4, port); err != nil || got != want {
+		if got, err := from.Probe("udp", w.here[serverPod].Addr4, port); err != nil || got != want {
 			w.Errorf("%s: %v, %v, want %v", what, got, err, want)
 		}
 	}
-	probe(&w.here[client].Host, lab.Answered, "no policy selects the server")
+	probe(&w.here[clientPod].Host, lab.Answered, "no policy selects the server")
 
 	// One that kwok plays, of the node whose address the outside has.
-	list, err := w.admin.CoreV1().Pods("").List(w.ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=played-0", Limit: 1})
+	of, err := w.firstOf(playedPrefix + "0")
 	w.must(err)
-	of := list.Items[0]
 	w.outsideHas(of.Status.PodIP)
 	p, stop := w.probeFrom(w.node.Outside, of.Status.PodIP)
 	defer stop()
@@ -63,7 +61,7 @@ func (w *world) holds() {
 		NamespaceSelector: select_("kubernetes.io/metadata.name", of.Namespace), PodSelector: select_("app", of.Labels["app"])}))
 	w.inForce(patience)
 	w.shows(p, true, "a pod that kwok plays is let in by its labels")
-	probe(&w.here[client].Host, lab.Silent, "and the client is not")
+	probe(&w.here[clientPod].Host, lab.Silent, "and the client is not")
 	w.deletePolicy("played")
 	w.makePolicy("other", ingress("other", &networkingv1.NetworkPolicyPeer{PodSelector: select_("app", of.Labels["app"])}))
 	w.inForce(patience)
@@ -88,7 +86,7 @@ func (w *world) outsideHas(addr string) {
 func (w *world) probeFrom(from *lab.Host, source string) (p *latency.Prober, stop func()) {
 	w.Helper()
 	ctx, stop := context.WithCancel(w.ctx)
-	p, err := latency.Probe(ctx, from, source, hostPort(w.here[server].Addr4))
+	p, err := latency.Probe(ctx, from, source, hostPort(w.here[serverPod].Addr4))
 	w.must(err)
 	return p, stop
 }
@@ -106,7 +104,7 @@ func (w *world) shows(p *latency.Prober, answered bool, what string) time.Durati
 func ingress(name string, peer *networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "latency", Name: name},
-		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *select_("name", server), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *select_("name", serverPod), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}},
 	}
 	if peer != nil {
 		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{*peer}}}
@@ -121,45 +119,38 @@ func from(key, value string) *networkingv1.NetworkPolicyPeer {
 func (w *world) makePolicy(name string, p *networkingv1.NetworkPolicy) {
 	w.Helper()
 	p.Name = name
-	_, err := w.admin.NetworkingV1().NetworkPolicies(p.Namespace).Create(w.ctx, p, create)
-	w.must(err)
+	w.must(w.create(p))
 }
 
 func (w *world) deletePolicy(name string) {
 	w.Helper()
-	w.must(w.admin.NetworkingV1().NetworkPolicies("latency").Delete(w.ctx, name, metav1.DeleteOptions{}))
+	w.must(w.remove(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "latency", Name: name}}, true))
 }
 
 // latencies from an API call's return to its effect on packets.
 func (w *world) latencies() {
 	w.Helper()
-	p, stop := w.probeFrom(&w.here[client].Host, "")
+	p, stop := w.probeFrom(&w.here[clientPod].Host, "")
 	defer stop()
-	label := func(patch string) {
-		w.Helper()
-		_, err := w.admin.CoreV1().Pods("latency").Patch(w.ctx, client, types.MergePatchType, []byte(`{"metadata":{"labels":{"team":`+patch+`}}}`), metav1.PatchOptions{})
-		w.must(err)
-	}
+	label := func(value string) { w.must(w.label("latency", clientPod, "team", value)) }
 	w.alternate(p, "a pod's first policy", func() { w.makePolicy("deny", ingress("deny", nil)) }, false,
 		"its last policy deleted", func() { w.deletePolicy("deny") })
 	w.makePolicy("deny", ingress("deny", nil))
-	w.alternate(p, "one more allow", func() { w.makePolicy("client", ingress("client", from("name", client))) }, true,
+	w.alternate(p, "one more allow", func() { w.makePolicy("client", ingress("client", from("name", clientPod))) }, true,
 		"one less allow", func() { w.deletePolicy("client") })
 	w.makePolicy("team", ingress("team", from("team", "blue")))
-	w.alternate(p, "a peer's label gained", func() { label(`"blue"`) }, true, "a peer's label lost", func() { label("null") })
+	w.alternate(p, "a peer's label gained", func() { label("blue") }, true, "a peer's label lost", func() { label("") })
 
 	w.outsideHas(remoteAddress)
 	far, stopFar := w.probeFrom(w.node.Outside, remoteAddress)
 	defer stopFar()
-	w.makePolicy("remote", ingress("remote", from("name", remote)))
+	w.makePolicy("remote", ingress("remote", from("name", remotePod)))
 	w.shows(far, false, "a pod that does not exist is not let in")
-	var of *pod
 	w.alternate(far, "a pod elsewhere gets its address", func() {
-		var err error
-		of, err = w.admin.CoreV1().Pods("latency").Create(w.ctx, podOf("latency", remote, byHand, map[string]string{"name": remote}), create)
-		w.must(err)
+		of := podOf("latency", remotePod, byHand, map[string]string{"name": remotePod})
+		w.must(w.create(of))
 		w.giveAddress(of, remoteAddress)
-	}, true, "a pod elsewhere is deleted", func() { w.deletePod(of, true) })
+	}, true, "a pod elsewhere is deleted", func() { w.must(w.remove(podOf("latency", remotePod, byHand, nil), true)) })
 	for _, name := range []string{"deny", "team", "remote"} {
 		w.deletePolicy(name)
 	}

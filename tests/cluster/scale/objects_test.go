@@ -1,7 +1,6 @@
 package scale
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"strings"
@@ -13,18 +12,18 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/watch"
 )
 
 type pod = corev1.Pod
 
 const (
-	played      = "kwok.x-k8s.io/node" // annotation: kwok plays that node
-	nodeName    = "node"               // the real one
-	byHand      = "by-hand"            // the test is that one's kubelet
-	localCIDR   = "10.77.0.0/24"
-	handCIDR    = "10.78.0.0/24"
-	nodeAddress = "198.18.0.1"
+	playedPrefix = "played-"            // names of such nodes
+	played       = "kwok.x-k8s.io/node" // annotation: kwok plays that node
+	nodeName     = "node"               // the real one
+	byHand       = "by-hand"            // the test is that one's kubelet
+	localCIDR    = "10.77.0.0/24"
+	handCIDR     = "10.78.0.0/24"
+	nodeAddress  = "198.18.0.1"
 
 	perNamespace = 200 // pods
 	perNode      = 100
@@ -55,24 +54,25 @@ func (w *world) fill() {
 	w.makeNode(nodeName, nodeAddress, localCIDR, false)
 	w.makeNode(byHand, address(0), handCIDR, false)
 	for i := range nodes() {
-		w.makeNode(fmt.Sprintf("played-%d", i), address(1+i), cidr(i), true)
+		w.makeNode(playedPrefix+fmt.Sprint(i), address(1+i), cidr(i), true)
 	}
 	w.parallel(*policies, "policies", func(i int) error {
-		p := policyOf(i)
-		_, err := w.admin.NetworkingV1().NetworkPolicies(p.Namespace).Create(w.ctx, p, create)
-		return err
+		return w.create(policyOf(i))
 	})
 	w.parallel(*pods, "pods", func(i int) error {
-		_, err := w.makePod(fmt.Sprintf("pod-%d", i), i)
-		return err
+		return w.create(podElsewhere(fmt.Sprintf("pod-%d", i), i))
 	})
-	for said := time.Now(); w.watch.addressed("pod-") < *pods; time.Sleep(20 * time.Millisecond) {
+	for said := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		_, addressed := w.count("pod-")
+		if addressed == *pods {
+			break
+		}
 		if time.Since(said) > 5*time.Second {
 			said = time.Now()
-			w.Logf("%d pods have addresses", w.watch.addressed("pod-"))
+			w.Logf("%d pods have addresses", addressed)
 		}
 		if time.Since(begun) > 6*patience {
-			w.Fatalf("%d of %d pods have addresses", w.watch.addressed("pod-"), *pods)
+			w.Fatalf("%d of %d pods have addresses", addressed, *pods)
 		}
 	}
 	w.Logf("%d pods of %d nodes and %d policies in %d namespaces took %.0f s to make", *pods, nodes(), *policies, namespaces(), time.Since(begun).Seconds())
@@ -111,8 +111,7 @@ func (w *world) progress(i, n int, what string) {
 
 func (w *world) makeNamespace(name string, labels map[string]string) {
 	w.Helper()
-	_, err := w.admin.CoreV1().Namespaces().Create(w.ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, create)
-	w.must(err)
+	w.must(w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}))
 }
 
 func (w *world) makeNode(name, addr, cidr string, play bool) {
@@ -125,8 +124,7 @@ func (w *world) makeNode(name, addr, cidr string, play bool) {
 	if play {
 		n.Annotations = map[string]string{played: "fake"}
 	}
-	_, err := w.admin.CoreV1().Nodes().Create(w.ctx, n, create)
-	w.must(err)
+	w.must(w.create(n))
 }
 
 // policyOf is one as teams write them: each namespace is closed, and its applications are
@@ -186,92 +184,18 @@ func podOf(namespace, name, node string, labels map[string]string) *pod {
 	return p
 }
 
-// makePod makes one of a node that is played.
-func (w *world) makePod(name string, i int) (*pod, error) {
-	return w.admin.CoreV1().Pods(namespace(i)).Create(w.ctx, podOf(namespace(i), name, fmt.Sprintf("played-%d", i%nodes()),
-		map[string]string{"app": app(i / namespaces()), "tier": []string{"front", "back"}[i%2]}), create)
+// podElsewhere is one of a node that is played.
+func podElsewhere(name string, i int) *pod {
+	return podOf(namespace(i), name, playedPrefix+fmt.Sprint(i%nodes()),
+		map[string]string{"app": app(i / namespaces()), "tier": []string{"front", "back"}[i%2]})
 }
 
-// deletePod: its kubelet does it, or it goes at once.
-func (w *world) deletePod(p *pod, now bool) {
-	w.Helper()
-	o := metav1.DeleteOptions{}
-	if now {
-		o.GracePeriodSeconds = new(int64)
-	}
-	w.must(w.admin.CoreV1().Pods(p.Namespace).Delete(w.ctx, p.Name, o))
-}
-
-// giveAddress is what a kubelet says of a pod that it started.
-func (w *world) giveAddress(p *pod, addrs ...string) {
-	w.Helper()
-	p.Status.Phase, p.Status.PodIP, p.Status.PodIPs = corev1.PodRunning, addrs[0], nil
+// running is what a kubelet says of a pod that it started.
+func running(p *pod, addrs ...string) *pod {
+	out := p.DeepCopy()
+	out.Status.Phase, out.Status.PodIP, out.Status.PodIPs = corev1.PodRunning, addrs[0], nil
 	for _, a := range addrs {
-		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a})
+		out.Status.PodIPs = append(out.Status.PodIPs, corev1.PodIP{IP: a})
 	}
-	_, err := w.admin.CoreV1().Pods(p.Namespace).UpdateStatus(w.ctx, p, metav1.UpdateOptions{})
-	w.must(err)
-}
-
-// watcher sees what becomes of pods.
-type watcher struct {
-	mu    sync.Mutex
-	seen  int
-	state map[string]bool // by name: it has an address
-}
-
-func (w *world) watchPods() *watcher {
-	out := &watcher{state: map[string]bool{}}
-	list, err := w.admin.CoreV1().Pods("").List(w.ctx, metav1.ListOptions{})
-	w.must(err)
-	ctx, cancel := context.WithCancel(w.ctx)
-	w.Cleanup(cancel)
-	go func() {
-		version := list.ResourceVersion
-		for ctx.Err() == nil {
-			changes, err := w.admin.CoreV1().Pods("").Watch(ctx, metav1.ListOptions{ResourceVersion: version})
-			if err != nil {
-				time.Sleep(100 * time.Millisecond)
-				continue
-			}
-			for e := range changes.ResultChan() {
-				if p, ok := e.Object.(*pod); ok {
-					version = p.ResourceVersion
-					out.take(e.Type, p)
-				}
-			}
-		}
-	}()
 	return out
 }
-
-func (w *watcher) take(kind watch.EventType, p *pod) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.seen++
-	if kind == watch.Deleted {
-		delete(w.state, p.Name)
-	} else {
-		w.state[p.Name] = p.Status.PodIP != ""
-	}
-}
-
-func (w *watcher) events() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.seen
-}
-
-func (w *watcher) count(prefix string, addressed bool) (n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for name, has := range w.state {
-		if strings.HasPrefix(name, prefix) && (has || !addressed) {
-			n++
-		}
-	}
-	return n
-}
-
-func (w *watcher) alive(prefix string) int     { return w.count(prefix, false) }
-func (w *watcher) addressed(prefix string) int { return w.count(prefix, true) }

@@ -17,16 +17,11 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
 	"time"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/tests/cluster/control"
@@ -42,6 +37,7 @@ var (
 	rates    = flag.String("rates", "20", "events of pods per second of the churns, separated by commas")
 	churning = flag.Duration("churn", 3*time.Second, "how long each churn is")
 	idle     = flag.Duration("idle", 3*time.Second, "how long nothing happens")
+	made     = flag.Bool("made-up", false, "no API server: the objects are made up and fed to the agent")
 	out      = flag.String("o", "", "file for the figures; profiles are put beside it (default: none)")
 )
 
@@ -50,11 +46,9 @@ const patience = 5 * time.Minute // for what takes seconds on an idle machine, e
 // world is the cluster and its one real node.
 type world struct {
 	*testing.T
-	*control.Server
+	cluster
 	*report
 	ctx    context.Context
-	admin  *kubernetes.Clientset // speaks protobuf: less to do for the machine
-	watch  *watcher
 	node   *lab.Node
 	proxy  *control.Proxy
 	client *api.Client
@@ -78,14 +72,19 @@ func (w *world) until(what string, done func() bool) {
 }
 
 func TestScale(t *testing.T) {
-	bin, kwok := os.Getenv("WEIR_CLUSTER_BIN"), os.Getenv("WEIR_KWOK")
-	if bin == "" || kwok == "" {
-		t.Fatal("WEIR_CLUSTER_BIN and WEIR_KWOK are not set: run `make test-api` or `make bench-scale`")
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Minute)
 	t.Cleanup(cancel)
-	w := &world{T: t, Server: control.Start(t, bin), report: newReport(), ctx: ctx}
-	w.begin(kwok)
+	w := &world{T: t, report: newReport(), ctx: ctx}
+	if *made {
+		w.cluster = newFeed(t)
+	} else {
+		w.cluster = newServer(ctx, t)
+	}
+	w.life()
+}
+
+func (w *world) life() {
+	w.begin()
 	w.fill()
 	w.start()
 	w.attach()
@@ -103,27 +102,8 @@ func TestScale(t *testing.T) {
 	w.Logf("%d pods, %d policies, %d pods here\n%s", *pods, *policies, *local, w.table())
 }
 
-// begin brings up all but objects and the agent.
-func (w *world) begin(kwok string) {
-	config := w.Config()
-	config.WarningHandler = rest.NoWarnings{}
-	config.ContentType = "application/vnd.kubernetes.protobuf"
-	var err error
-	w.admin, err = kubernetes.NewForConfig(config)
-	w.must(err)
-	w.watch = w.watchPods()
-	log := filepath.Join(w.TempDir(), "kwok.log")
-	p, err := control.Spawn(log, control.In("", filepath.Join(kwok, "kwok"), "--config", filepath.Join(kwok, "kwok.yaml"),
-		"--kubeconfig", w.Kubeconfig(w.Addr(), ""), "--manage-nodes-with-annotation-selector", played+"=fake",
-		"--node-lease-duration-seconds", "40", "--node-ip", "", "--v", "WARN"))
-	w.must(err)
-	w.Cleanup(func() {
-		p.Stop(os.Kill)
-		if w.Failed() {
-			w.Logf("kwok logged\n%s", p.Tail())
-		}
-	})
-
+// begin makes the node; its agent is not started.
+func (w *world) begin() {
 	programs, err := filepath.Abs("../../../bin")
 	w.must(err)
 	run := fmt.Sprintf("weirt-%x", time.Now().UnixNano()&0xffffff)
@@ -140,10 +120,10 @@ func (w *world) begin(kwok string) {
 	w.must(w.node.Address("up0", nodeAddress+"/16"))
 	w.must(w.node.Outside.Address("up0", address(0)+"/16", address(1)+"/16")) // two other nodes
 	w.must(w.node.Do(func() error {
-		w.proxy = control.NewProxy(w, w.Addr())
+		w.proxy = control.NewProxy(w, w.addr())
 		return nil
 	}))
-	w.node.Source("--kubeconfig", w.Kubeconfig(w.proxy.Addr(), ""))
+	w.node.Source("--kubeconfig", w.kubeconfig(w.proxy.Addr()))
 	w.client = api.Dial(w.node.StateDir())
 }
 
@@ -224,7 +204,7 @@ func (w *world) churn(rate int) {
 	const lifetime = 4 // events of a pod's: made, given an address, about to go, gone
 	name := fmt.Sprintf("churn of %d pod events a second", rate)
 	epoch := w.inForce(0)
-	events, sent, before, begun := w.watch.events(), w.proxy.Delivered(), w.usage(), time.Now()
+	events, sent, before, begun := w.events(), w.proxy.Delivered(), w.usage(), time.Now()
 	if *out != "" {
 		go w.profile(fmt.Sprintf("churn%d", rate), url.Values{"kind": {"cpu"}, "seconds": {fmt.Sprint(max(1, int(churning.Seconds())-1))}})
 	}
@@ -233,16 +213,16 @@ func (w *world) churn(rate int) {
 	var alive []*pod
 	for i := 0; time.Since(begun) < *churning; i++ {
 		<-tick.C
-		p, err := w.makePod(fmt.Sprintf("churn-%d-%d", rate, i), i)
-		w.must(err)
+		p := podElsewhere(fmt.Sprintf("churn-%d-%d", rate, i), i)
+		w.must(w.create(p))
 		alive = append(alive, p)
 		if len(alive) > max(2, rate/2) { // some seconds old
-			w.deletePod(alive[0], false)
+			w.must(w.remove(alive[0], false))
 			alive = alive[1:]
 		}
 	}
 	took := time.Since(begun)
-	n := w.watch.events() - events
+	n := w.events() - events
 	w.say(name+": events a second", "", float64(n)/took.Seconds())
 	w.say(name+": CPU", "% of a core", 100*(w.usage().cpu-before.cpu).Seconds()/took.Seconds())
 	w.say(name+": sent by the API server", "KiB an event", float64(w.proxy.Delivered()-sent)/1024/float64(max(n, 1)))
@@ -250,9 +230,12 @@ func (w *world) churn(rate int) {
 		w.Errorf("%s: %d in %s", name, n, took)
 	}
 	for _, p := range alive {
-		w.deletePod(p, false)
+		w.must(w.remove(p, false))
 	}
-	w.until("pods of the churn are gone", func() bool { return w.watch.alive("churn-") == 0 })
+	w.until("pods of the churn are gone", func() bool {
+		n, _ := w.count("churn-")
+		return n == 0
+	})
 	if now := w.inForce(patience); now.Revision.Applied <= epoch.Revision.Applied {
 		w.Errorf("%s: revision %+v, and before %+v", name, now.Revision, epoch.Revision)
 	}
@@ -291,4 +274,8 @@ func (w *world) restart() {
 
 func hostPort(addr string) string { return net.JoinHostPort(addr, fmt.Sprint(port)) }
 
-var create = metav1.CreateOptions{}
+// giveAddress of a pod whose kubelet the test is.
+func (w *world) giveAddress(p *pod, addrs ...string) {
+	w.Helper()
+	w.must(w.address(p, addrs...))
+}
