@@ -41,7 +41,12 @@ var filterFields = []filterField{
 	listed("protocol", (*flowpb.FlowFilter).GetProtocol, protocols),
 	listed("source_ip", (*flowpb.FlowFilter).GetSourceIp, addresses(source)),
 	listed("destination_ip", (*flowpb.FlowFilter).GetDestinationIp, addresses(destination)),
-	listed("source_ip_xlated", (*flowpb.FlowFilter).GetSourceIpXlated, unseen[string]("packets are judged and recorded by the address their sender gave them")),
+	listed("source_ip_xlated", (*flowpb.FlowFilter).GetSourceIpXlated, func(l *Log, want []string) (test, error) {
+		if _, err := addresses(source)(l, want); err != nil {
+			return nil, err
+		}
+		return nil, never("packets are judged and recorded by the address their sender gave them")
+	}),
 	listed("source_pod", (*flowpb.FlowFilter).GetSourcePod, pods(source)),
 	listed("destination_pod", (*flowpb.FlowFilter).GetDestinationPod, pods(destination)),
 	listed("source_workload", (*flowpb.FlowFilter).GetSourceWorkload, workloads(source)),
@@ -62,11 +67,11 @@ var filterFields = []filterField{
 	listed("ip_version", (*flowpb.FlowFilter).GetIpVersion, ipVersions),
 	listed("traffic_direction", (*flowpb.FlowFilter).GetTrafficDirection, directions),
 	listed("interface", (*flowpb.FlowFilter).GetInterface, interfaces),
-	listed("http_status_code", (*flowpb.FlowFilter).GetHttpStatusCode, unseen[string](noL7)),
-	listed("http_method", (*flowpb.FlowFilter).GetHttpMethod, unseen[string](noL7)),
-	listed("http_path", (*flowpb.FlowFilter).GetHttpPath, regexps),
-	listed("http_url", (*flowpb.FlowFilter).GetHttpUrl, regexps),
-	listed("http_header", (*flowpb.FlowFilter).GetHttpHeader, unseen[*flowpb.HTTPHeader](noL7)),
+	layer7("http_status_code", (*flowpb.FlowFilter).GetHttpStatusCode, statusCodes),
+	layer7("http_method", (*flowpb.FlowFilter).GetHttpMethod, unseen[string](noL7)),
+	layer7("http_path", (*flowpb.FlowFilter).GetHttpPath, regexps),
+	layer7("http_url", (*flowpb.FlowFilter).GetHttpUrl, regexps),
+	layer7("http_header", (*flowpb.FlowFilter).GetHttpHeader, unseen[*flowpb.HTTPHeader](noL7)),
 	listed("dns_query", (*flowpb.FlowFilter).GetDnsQuery, regexps),
 	// A record has no trace, and so Hubble's zero value of one.
 	listed("trace_id", (*flowpb.FlowFilter).GetTraceId, constant("", noL7)),
@@ -89,6 +94,30 @@ func listed[T any](name string, get func(*flowpb.FlowFilter) []T, of func(*Log, 
 		}
 		return nil, nil
 	}}
+}
+
+// layer7 is a field of HTTP's, that as in Hubble asks for event types that have it, or none.
+func layer7[T any](name string, get func(*flowpb.FlowFilter) []T, of func(*Log, []T) (test, error)) filterField {
+	field := listed(name, get, of)
+	return filterField{name, func(l *Log, f *flowpb.FlowFilter) (test, error) {
+		types := f.GetEventType()
+		is7 := func(t *flowpb.EventTypeFilter) bool { return t.GetType() == eventTypeL7 }
+		if len(get(f)) > 0 && len(types) > 0 && !slices.ContainsFunc(types, is7) {
+			return nil, fmt.Errorf("event_type must have %d (l7) beside it, or be left out", eventTypeL7)
+		}
+		return field.test(l, f)
+	}}
+}
+
+var statusCode = regexp.MustCompile(`^[1-5](\d\d|\d?\+)$`)
+
+func statusCodes(_ *Log, want []string) (test, error) {
+	for _, text := range want {
+		if !statusCode.MatchString(text) {
+			return nil, fmt.Errorf("%q is no status code such as 404, 40+ or 4+", text)
+		}
+	}
+	return nil, never("%s", noL7)
 }
 
 // unseen is a field that no record has.
@@ -307,14 +336,16 @@ func selectors(end int) func(*Log, []string) (test, error) {
 
 // nodeSelectors are over the node's labels, of which records have none.
 func nodeSelectors(_ *Log, want []string) (test, error) {
+	matches := false
 	for _, text := range want {
 		s, err := parseSelector(text)
 		if err != nil {
 			return nil, err
 		}
-		if s.Matches(labelSet(nil)) {
-			return nil, nil
-		}
+		matches = matches || s.Matches(labelSet(nil))
+	}
+	if matches {
+		return nil, nil
 	}
 	return nil, never("records have no labels of their node")
 }

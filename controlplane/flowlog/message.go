@@ -20,6 +20,7 @@ import (
 const (
 	eventTypeDrop  = 1
 	eventTypeTrace = 4
+	eventTypeL7    = 129 // of which there are no records
 )
 
 // response is the record as the stock client gets it.

@@ -85,7 +85,7 @@ func (l *Log) past(s Selection, kept []*record, oldest uint64) iter.Seq[*record]
 			if !s.wants(r) {
 				return true
 			}
-			n++
+			n += counts(r)
 			return yield(r) && (s.Number == 0 || n < s.Number)
 		}
 		for r := range spilled(false) {
@@ -104,11 +104,13 @@ func (l *Log) past(s Selection, kept []*record, oldest uint64) iter.Seq[*record]
 // newest are the newest Number of those that s wants, oldest first.
 func (s *Selection) newest(kept []*record, spilled iter.Seq[*record]) []*record {
 	var out []*record
+	n := uint64(0)
 	take := func(r *record) bool {
 		if s.wants(r) {
 			out = append(out, r)
+			n += counts(r)
 		}
-		return uint64(len(out)) < s.Number
+		return n < s.Number
 	}
 	more := true
 	for i := len(kept) - 1; i >= 0 && more; i-- {
@@ -119,6 +121,14 @@ func (s *Selection) newest(kept []*record, spilled iter.Seq[*record]) []*record 
 	}
 	slices.Reverse(out)
 	return out
+}
+
+// counts is what a record counts for where a number is asked for: a gap was not.
+func counts(r *record) uint64 {
+	if r.lost > 0 {
+		return 0
+	}
+	return 1
 }
 
 // wants reports whether s asks for r, were there no end to how many.

@@ -267,3 +267,27 @@ func TestSelectorThatIsNone(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A gap is told where it is and does not count for a number of flows.
+func TestGapsDoNotCount(t *testing.T) {
+	l := newLog(shop(), 0)
+	l.add(numbered(1))
+	l.add(numbered(2))
+	l.tellLost(LostFlowEvents, 7, 0)
+	l.add(numbered(4))
+	l.tellLost(LostDenialEvents, 2, 0)
+	for _, c := range []struct {
+		s    Selection
+		want string
+	}{
+		{Selection{Number: 2}, "2 (7 lost) 4 (2 lost)"},
+		{Selection{Number: 3, First: true}, "1 2 (7 lost) 4"},
+		{Selection{}, "1 2 (7 lost) 4 (2 lost)"},
+	} {
+		var to collector
+		must(t, l.Select(t.Context(), c.s, &to))
+		if got := sourcePorts(&to); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.s, got, c.want)
+		}
+	}
+}
