@@ -138,25 +138,36 @@ func setPolicies(f *flowpb.Flow, r *record) {
 			continue
 		}
 		if r.denied(datapath.Direction(d)) {
-			*denied[d] = policiesOf(rule)
+			*denied[d] = policiesOf(rule, r.event.Epoch)
 		} else {
-			*allowed[d] = policiesOf(rule)
+			*allowed[d] = policiesOf(rule, r.event.Epoch)
 		}
 	}
 }
 
 // policiesOf are a rule's policy, or those whose isolation is the rule; none for rules
-// that belong to no policy.
-func policiesOf(r *policy.Rule) []*flowpb.Policy {
+// that belong to no policy. The revision is the epoch that judged.
+func policiesOf(r *policy.Rule, epoch uint64) []*flowpb.Policy {
 	if r.Name != "" {
-		return []*flowpb.Policy{{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}}
+		return []*flowpb.Policy{policyOf(r.Kind, r.Namespace, r.Name, r.UID, epoch)}
 	}
 	var out []*flowpb.Policy
 	for _, by := range r.IsolatedBy {
-		out = append(out, &flowpb.Policy{Kind: by.Kind, Namespace: by.Namespace, Name: by.Name})
+		out = append(out, policyOf(by.Kind, by.Namespace, by.Name, "", epoch))
 	}
 	return out
 }
+
+// policyOf names a policy, also by the labels that Cilium gives what it derives from one.
+func policyOf(kind, namespace, name, uid string, epoch uint64) *flowpb.Policy {
+	labels := []string{labelPolicy + "derived-from=" + kind, labelPolicy + "name=" + name, labelPolicy + "namespace=" + namespace}
+	if uid != "" {
+		labels = append(labels, labelPolicy+"uid="+uid)
+	}
+	return &flowpb.Policy{Kind: kind, Namespace: namespace, Name: name, Labels: labels, Revision: epoch}
+}
+
+const labelPolicy = "k8s:io.cilium.k8s.policy."
 
 // uuid is the same each time the record is asked for.
 func (r *record) uuid(node string) string {

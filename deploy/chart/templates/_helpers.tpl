@@ -41,6 +41,20 @@ flow-spill: none
 {{- with .Values.metrics.listen }}
 metrics-listen: {{ . | quote }}
 {{- end }}
+{{- with .Values.hubble }}
+{{- if .listen }}
+hubble-listen: {{ .listen | quote }}
+{{- if .tlsSecret }}
+hubble-tls-cert: /etc/weir-hubble/tls.crt
+hubble-tls-key: /etc/weir-hubble/tls.key
+hubble-tls-client-ca: /etc/weir-hubble/ca.crt
+{{- else if .insecure }}
+hubble-insecure: true
+{{- else if not (or (hasPrefix "127." .listen) (hasPrefix "[::1]" .listen)) }}
+{{- fail (printf "hubble.listen %s: flows tell who talks to whom: name a Secret in hubble.tlsSecret, or set hubble.insecure" .listen) }}
+{{- end }}
+{{- end }}
+{{- end }}
 log-level: {{ .Values.logLevel }}
 log-format: {{ .Values.logFormat }}
 {{- end }}

@@ -79,6 +79,7 @@ var everything = map[string]any{
 	"imagePullSecrets": []any{map[string]any{"name": "pull"}},
 	"flowSpill":        map[string]any{"enabled": true, "sizeMiB": 7, "age": "90m"},
 	"metrics":          map[string]any{"listen": ":19945", "podMonitor": true},
+	"hubble":           map[string]any{"listen": ":14244", "tlsSecret": "flows"},
 }
 
 // The agent's own tests read its settings from here (cmd/weir-agent).
@@ -118,6 +119,9 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"metrics": map[string]any{"listen": "9945"}}, "listen"},
 		{map[string]any{"flowSpill": map[string]any{"sizeMiB": 0}}, "sizeMiB"},
 		{map[string]any{"flowSpill": map[string]any{"age": "a day"}}, "age"},
+		{map[string]any{"hubble": map[string]any{"listen": "4244"}}, "listen"},
+		{map[string]any{"hubble": map[string]any{"listen": "localhost:4244"}}, "listen"},
+		{map[string]any{"hubble": map[string]any{"listen": ":4244"}}, "name a Secret in hubble.tlsSecret"},
 		{map[string]any{"metrics": map[string]any{"podMonitor": true}}, "nobody else reaches metrics.listen 127.0.0.1:9945"},
 		{map[string]any{"metrics": map[string]any{"podMonitor": true, "listen": ""}}, "nothing to scrape"},
 	} {
