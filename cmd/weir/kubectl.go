@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -12,10 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/weirnet/weir/controlplane/flowlog/format"
 )
@@ -134,8 +131,12 @@ func (p *plugin) pods(ctx context.Context) ([]pod, error) {
 	}
 	var running []pod
 	for _, i := range list.Items {
-		if i.Status.Phase == "Running" {
+		switch {
+		case i.Status.Phase == "Running":
 			running = append(running, pod{i.Spec.NodeName, i.Metadata.Name})
+		case len(p.nodes) == 0 || slices.Contains(p.nodes, i.Spec.NodeName):
+			fmt.Fprintf(p.err, "%s: nothing of this node: its agent's pod %s is %s\n",
+				format.Safe(cmp.Or(i.Spec.NodeName, "(no node yet)")), format.Safe(i.Metadata.Name), format.Safe(cmp.Or(i.Status.Phase, "in no phase")))
 		}
 	}
 	slices.SortFunc(running, func(a, b pod) int { return cmp.Compare(a.node, b.node) })
@@ -226,113 +227,4 @@ func (p *plugin) take(names ...string) (value string, given bool) {
 	}
 	p.args = rest
 	return value, given
-}
-
-// flowsOf merges the nodes' records by time: each node gives its newest, the newest of
-// those are shown.
-func (p *plugin) flowsOf(ctx context.Context, pods []pod) error {
-	output, _ := p.take("-o", "--output")
-	p.output = cmp.Or(output, outputCompact)
-	if !slices.Contains([]string{outputCompact, outputJSON, outputDict}, p.output) {
-		return usage("--output: %q is not one of %s, %s, %s", p.output, outputCompact, outputJSON, outputDict)
-	}
-	follow := slices.Contains(p.args, "-f") || slices.Contains(p.args, "--follow")
-	args := append(slices.Clone(p.args), "--output=json")
-	m := &merge{plugin: p, text: p.flowText(), live: follow}
-	err := p.all(pods, func(i int, errs io.Writer) error {
-		r, w := io.Pipe()
-		read := make(chan error, 1)
-		go func() { read <- m.read(r) }()
-		err := p.exec(ctx, pods[i], args, w, errs)
-		_ = w.Close() // of a pipe: nil
-		return cmp.Or(err, <-read)
-	})
-	if follow && ctx.Err() != nil {
-		return nil // interrupted, as it is meant to end
-	}
-	return errors.Join(err, m.show(p.most()))
-}
-
-// most is how many flows are shown, 0 = all.
-func (p *plugin) most() int {
-	_, since := p.take("--since")
-	last, given := p.take("--last")
-	if n, err := strconv.Atoi(last); given && err == nil {
-		return n
-	}
-	if since {
-		return 0
-	}
-	return newest
-}
-
-// merge is flow records of several nodes: shown as they come, or collected.
-type merge struct {
-	*plugin
-	text func([]byte) (string, error)
-	live bool
-
-	mu      sync.Mutex
-	records []flowRecord
-}
-
-type flowRecord struct {
-	at   time.Time
-	node string
-	line []byte
-}
-
-func (m *merge) read(from io.ReadCloser) error {
-	defer from.Close() // whoever still writes is told
-	for lines := bufio.NewReader(from); ; {
-		line, err := lines.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = m.add(bytes.TrimRight(line, "\n"))
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func (m *merge) add(line []byte) error {
-	record, err := format.Parse(line)
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.records = append(m.records, flowRecord{record.GetTime().AsTime(), record.GetNodeName(), line})
-	if !m.live {
-		return nil
-	}
-	return m.flush()
-}
-
-func (m *merge) flush() error {
-	for _, r := range m.records {
-		text, err := m.text(r.line)
-		if m.output == outputCompact {
-			text = format.Safe(r.node) + "  " + text
-		}
-		if err == nil {
-			err = m.print(text)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	m.records = nil
-	return nil
-}
-
-func (m *merge) show(most int) error {
-	slices.SortStableFunc(m.records, func(a, b flowRecord) int { return a.at.Compare(b.at) })
-	if most > 0 && len(m.records) > most {
-		m.records = m.records[len(m.records)-most:]
-	}
-	return m.flush()
 }

@@ -34,6 +34,9 @@ esac; done
 	return dir
 }
 
+// pending is what is said of the third node.
+const pending = "n3: nothing of this node: its agent's pod weir-c is Pending\n"
+
 func (r result) String() string {
 	return fmt.Sprintf("status %d, out %q, err %q", r.status, r.out, r.err)
 }
@@ -65,7 +68,7 @@ func TestPluginAsksEveryNode(t *testing.T) {
 	dir := fakeKubectl(t)
 	must(t, os.WriteFile(filepath.Join(dir, "weir-a.out"), []byte("one\n"), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "weir-b.out"), []byte("two\n"), 0o600))
-	if r := plugged(t, "policy list"); r.status != exitDone || r.err != "" || r.out != "=== n1\none\n\n=== n2\ntwo\n\n" {
+	if r := plugged(t, "policy list"); r.status != exitDone || r.err != pending || r.out != "=== n1\none\n\n=== n2\ntwo\n\n" {
 		t.Error(r)
 	}
 	if got := calls(t, dir); !strings.Contains(got, "get pods --namespace=kube-system --selector=app.kubernetes.io/name=weir --output=json\n") ||
@@ -104,6 +107,9 @@ func TestPluginMergesFlows(t *testing.T) {
 		"flows --since 5m":             "n1 n2 n2 n1",
 		"flows --since=5m --last=1":    "n1",
 		"flows --verdict dropped -o j": "",
+		"flows --verdict":              "",
+		"flows --since yesterday":      "",
+		"flows --top everything":       "",
 	} {
 		r := plugged(t, args)
 		var nodes []string
@@ -122,6 +128,37 @@ func TestPluginMergesFlows(t *testing.T) {
 	if got := calls(t, dir); !strings.Contains(got, "weir-a --container=agent -- weir flows -f --pod shop/db --output=json\n") {
 		t.Errorf("called:\n%s", got)
 	}
+	if r := plugged(t, "flows -o wide"); r.status != exitDone || strings.Count(r.out, "\n") != 5 || !strings.HasPrefix(r.out, "NODE ") || !strings.Contains(r.out, "\nn2 ") {
+		t.Error(r)
+	}
+	_ = calls(t, dir)
+	if r := plugged(t, "flows --top dst --until 1h --not --port 80"); r.status != exitDone || strings.Join(strings.Fields(strings.Split(r.out, "\n")[1]), " ") != `shop/db-0\x1b[2J 4 4 4 0 B 100.0` {
+		t.Error(r)
+	}
+	if got := calls(t, dir); !strings.Contains(got, "-- weir flows --not --port 80 --until=1h0m0s --since=876000h0m0s --output=json\n") {
+		t.Errorf("called:\n%s", got)
+	}
+}
+
+// Followed, records of several nodes come in the order of their times; a node that goes is
+// named at once, and does not end the others.
+func TestPluginFollowsSeveralNodes(t *testing.T) {
+	dir := fakeKubectl(t)
+	at := func(node, second string) string {
+		return strings.ReplaceAll(strings.ReplaceAll(record(t), "worker-1", node), "12:00:00.5Z", "12:00:"+second+"Z") + "\n"
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "weir-a.out"), []byte(at("n1", "01")+at("n1", "04")), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "weir-b.out"), []byte(at("n2", "02")+at("n2", "03")), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "weir-b.err"), []byte("error: unable to upgrade connection: \x1b[2J\n"), 0o600))
+	r := plugged(t, "flows -f")
+	var nodes []string
+	for line := range strings.Lines(r.out) {
+		nodes = append(nodes, strings.Fields(line)[0])
+	}
+	if got := strings.Join(nodes, " "); got != "n1 n2 n2 n1" || r.status != exitFailed ||
+		r.err != pending+`n2: error: unable to upgrade connection: \x1b[2J`+"\nkubectl weir: flows of node n2 are missing: exit status 1\n" {
+		t.Error(r)
+	}
 }
 
 // A node that does not answer is named, and does not hide the others.
@@ -129,16 +166,16 @@ func TestPluginNamesTheNodeThatFails(t *testing.T) {
 	dir := fakeKubectl(t)
 	must(t, os.WriteFile(filepath.Join(dir, "weir-a.out"), []byte("one\n"), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "weir-b.err"), []byte("weir status: no agent\ncommand terminated with exit code 1\n"), 0o600))
-	if r := plugged(t, "status"); r.status != exitFailed || r.out != "=== n1\none\n\n" || r.err != "n2: weir status: no agent\n" {
+	if r := plugged(t, "status"); r.status != exitFailed || r.out != "=== n1\none\n\n" || r.err != pending+"n2: weir status: no agent\n" {
 		t.Error(r)
 	}
 	for args, want := range map[string]string{
 		"status --node n3":   `no pod of Weir runs on node "n3"`,
 		"status --node":      "--node: missing value",
-		"flows -o yaml":      `--output: "yaml" is not one of compact, json, dict`,
+		"flows -o yaml":      `--output: "yaml" is not one of compact, wide, json, dict`,
 		"status --node=none": `no pod of Weir runs on node "none"`,
 	} {
-		if r := plugged(t, args); r.status == exitDone || r.out != "" || !strings.HasPrefix(r.err, "kubectl weir: "+want) {
+		if r := plugged(t, args); r.status == exitDone || r.out != "" || !strings.Contains(r.err, "kubectl weir: "+want) {
 			t.Errorf("%s: %v", args, r)
 		}
 	}

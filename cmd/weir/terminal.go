@@ -14,16 +14,22 @@ func coloured(w io.Writer) bool {
 
 // width is a terminal's, 0 for anything else.
 func width(w io.Writer) int {
+	width, _ := size(w)
+	return width
+}
+
+// size is a terminal's in characters, 0 for anything else.
+func size(w io.Writer) (width, height int) {
 	f, ok := w.(*os.File)
 	if !ok {
-		return 0
+		return 0, 0
 	}
 	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return 0
+		return 0, 0
 	}
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil || size.Col == 0 {
-		return 80
+		return 80, 24
 	}
-	return int(size.Col)
+	return int(size.Col), int(size.Row)
 }

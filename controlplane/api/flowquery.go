@@ -17,22 +17,36 @@ import (
 type FlowQuery struct {
 	Follow bool          // go on with new ones; the answer ends when the log or the client does
 	Since  time.Duration // not older; 0 = no bound
+	Until  time.Duration // not newer; 0 = no bound
 	Last   int           // the newest so many of those, oldest first; 0 = no bound
 	New    bool          // none of those the log holds, only what comes (Last is ignored)
 
-	Verdicts   []string // forwarded, dropped
-	Kinds      []string // new, update, ended, revoked, denied
-	Pods       []string // namespace/name, or namespace/ for all of it: either end
-	Namespaces []string // of either end's pod
-	Labels     []string // label selector, as in app=web,tier!=db or k8s:app in (a, b) or reserved:world: either end
-	Workloads  []string // name or kind/name: either end
-	Identities []string // number: either end
-	Addresses  []string // address or CIDR: either end
+	Verdicts []string // forwarded, dropped
+	Kinds    []string // new, update, ended, revoked, denied
+	FlowEnd           // either end
+	From, To FlowEnd  // who began it (of a denial: its sender); the other
+
 	Policies   []string // namespace/name: a policy that allowed, denied or isolated
 	Protocols  []string // tcp, udp, sctp, icmp (4 and 6), icmpv4, icmpv6, or a number
-	Ports      []string // number: of either end
 	Directions []string // egress, ingress: judged on that side by this node
 	Reasons    []string // of drops, as FlowExtension.Reason says them
+
+	// Not has filters by the name of their parameter: a record that one of them fits is
+	// left out.
+	Not map[string][]string
+}
+
+// FlowEnd is filters of an end of a flow.
+type FlowEnd struct {
+	Pods       []string // namespace/name, or namespace/ for all of it
+	Namespaces []string // of its pod
+	Labels     []string // label selector, as in app=web,tier!=db or k8s:app in (a, b) or reserved:world
+	Workloads  []string // name or kind/name
+	Services   []string // namespace/name, or namespace/ for all of it: whose address it is
+	Identities []string // number
+	Addresses  []string // address or CIDR
+	Ports      []string // number
+	Processes  []string // name, path of the executable, container id or pid: whose socket it is
 }
 
 // A flowParameter is a filter of a FlowQuery by its name in requests and on the command
@@ -43,30 +57,89 @@ type flowParameter struct {
 	check func(string) error
 }
 
-var flowParameters = []flowParameter{
-	{"verdict", func(q *FlowQuery) *[]string { return &q.Verdicts }, oneOf("forwarded", "dropped")},
-	{"kind", func(q *FlowQuery) *[]string { return &q.Kinds }, oneOf(FlowNew, FlowUpdate, FlowEnded, FlowRevoked, FlowDenied)},
-	{"pod", func(q *FlowQuery) *[]string { return &q.Pods }, checkPod},
-	{"namespace", func(q *FlowQuery) *[]string { return &q.Namespaces }, checkName},
-	{"label", func(q *FlowQuery) *[]string { return &q.Labels }, checkNotEmpty},
-	{"workload", func(q *FlowQuery) *[]string { return &q.Workloads }, checkWorkload},
-	{"identity", func(q *FlowQuery) *[]string { return &q.Identities }, checkIdentity},
-	{"address", func(q *FlowQuery) *[]string { return &q.Addresses }, checkAddress},
-	{"policy", func(q *FlowQuery) *[]string { return &q.Policies }, checkPolicy},
-	{"protocol", func(q *FlowQuery) *[]string { return &q.Protocols }, checkProtocol},
-	{"port", func(q *FlowQuery) *[]string { return &q.Ports }, checkPort},
-	{"direction", func(q *FlowQuery) *[]string { return &q.Directions }, oneOf("egress", "ingress")},
-	{"reason", func(q *FlowQuery) *[]string { return &q.Reasons }, checkReason},
+// endParameters are the filters of an end, by their names without from- and to-.
+var endParameters = []struct {
+	name  string
+	of    func(*FlowEnd) *[]string
+	check func(string) error
+}{
+	{"pod", func(e *FlowEnd) *[]string { return &e.Pods }, checkPod},
+	{"namespace", func(e *FlowEnd) *[]string { return &e.Namespaces }, checkName},
+	{"label", func(e *FlowEnd) *[]string { return &e.Labels }, checkNotEmpty},
+	{"workload", func(e *FlowEnd) *[]string { return &e.Workloads }, checkWorkload},
+	{"service", func(e *FlowEnd) *[]string { return &e.Services }, checkPod},
+	{"identity", func(e *FlowEnd) *[]string { return &e.Identities }, checkIdentity},
+	{"address", func(e *FlowEnd) *[]string { return &e.Addresses }, checkAddress},
+	{"port", func(e *FlowEnd) *[]string { return &e.Ports }, checkPort},
+	{"process", func(e *FlowEnd) *[]string { return &e.Processes }, checkNotEmpty},
 }
 
-// ParseFlowQuery reads a request's parameters: follow=1, new=1, since=5m, last=20, and
-// the filters, each repeatable. An error names the parameter and says what is allowed.
+var flowParameters = func() []flowParameter {
+	all := []flowParameter{
+		{"verdict", func(q *FlowQuery) *[]string { return &q.Verdicts }, oneOf("forwarded", "dropped")},
+		{"kind", func(q *FlowQuery) *[]string { return &q.Kinds }, oneOf(FlowNew, FlowUpdate, FlowEnded, FlowRevoked, FlowDenied)},
+		{"policy", func(q *FlowQuery) *[]string { return &q.Policies }, checkPolicy},
+		{"protocol", func(q *FlowQuery) *[]string { return &q.Protocols }, checkProtocol},
+		{"direction", func(q *FlowQuery) *[]string { return &q.Directions }, oneOf("egress", "ingress")},
+		{"reason", func(q *FlowQuery) *[]string { return &q.Reasons }, checkReason},
+	}
+	for _, p := range endParameters {
+		all = append(all,
+			flowParameter{p.name, func(q *FlowQuery) *[]string { return p.of(&q.FlowEnd) }, p.check},
+			flowParameter{FromEnd + p.name, func(q *FlowQuery) *[]string { return p.of(&q.From) }, p.check},
+			flowParameter{ToEnd + p.name, func(q *FlowQuery) *[]string { return p.of(&q.To) }, p.check})
+	}
+	return all
+}()
+
+// Prefixes of parameters: of an end alone, and of what is left out.
+const (
+	FromEnd = "from-"
+	ToEnd   = "to-"
+	Not     = "not-"
+)
+
+// FlowFilters are the names of the filters, in the order they are listed in.
+func FlowFilters() []string {
+	names := make([]string, len(flowParameters))
+	for i, p := range flowParameters {
+		names[i] = p.name
+	}
+	return names
+}
+
+// FlowFilter is a filter of a query: one of its values has to fit.
+type FlowFilter struct {
+	Name   string
+	Values []string
+	Not    bool // or none
+}
+
+// Filters are those that q sets.
+func (q *FlowQuery) Filters() []FlowFilter {
+	var out []FlowFilter
+	for _, p := range flowParameters {
+		if values := *p.of(q); len(values) > 0 {
+			out = append(out, FlowFilter{Name: p.name, Values: values})
+		}
+		if values := q.Not[p.name]; len(values) > 0 {
+			out = append(out, FlowFilter{Name: p.name, Values: values, Not: true})
+		}
+	}
+	return out
+}
+
+// ParseFlowQuery reads a request's parameters: follow=1, new=1, since=5m, until=1m, last=20,
+// and the filters, each repeatable, each also as not-NAME. An error names the parameter and says what is allowed.
 func ParseFlowQuery(v url.Values) (FlowQuery, error) {
 	var q FlowQuery
 	for _, name := range sortedKeys(v) {
 		if err := q.set(name, v[name]); err != nil {
 			return FlowQuery{}, fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	if q.Since > 0 && q.Until >= q.Since {
+		return FlowQuery{}, fmt.Errorf("until: %s ago is before since, %s ago: no record is in that range", q.Until, q.Since)
 	}
 	return q, nil
 }
@@ -79,12 +152,9 @@ func (q *FlowQuery) set(name string, values []string) error {
 	case "new":
 		return setBool(&q.New, last)
 	case "since":
-		d, err := time.ParseDuration(last)
-		if err != nil || d <= 0 {
-			return fmt.Errorf("%q is not a duration such as 30s, 5m or 2h", last)
-		}
-		q.Since = d
-		return nil
+		return setDuration(&q.Since, last)
+	case "until":
+		return setDuration(&q.Until, last)
 	case "last":
 		n, err := strconv.Atoi(last)
 		if err != nil || n <= 0 {
@@ -93,21 +163,38 @@ func (q *FlowQuery) set(name string, values []string) error {
 		q.Last = n
 		return nil
 	}
+	filter, not := strings.CutPrefix(name, Not)
 	for _, p := range flowParameters {
-		if p.name == name {
-			return q.add(p, values)
+		if p.name == filter {
+			return q.add(p, values, not)
 		}
 	}
 	return fmt.Errorf("no such parameter")
 }
 
-func (q *FlowQuery) add(p flowParameter, values []string) error {
+func (q *FlowQuery) add(p flowParameter, values []string, not bool) error {
 	for _, v := range values {
 		if err := p.check(v); err != nil {
 			return err
 		}
 	}
+	if not {
+		if q.Not == nil {
+			q.Not = map[string][]string{}
+		}
+		q.Not[p.name] = append(q.Not[p.name], values...)
+		return nil
+	}
 	*p.of(q) = append(*p.of(q), values...)
+	return nil
+}
+
+func setDuration(to *time.Duration, s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q is not a duration such as 30s, 5m or 2h", s)
+	}
+	*to = d
 	return nil
 }
 
@@ -126,10 +213,14 @@ func (q FlowQuery) Values() url.Values {
 	if q.Last > 0 {
 		v.Set("last", strconv.Itoa(q.Last))
 	}
-	for _, p := range flowParameters {
-		for _, s := range *p.of(&q) {
-			v.Add(p.name, s)
+	if q.Until > 0 {
+		v.Set("until", q.Until.String())
+	}
+	for _, f := range q.Filters() {
+		if f.Not {
+			f.Name = Not + f.Name
 		}
+		v[f.Name] = append(v[f.Name], f.Values...)
 	}
 	return v
 }

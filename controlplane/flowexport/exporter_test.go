@@ -239,7 +239,7 @@ func TestAllThatComesIsExported(t *testing.T) {
 // What a filter keeps back is no loss.
 func TestOnlyWhatIsWantedIsTaken(t *testing.T) {
 	n := newNode(t, 1<<16)
-	wanted, err := n.log.QueryFilter(api.FlowQuery{Ports: []string{"7"}})
+	wanted, err := n.log.QueryFilter(api.FlowQuery{FlowEnd: api.FlowEnd{Ports: []string{"7"}}})
 	if err != nil {
 		t.Fatal(err)
 	}

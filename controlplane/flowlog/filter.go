@@ -149,34 +149,18 @@ func never(format string, args ...any) error {
 // QueryFilter makes one filter of a FlowQuery's; the error is a *FilterError.
 func (l *Log) QueryFilter(q api.FlowQuery) (Filter, error) {
 	var f Filter
-	for _, p := range []struct {
-		name   string
-		values []string
-		of     func(string) (test, error)
-	}{
-		{"verdict", q.Verdicts, verdictIs},
-		{"kind", q.Kinds, kindIs},
-		{"pod", q.Pods, hasPod},
-		{"namespace", q.Namespaces, hasNamespace},
-		{"label", q.Labels, hasLabels},
-		{"workload", q.Workloads, hasWorkload},
-		{"identity", q.Identities, hasIdentity},
-		{"address", q.Addresses, hasAddress},
-		{"policy", q.Policies, hasPolicy},
-		{"protocol", q.Protocols, protocolIs},
-		{"port", q.Ports, hasPort},
-		{"direction", q.Directions, judgedOn},
-		{"reason", q.Reasons, reasonIs},
-	} {
+	for _, asked := range q.Filters() {
 		var tests []test
-		for _, v := range p.values {
-			t, err := p.of(v)
+		for _, v := range asked.Values {
+			t, err := queryTest(asked.Name, v)
 			if err != nil {
-				return Filter{}, &FilterError{Field: p.name, Err: err}
+				return Filter{}, &FilterError{Field: asked.Name, Err: err}
 			}
 			tests = append(tests, t)
 		}
-		if len(tests) > 0 {
+		if asked.Not {
+			f.deny = append(f.deny, tests...)
+		} else {
 			f.also = append(f.also, either(tests...))
 		}
 	}

@@ -114,8 +114,8 @@ func TestPastOutlivesTheLog(t *testing.T) {
 		{api.FlowQuery{Since: time.Hour - 25*time.Second}, numbersUpTo(25, 52)},
 		{api.FlowQuery{Since: time.Hour - 50*time.Second}, "50 51 52"},
 		{api.FlowQuery{Since: time.Hour - 25*time.Second, Last: 3}, "50 51 52"},
-		{api.FlowQuery{Pods: []string{"shop/web-1"}, Last: 40}, numbersUpTo(13, 52)},
-		{api.FlowQuery{Pods: []string{"shop/nobody"}}, ""},
+		{api.FlowQuery{FlowEnd: api.FlowEnd{Pods: []string{"shop/web-1"}}, Last: 40}, numbersUpTo(13, 52)},
+		{api.FlowQuery{FlowEnd: api.FlowEnd{Pods: []string{"shop/nobody"}}}, ""},
 	} {
 		if got := second.asked(t, c.q); got != c.want {
 			t.Errorf("%+v: %s\nwant %s", c.q, got, c.want)

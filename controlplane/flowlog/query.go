@@ -40,6 +40,9 @@ func (l *Log) selection(q api.FlowQuery) (Selection, error) {
 	if q.Since > 0 {
 		s.Since = l.opts.Now().Add(-q.Since)
 	}
+	if q.Until > 0 {
+		s.Until = l.opts.Now().Add(-q.Until)
+	}
 	return s, err
 }
 

@@ -21,7 +21,11 @@ func fill(l *Log) {
 		began(),
 		refused(),
 		with(began(), func(e *datapath.Event) { e.Protocol = 1; e.ICMPType = 8; e.Rule = [2]uint32{302, 0} }),
-		with(began(), func(e *datapath.Event) { e.Kind = datapath.EventEnded }),
+		with(began(), func(e *datapath.Event) {
+			e.Kind = datapath.EventEnded
+			e.Process = &datapath.Process{PID: 76, Name: "curl", Cgroup: "/kubepods/pod1/cri-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope"}
+			e.Listener = &datapath.Process{PID: 77, Name: "main", Executable: "/usr/bin/redis-server"}
+		}),
 		with(refused(), func(e *datapath.Event) {
 			e.Reason, e.Direction, e.Rule, e.Endpoint = 5, datapath.None, [2]uint32{}, [2]uint32{1, 0}
 			e.Destination = netip.MustParseAddrPort("[fd00::9]:443")
@@ -59,6 +63,20 @@ func TestQueries(t *testing.T) {
 		{"direction=egress", "1 2 3 4"},
 		{"direction=ingress", "1 2 4"},
 		{"reason=spoofed-source", "5"},
+		{"since=241s&until=60s", "1 2 3 4"},
+		{"until=181s&last=1", "2"},
+		{"from-pod=shop/web-1&to-pod=shop/db-0", "1 2 3 4"},
+		{"from-pod=shop/db-0", ""},
+		{"to-port=6379&from-port=2", "2"},
+		{"to-address=fd00::/64&from-namespace=shop", "5"},
+		{"not-pod=shop/db-0", "5"},
+		{"not-verdict=dropped&not-protocol=icmp", "1 4"},
+		{"not-to-port=6379&not-to-port=443", "3"},
+		{"process=curl", "4"},
+		{"process=redis-server", "4"},
+		{"from-process=redis-server", ""},
+		{"to-process=/usr/bin/redis-server", "4"},
+		{"process=0123456789ab&to-process=77", "4"},
 		{"namespace=shop&last=1", "5"},
 		{"namespace=sho", ""},
 		{"label=app=db", "1 2 3 4"},
@@ -121,6 +139,12 @@ func TestBadQueries(t *testing.T) {
 		"workload=a/b/c":       `workload: "a/b/c" is not a name or kind/name, as in Deployment/web`,
 		"identity=web":         `identity: "web" is not an identity number; "weir identities" lists them`,
 		"follow=please":        `follow: "please" is neither true nor false`,
+		"until=soon":           `until: "soon" is not a duration such as 30s, 5m or 2h`,
+		"since=5m&until=2h":    `until: 2h0m0s ago is before since, 5m0s ago: no record is in that range`,
+		"not-colour=red":       `not-colour: no such parameter`,
+		"from-verdict=dropped": `from-verdict: no such parameter`,
+		"not-port=http":        `not-port: "http" is not a port number (1-65535)`,
+		"to-address=10.0.0":    `to-address: "10.0.0" is neither an address nor a CIDR`,
 		"colour=red&last=many": `colour: no such parameter`,
 	} {
 		v, err := url.ParseQuery(query)
@@ -262,7 +286,7 @@ func TestFollowUntil(t *testing.T) {
 func TestSelectorThatIsNone(t *testing.T) {
 	l := newLog(shop(), 0)
 	var wrong *FilterError
-	err := l.Query(t.Context(), api.FlowQuery{Labels: []string{"app in (a"}}, &collector{})
+	err := l.Query(t.Context(), api.FlowQuery{FlowEnd: api.FlowEnd{Labels: []string{"app in (a"}}}, &collector{})
 	if !errors.As(err, &wrong) || wrong.Field != "label" {
 		t.Errorf("got %v", err)
 	}

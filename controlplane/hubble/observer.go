@@ -80,7 +80,7 @@ func (o *observer) extended(req *observerpb.GetFlowsRequest) (flowlog.Filter, er
 	if err != nil {
 		return flowlog.Filter{}, invalid("extensions: %v", err)
 	}
-	if q.Follow || q.New || q.Since > 0 || q.Last > 0 {
+	if q.Follow || q.New || q.Since > 0 || q.Until > 0 || q.Last > 0 {
 		return flowlog.Filter{}, invalid("extensions: only filters; how many flows and of when the request itself says")
 	}
 	f, err := o.server.Flows.QueryFilter(q)
