@@ -17,8 +17,9 @@ func decoded(t testing.TB, i int) *corev1.Pod {
 	t.Helper()
 	always := corev1.ContainerRestartPolicyAlways
 	p := &corev1.Pod{ObjectMeta: noise(metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i%50), Name: fmt.Sprintf("service-%d-7c5ddbdf54-%05d", i%500, i),
-		UID: "4b7b3b0e-0d0e-4a27-9d0e-5f1b0b2c8f11", ResourceVersion: strconv.Itoa(i + 1),
+		UID: "4b7b3b0e-0d0e-4a27-9d0e-5f1b0b2c8f11",
 		Labels: map[string]string{"app": fmt.Sprint("app-", i%500), "pod-template-hash": fmt.Sprint("h", i%500), "app.kubernetes.io/managed-by": "Helm", "tier": "front"}})}
+	p.ResourceVersion = strconv.Itoa(i + 1)
 	p.Spec.NodeName = fmt.Sprint("node-", i%100)
 	for n, name := range []string{"service", "sidecar"} {
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name, Ports: []corev1.ContainerPort{{Name: name, ContainerPort: int32(8000 + n), Protocol: corev1.ProtocolTCP}}})
@@ -143,5 +144,41 @@ func TestInternForgets(t *testing.T) {
 		if got := s.pods.objects[types.NamespacedName{Namespace: "n", Name: fmt.Sprint("p", n%10)}]; got.Labels["job"] != fmt.Sprint(n) {
 			t.Errorf("pod %d has %v", n%10, got.Labels)
 		}
+	}
+}
+
+// What comes in a list is held once while it comes, and goes into the store as it is.
+func TestListsAreShared(t *testing.T) {
+	s := newStores()
+	strip := s.pods.Transformer()
+	var list []any
+	for i := range 3000 {
+		p, err := strip(decoded(t, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, p)
+	}
+	if n := len(s.common.labels); n != 500 {
+		t.Errorf("%d sets of labels are held of pods on their way, want 500", n)
+	}
+	plain := decoded(t, 4000) // of a list that no watch brought
+	if err := s.pods.Replace(append(list, plain), "9999"); err != nil {
+		t.Fatal(err)
+	}
+	for i, value := range list {
+		want := stripPod(decoded(t, i))
+		want.ResourceVersion = ""
+		got := s.pods.objects[types.NamespacedName{Namespace: want.Namespace, Name: want.Name}]
+		if got != value || !reflect.DeepEqual(got, want) {
+			t.Fatalf("pod %d: %+v\nwant %+v", i, got, want)
+		}
+	}
+	got := s.pods.objects[types.NamespacedName{Namespace: plain.Namespace, Name: plain.Name}]
+	if got == plain || got.ManagedFields != nil || plain.ResourceVersion == "" || len(s.pods.coming) != 0 {
+		t.Errorf("%+v of %+v, %d still come", got, plain, len(s.pods.coming))
+	}
+	if s.pods.versions[types.NamespacedName{Namespace: plain.Namespace, Name: plain.Name}] != 4001 {
+		t.Error("its version is lost")
 	}
 }

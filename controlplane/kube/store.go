@@ -59,6 +59,7 @@ type store[T any, P object[T]] struct {
 	versions map[types.NamespacedName]uint64 // the resource versions of objects
 	version  uint64                          // all up to it was seen
 	synced   bool
+	coming   map[P]bool // stripped, and on their way to Replace
 	out      map[types.NamespacedName]P // what was handed out, nil after a change
 
 	perNamespace map[string]int // objects
@@ -72,18 +73,26 @@ var (
 func newStore[T any, P object[T]](s *shelf, strip func(P) P) *store[T, P] {
 	return &store[T, P]{
 		shelf: s, strip: strip, perNamespace: map[string]int{},
-		objects: map[types.NamespacedName]P{}, versions: map[types.NamespacedName]uint64{},
+		objects: map[types.NamespacedName]P{}, versions: map[types.NamespacedName]uint64{}, coming: map[P]bool{},
 	}
 }
 
 // Transformer implements cache.TransformingStore: a list that is on its way is held
-// stripped, too.
+// stripped, too, and goes into the store as it is.
 func (s *store[T, P]) Transformer() cache.TransformFunc {
 	return func(value any) (any, error) {
-		if o, ok := value.(P); ok {
-			return s.strip(o), nil
+		o, ok := value.(P)
+		if !ok {
+			return value, nil
 		}
-		return value, nil
+		stripped := s.strip(o)
+		s.Lock()
+		defer s.Unlock()
+		s.coming[stripped] = true
+		if s.share != nil {
+			s.share(stripped, len(s.objects)+len(s.coming))
+		}
+		return stripped, nil
 	}
 }
 
@@ -94,7 +103,7 @@ type seen[P any] struct {
 	stripped P
 }
 
-func (s *store[T, P]) read(value any) (seen[P], error) {
+func (s *store[T, P]) read(value any, came map[P]bool) (seen[P], error) {
 	o, ok := value.(P)
 	if !ok {
 		return seen[P]{}, fmt.Errorf("object of type %T", value)
@@ -103,7 +112,10 @@ func (s *store[T, P]) read(value any) (seen[P], error) {
 	if err != nil {
 		return seen[P]{}, err
 	}
-	out := seen[P]{types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}, version, s.strip(o)}
+	out := seen[P]{types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}, version, o}
+	if !came[o] {
+		out.stripped = s.strip(o)
+	}
 	out.stripped.SetResourceVersion("")
 	return out, nil
 }
@@ -122,7 +134,7 @@ func (s *store[T, P]) Add(value any) error { return s.Update(value) }
 
 // Update implements cache.ReflectorStore.
 func (s *store[T, P]) Update(value any) error {
-	is, err := s.read(value)
+	is, err := s.read(value, nil)
 	if err != nil {
 		return err
 	}
@@ -136,7 +148,7 @@ func (s *store[T, P]) Update(value any) error {
 
 // Delete implements cache.ReflectorStore.
 func (s *store[T, P]) Delete(value any) error {
-	is, err := s.read(value)
+	is, err := s.read(value, nil)
 	if err != nil {
 		return err
 	}
@@ -154,10 +166,14 @@ func (s *store[T, P]) Replace(values []any, resourceVersion string) error {
 	if err != nil {
 		return err
 	}
+	s.Lock()
+	came := s.coming
+	s.coming = map[P]bool{}
+	s.Unlock()
 	all := make([]seen[P], 0, len(values))
 	there := make(map[types.NamespacedName]bool, len(values))
 	for _, value := range values {
-		is, err := s.read(value)
+		is, err := s.read(value, came)
 		if err != nil {
 			return err
 		}

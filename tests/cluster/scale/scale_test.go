@@ -107,7 +107,7 @@ func (w *world) begin() {
 	programs, err := filepath.Abs("../../../bin")
 	w.must(err)
 	run := fmt.Sprintf("weirt-%x", time.Now().UnixNano()&0xffffff)
-	w.node, err = lab.Up(lab.Options{Prefix: run + "-", Run: "/run/" + run, Bin: programs, Name: nodeName, Pool4: localCIDR, Pool6: "fd77::/112"})
+	w.node, err = lab.Up(lab.Options{Prefix: run + "-", Run: "/run/" + run, Bin: programs, Name: nodeName, Pool4: localCIDR, Pool6: "fd77::/112", Agent: agentFlags()})
 	w.must(err)
 	w.Cleanup(func() {
 		if w.Failed() {
@@ -125,6 +125,14 @@ func (w *world) begin() {
 	}))
 	w.node.Source("--kubeconfig", w.kubeconfig(w.proxy.Addr()))
 	w.client = api.Dial(w.node.StateDir())
+}
+
+// agentFlags: the default size is for 57,000 addresses of pods and nodes.
+func agentFlags() []string {
+	if *pods+nodes() < 57_000 {
+		return nil
+	}
+	return []string{"--map-size", fmt.Sprintf("addresses=%d", 3*(*pods+nodes()))}
 }
 
 // start starts the agent and waits until it answers: all there is is enforced then.
