@@ -55,7 +55,7 @@ func (m *measurement) progress(format string, args ...any) {
 
 // sections in the report's order.
 func sections() []section {
-	return []section{packets, trafficSection, flood}
+	return []section{packets, trafficSection, flood, updates, cniSection}
 }
 
 const page = "docs/benchmarks.md"

@@ -277,7 +277,7 @@ func cluster(policies int) map[string][]runtime.Object {
 		if i == policies-1 {
 			rule.From[0].PodSelector.MatchLabels = app("a")
 		} else {
-			rule.Ports = []networkingv1.NetworkPolicyPort{port("TCP", 80)}
+			rule.Ports = []networkingv1.NetworkPolicyPort{portOf("TCP", 80)}
 		}
 		objects["networkpolicies"] = append(objects["networkpolicies"], &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "bench", Name: fmt.Sprintf("policy-%d", i)},
@@ -355,8 +355,8 @@ func send(h *lab.Host, kind string, args ...any) (float64, error) {
 	return strconv.ParseFloat(strings.TrimSpace(string(text)), 64)
 }
 
-// port is a rule's.
-func port(protocol corev1.Protocol, number int) networkingv1.NetworkPolicyPort {
+// portOf is a rule's.
+func portOf(protocol corev1.Protocol, number int) networkingv1.NetworkPolicyPort {
 	n := intstr.FromInt32(int32(number))
 	return networkingv1.NetworkPolicyPort{Protocol: &protocol, Port: &n}
 }

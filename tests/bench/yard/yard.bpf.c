@@ -297,12 +297,9 @@ SEC("tc") int sink(struct __sk_buff *skb)
 }
 
 /* Map writes by bpf(2) of one process: calls, and entries where one call has many. */
-volatile __u32 count_process;
+volatile __u32 count_process; /* in the namespace that device and inode name */
+volatile __u64 count_device, count_inode;
 volatile __u64 count_updates, count_deletes, count_batches, count_batched;
-struct sys_enter {
-	__u64 regs;
-	long id;
-};
 #define COMMAND_UPDATE       2
 #define COMMAND_DELETE       3
 #define COMMAND_UPDATE_BATCH 26
@@ -314,7 +311,10 @@ SEC("raw_tp/sys_enter") int count_writes(struct bpf_raw_tracepoint_args *ctx)
 	__u64 command = 0, attr = 0;
 	__u32 n = 0;
 
-	if (ctx->args[1] != 321 || bpf_get_current_pid_tgid() >> 32 != count_process)
+	struct bpf_pidns_info process = {};
+
+	if (ctx->args[1] != 321 || bpf_get_ns_current_pid_tgid(count_device, count_inode, &process, sizeof(process)) ||
+	    process.tgid != count_process)
 		return 0;
 	bpf_probe_read_kernel(&command, 8, (void *)ctx->args[0] + 112);
 	bpf_probe_read_kernel(&attr, 8, (void *)ctx->args[0] + 104);

@@ -1,0 +1,402 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/tests/bench/apiserver"
+	"github.com/weirnet/weir/tests/bench/report"
+	"github.com/weirnet/weir/tests/lab"
+)
+
+var updates = section{
+	name: "updates", title: "A change of policy", measure: measureUpdates,
+	method: "An agent on a node with ten pods watches an API server's watch events, in protobuf as from a real one: ten pods in the cluster for each policy, in namespaces of a " +
+		"hundred. A change is sent as one event; it is in force when the epoch that programs read has moved, or, for a pod, when its address is there or gone. Writes are counted from outside: entries that bpf(2) puts or " +
+		"deletes, and words of the maps that the agent has in its memory. CPU is the agent's, until it is quiet again. What iptables and nftables are given is a chain " +
+		"for the policy that changed, or everything, as a controller writes that keeps no account.",
+}
+
+const localPods = 10
+
+func measureUpdates(m *measurement) error {
+	sizes := pick(m, []int{10, 1000, 10000}, []int{10, 100})
+	latency := &report.Table{Name: "updates", Title: "From the event to its being in force, ms", Head: "policies in the cluster", Plot: report.Lines}
+	cpu := &report.Table{Name: "updates-cpu", Title: "The agent's CPU for it, ms", Head: latency.Head, Plot: report.Lines}
+	counts := &report.Table{Name: "updates-writes", Title: "Map writes for it: entries + words", Head: latency.Head}
+	rest := &report.Table{Name: "updates-rest", Title: "Start and churn", Head: latency.Head}
+	for _, t := range []*report.Table{latency, cpu, counts, rest} {
+		for _, n := range sizes {
+			t.Columns = append(t.Columns, fmt.Sprint(n))
+		}
+	}
+	for i, n := range sizes {
+		u := &update{m: m, cluster: synthetic{pods: 10 * n, policies: n}, last: i == len(sizes)-1}
+		if err := u.run(fmt.Sprintf("u%d", i), latency, cpu, counts, rest); err != nil {
+			return fmt.Errorf("%d policies: %w", n, err)
+		}
+	}
+	m.Tables = append(m.Tables, latency, cpu, counts, rest)
+	t, err := others(m, sizes)
+	if err != nil {
+		return err
+	}
+	m.Tables = append(m.Tables, t)
+	return nil
+}
+
+// update is a node in a cluster of one size.
+type update struct {
+	*observer
+	m       *measurement
+	cluster synthetic
+	site    *site
+	last    bool
+}
+
+// change is what is sent, back and forth.
+type change struct {
+	name string
+	send func(u *update, round int) error
+	// inForce says whether it is, since the epoch was that; nil: there is nothing to see.
+	inForce func(u *update, round int, since uint64) bool
+}
+
+// moved is the epoch's.
+func moved(u *update, _ int, since uint64) bool { return atomic.LoadUint64(u.epoch) != since }
+
+// known is whether the address of pod number cluster.pods + more is there, or is not any more.
+func known(more int) func(*update, int, uint64) bool {
+	return func(u *update, round int, _ uint64) bool {
+		a := netip.MustParseAddr(u.cluster.pod(u.cluster.pods + more).Status.PodIP)
+		var index uint32
+		err := u.addresses.Lookup(bpf.WeirAddressKey{Addr: a.As16(), Family: 4}, &index)
+		return (err == nil) == (round%2 == 0)
+	}
+}
+
+var changes = []change{
+	{"a policy of a pod here", func(u *update, round int) error {
+		return u.site.api.Put("networkpolicies", u.cluster.policy(0, 2000+round%2))
+	}, moved},
+	{"a policy of pods elsewhere", func(u *update, round int) error {
+		i := min(u.cluster.policies-1, u.cluster.namespaces()-1)
+		return u.site.api.Put("networkpolicies", u.cluster.policy(i, 2000+round%2))
+	}, nil},
+	{"a pod comes or goes", func(u *update, round int) error { return u.comes(u.cluster.pods, nil, round) }, known(0)},
+	{"an identity comes or goes", func(u *update, round int) error {
+		return u.comes(u.cluster.pods+1, map[string]string{"app": fmt.Sprint("new-", round/2)}, round)
+	}, known(1)},
+}
+
+// comes has pod number i come in even rounds and go in odd ones.
+func (u *update) comes(i int, labels map[string]string, round int) error {
+	p := u.cluster.pod(i)
+	maps.Copy(p.Labels, labels)
+	if round%2 == 1 {
+		return u.site.api.Delete("pods", p)
+	}
+	return u.site.api.Put("pods", p)
+}
+
+func (u *update) run(name string, latency, cpu, counts, rest *report.Table) (failed error) {
+	m := u.m
+	m.progress("%d policies, %d pods: the cluster", u.cluster.policies, u.cluster.pods)
+	var err error
+	defer func() {
+		if u.observer != nil {
+			u.observer.close()
+		}
+		if u.site != nil {
+			failed = errors.Join(failed, u.site.close())
+		}
+	}()
+	took, most, err := u.start(name)
+	if err != nil {
+		return err
+	}
+	m.progress("in force after %s, %.0f MiB at most", took.Round(time.Millisecond), most)
+	if u.observer, err = observe(u.site.nodes[0]); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		m.progress("%d policies: %s", u.cluster.policies, c.name)
+		if err := u.measure(c, latency, cpu, counts); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	share, err := u.churn()
+	if err != nil {
+		return err
+	}
+	put(rest, "from nothing to in force, s", report.One(took.Seconds(), ""))
+	put(rest, "memory at most, MiB", report.One(most, ""))
+	put(rest, "CPU at 100 pod events/s, % of a core", report.One(share, ""))
+	if u.last {
+		m.AtMost("agent CPU for one policy change, largest cluster", median(lastOf(cpu, changes[0].name)), 5, " ms")
+		m.AtMost("agent CPU for a policy of pods elsewhere, largest cluster", median(lastOf(cpu, changes[1].name)), 5, " ms")
+		m.AtMost("start from nothing, largest cluster", took.Seconds(), 20, " s")
+		m.AtMost("resident memory then, at most", most, 300, " MiB")
+		m.AtMost("100 pod events/s, largest cluster", share, 5, " % of a core")
+	}
+	return nil
+}
+
+// put adds a figure to a row, which is made at first.
+func put(t *report.Table, name string, f report.Figure) {
+	for i := range t.Rows {
+		if t.Rows[i].Name == name {
+			t.Rows[i].Cells = append(t.Rows[i].Cells, f)
+			return
+		}
+	}
+	t.Rows = append(t.Rows, report.Row{Name: name, Cells: []report.Figure{f}})
+}
+
+// lastOf is a row's last samples.
+func lastOf(t *report.Table, name string) []float64 {
+	for _, r := range t.Rows {
+		if r.Name == name {
+			return r.Cells[len(r.Cells)-1].Samples
+		}
+	}
+	return nil
+}
+
+// start has the agent come to a cluster that is there, then its pods.
+func (u *update) start(name string) (took time.Duration, most float64, err error) {
+	if u.site, err = newSite(u.m, name, 1, lab.Options{Agent: roomFor(u.cluster)}); err != nil {
+		return 0, 0, err
+	}
+	if err := u.site.startAPI(u.cluster.objects()); err != nil {
+		return 0, 0, err
+	}
+	n := u.site.nodes[0]
+	began := time.Now()
+	if err := n.StartAgent(u.m); err != nil {
+		return 0, 0, err
+	}
+	if err := n.Wait(u.m); err != nil {
+		return 0, 0, err
+	}
+	took = time.Since(began)
+	if err := u.site.locals(u.m, u.cluster, localPods); err != nil {
+		return 0, 0, err
+	}
+	_, most, err = memoryOf(n.AgentPid())
+	return took, most, err
+}
+
+// roomFor is what the agent of so large a cluster is told about its maps.
+func roomFor(c synthetic) []string {
+	if c.pods < 50000 {
+		return nil
+	}
+	return []string{"--map-size", "addresses=524288"}
+}
+
+// locals attaches this node's pods.
+func (s *site) locals(ctx context.Context, c synthetic, count int) error {
+	n := s.nodes[0]
+	for i := range count {
+		p := c.local(i)
+		if err := s.api.Put("pods", p); err != nil {
+			return err
+		}
+		attached, err := n.AddPod(ctx, p.Namespace, p.Name)
+		if err != nil {
+			return err
+		}
+		if err := s.api.Put("pods", apiserver.Pod(p.Namespace, p.Name, "node-a", p.Labels, attached.Addr4, attached.Addr6)); err != nil {
+			return err
+		}
+	}
+	return n.Wait(ctx)
+}
+
+// measure sends the change to and fro; the first time is not counted.
+func (u *update) measure(c change, latency, cpu, counts *report.Table) error {
+	var ms, busy []float64
+	var wrote []writes
+	for round := range 2 * (u.m.rounds + 1) {
+		if u.m.Err() != nil {
+			return u.m.Err()
+		}
+		one, err := u.once(c, round)
+		if err != nil {
+			return err
+		}
+		if round > 1 {
+			busy, wrote = append(busy, one.busy), append(wrote, one.writes)
+			if c.inForce != nil {
+				ms = append(ms, one.ms)
+			}
+		}
+	}
+	if len(ms) > 0 {
+		put(latency, c.name, report.Of(ms, ""))
+	} else {
+		put(latency, c.name, report.Words("nothing to change"))
+	}
+	put(cpu, c.name, report.Of(busy, ""))
+	most := wrote[0]
+	for _, w := range wrote {
+		if w.entries+w.words > most.entries+most.words {
+			most = w
+		}
+	}
+	put(counts, c.name, report.Words("%s", most))
+	return nil
+}
+
+// one change as it was seen.
+type seen struct {
+	ms, busy float64
+	writes
+}
+
+func (u *update) once(c change, round int) (s seen, err error) {
+	if err := u.quiet(); err != nil {
+		return s, err
+	}
+	before, pages, epoch := writes{}, u.snapshot(), atomic.LoadUint64(u.epoch)
+	if before, err = u.counted(); err != nil {
+		return s, err
+	}
+	busy, err := cpuOf(u.pid)
+	if err != nil {
+		return s, err
+	}
+	began := time.Now()
+	if err := c.send(u, round); err != nil {
+		return s, err
+	}
+	for c.inForce != nil && !c.inForce(u, round, epoch) {
+		if time.Since(began) > 20*time.Second {
+			return s, errors.New("it was not in force after 20 s")
+		}
+		time.Sleep(20 * time.Microsecond)
+	}
+	s.ms = float64(time.Since(began).Microseconds()) / 1000
+	if err := u.quiet(); err != nil {
+		return s, err
+	}
+	after, err := cpuOf(u.pid)
+	if err != nil {
+		return s, err
+	}
+	s.busy = float64((after - busy).Microseconds()) / 1000
+	done, err := u.counted()
+	s.calls, s.entries = done.calls-before.calls, done.entries-before.entries
+	for name, words := range u.snapshot() {
+		for i, w := range words {
+			if w != pages[name][i] {
+				s.words++
+			}
+		}
+	}
+	return s, err
+}
+
+// quiet waits until the agent does next to nothing for a while.
+func (u *update) quiet() error {
+	time.Sleep(60 * time.Millisecond) // changes soon after a commit join the next
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); {
+		before, err := cpuOf(u.pid)
+		if err != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+		after, err := cpuOf(u.pid)
+		if err != nil {
+			return err
+		}
+		if after-before < 3*time.Millisecond {
+			return nil
+		}
+	}
+	return nil // it is busy with itself, and that is its CPU
+}
+
+// churn is a hundred pods a second that come and go, and what of a core the agent takes.
+func (u *update) churn() (percent float64, err error) {
+	seconds := pick(u.m, 10, 2)
+	u.m.progress("%d policies: 100 pod events/s for %d s", u.cluster.policies, seconds)
+	before, err := cpuOf(u.pid)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for i := range 100 * seconds {
+		<-tick.C
+		if err := u.comes(u.cluster.pods+10+i/2, nil, i); err != nil {
+			return 0, err
+		}
+	}
+	after, err := cpuOf(u.pid)
+	return 100 * float64(after-before) / float64(time.Since(began)), err
+}
+
+// others is what nft and iptables-restore take for one policy, and for everything.
+func others(m *measurement, sizes []int) (*report.Table, error) {
+	t := &report.Table{Name: "updates-others", Title: "The same change by rules, ms", Head: "policies of the pod", Plot: report.Lines,
+		Note: "Until the command has ended; its start is in it. iptables has the kernel take a whole table for any change."}
+	s, err := newSite(m, "uo", 1, lab.Options{})
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	defer func() { _ = s.close() }()
+	n := s.nodes[0]
+	for _, size := range sizes {
+		t.Columns = append(t.Columns, fmt.Sprint(size))
+		m.progress("rules of %d policies", size)
+		all := map[string][]ruleset{
+			"nft -f, all":               nftables(size, "10.1.0.1", "10.1.0.2", true),
+			"nft -f, a chain":           {{nft, "flush chain ip engine policy-0\nadd rule ip engine policy-0 ip saddr @peers-0 tcp dport 81 accept\n"}},
+			"iptables-restore, all":     iptables(size, "10.1.0.1", "10.1.0.2", false),
+			"iptables-restore, a chain": {{"iptables-legacy-restore -n < %s", "*filter\n:POLICY-0 - [0:0]\n-A POLICY-0 -s 10.64.0.1/32 -p tcp -m tcp --dport 81 -j MARK --set-xmark 0x10000/0x10000\nCOMMIT\n"}},
+		}
+		for _, name := range []string{"nft -f, all", "nft -f, a chain", "iptables-restore, all", "iptables-restore, a chain"} {
+			var ms []float64
+			for range m.rounds {
+				took, err := timed(m, n, all[name])
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", name, err)
+				}
+				ms = append(ms, took)
+			}
+			put(t, name, report.Of(ms, ""))
+		}
+	}
+	return t, nil
+}
+
+func timed(ctx context.Context, n *lab.Node, sets []ruleset) (ms float64, err error) {
+	file := filepath.Join(n.RunDir(), "rules")
+	if err := os.WriteFile(file, []byte(sets[0].text), 0o600); err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-c", fmt.Sprintf("exec "+sets[0].command, file))
+	var said strings.Builder
+	cmd.Stderr = &said
+	began := time.Now()
+	if err := n.Start(cmd); err != nil {
+		return 0, err
+	}
+	if err := cmd.Wait(); err != nil {
+		return 0, fmt.Errorf("%w: %s", err, end300(said.String()))
+	}
+	return float64(time.Since(began).Microseconds()) / 1000, nil
+}
