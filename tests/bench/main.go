@@ -55,7 +55,7 @@ func (m *measurement) progress(format string, args ...any) {
 
 // sections in the report's order.
 func sections() []section {
-	return []section{packets, trafficSection, flood, updates, cniSection}
+	return []section{packets, trafficSection, flood, updates, cniSection, memory}
 }
 
 const page = "docs/benchmarks.md"
