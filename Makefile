@@ -6,7 +6,7 @@
 #   image      bin/image: a container image (TAG=name:tag; ARCHS="amd64 arm64"; PUSH=1: to TAG's registry)
 #   manifests  deploy/*.yaml from deploy/chart (`make -s manifest SET=k8sServiceHost=...`: prints one with your values)
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
-#   test       test-unit test-packet test-random test-node test-deploy test-oracle
+#   test       test-unit test-packet test-random test-node test-deploy test-collector test-oracle
 #   test-hubble  Hubble's client and filters (built at first: five minutes) against an agent and ours
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
@@ -38,6 +38,7 @@ GO_BUILD  = CGO_ENABLED=0 go build -trimpath
 GO_TEST   = go test -json -count=1 $(TESTFLAGS)
 SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
 ORACLE    = (cd tests/oracle && $(GO_TEST) -timeout 30m ./...)
+COLLECTOR = (cd tests/collector && $(GO_TEST) ./...)
 DEPLOY    = (cd deploy/tools && $(GO_TEST) ./...)
 SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic# one after the other: they have time limits
 UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic)$$')
@@ -91,7 +92,7 @@ demo: build
 	@bin/demo $(if $(KEEP),-keep)
 
 test: build build-other-layout build-others
-	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(DEPLOY) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
+	{ $(GO_TEST) $(UNIT); status=$$?; $(GO_TEST) -p 1 -timeout 30m $(SLOW) || status=1; $(DEPLOY) || status=1; $(COLLECTOR) || status=1; $(ORACLE) && exit $$status; } | $(SUMMARY)
 test-unit: generate
 	$(GO_TEST) $(UNIT) | $(SUMMARY)
 test-packet: generate
@@ -105,6 +106,10 @@ bypasses: build
 # test-random with other people's policy engines as judges: a module of its own keeps ours short.
 test-oracle: generate
 	$(ORACLE) | $(SUMMARY)
+
+# Flows and metrics by OTLP, at the receiver that collectors have.
+test-collector: generate
+	$(COLLECTOR) | $(SUMMARY)
 
 # The chart, the manifests made from it, the image.
 test-deploy:
@@ -201,4 +206,4 @@ clean:
 	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o tests/bench/yard/*_bpfel.go tests/bench/yard/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench bench-others clean
+.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-collector test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench bench-others clean

@@ -40,6 +40,7 @@ var arrows = map[string][]string{
 	"controlplane/flowlog/format":      {"controlplane/api"},
 	"controlplane/flowexport":          {"controlplane/api", "controlplane/flowlog"},
 	"controlplane/flowexport/jsonfile": {"controlplane/flowexport", "controlplane/flowlog"},
+	"controlplane/flowexport/otlp":     {"controlplane/api", "controlplane/flowexport", "controlplane/flowlog", "datapath"},
 	"controlplane/kube":                {"controlplane/api", "controlplane/policy", "controlplane/source"},
 	"controlplane/cniconf":             {},
 	"controlplane/install":             {"controlplane/endpoint", "controlplane/routing", "controlplane/statedir", "datapath/loader"},
@@ -74,9 +75,10 @@ var owners = map[string][]string{
 	"sigs.k8s.io/yaml":                    {"controlplane/source"},
 	"go.yaml.in/yaml/v3":                  {"cmd/weir-agent"},
 	"google.golang.org/protobuf":          {"cmd/weir", "controlplane/flowexport/...", "controlplane/flowlog/...", "controlplane/hubble"},
-	"google.golang.org/grpc":              {"controlplane/hubble"},
+	"google.golang.org/grpc":              {"controlplane/flowexport/otlp", "controlplane/hubble"},
+	"go.opentelemetry.io":                 {"controlplane/flowexport/otlp"},
 	"k8s.io/apimachinery/pkg/util/yaml":   {"controlplane/source"},
-	"github.com/prometheus/client_golang": {"controlplane/export"},
+	"github.com/prometheus/client_golang": {"controlplane/export", "controlplane/flowexport/otlp"},
 }
 
 // pure packages import nothing that reads a clock, a file or the network.

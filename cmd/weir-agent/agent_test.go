@@ -265,6 +265,15 @@ func TestBadStarts(t *testing.T) {
 		{[]string{"--flow-export-file-filter", "label=a in ("}, 2, "--flow-export-file-filter: label: "},
 		{[]string{"--flow-export-file-filter", "since=5m"}, 2, "--flow-export-file-filter: since has no meaning here"},
 		{[]string{"--flow-export-file-fields", "verdict,pod"}, 2, `--flow-export-file-fields: "pod": Flow has no field "pod"`},
+		{[]string{"--otlp-endpoint", "collector:4317"}, 2, `--otlp-endpoint: write http://HOST:PORT, or https://HOST:PORT for TLS`},
+		{[]string{"--otlp-endpoint", "https://collector"}, 2, "it has no port"},
+		{[]string{"--otlp-endpoint", "https://u:secret@collector:4317"}, 2, "it must not hold a password"},
+		{[]string{"--otlp-endpoint", "https://collector:4317/v1/logs"}, 2, "with gRPC it has no path"},
+		{[]string{"--otlp-endpoint", "http://collector:4317", "--otlp-tls-ca", "ca.pem"}, 2, "is without TLS: certificates need https"},
+		{[]string{"--otlp-tls-cert", "a.pem"}, 2, "--otlp-tls-cert and --otlp-tls-key need each other"},
+		{[]string{"--otlp-protocol", "udp"}, 2, `--otlp-protocol "udp" is neither grpc nor http`},
+		{[]string{"--otlp-flow-filter", "verdict"}, 2, `--otlp-flow-filter: "verdict" is not NAME=VALUE`},
+		{[]string{"--otlp-metrics-interval", "1ms"}, 2, "--otlp-metrics-interval 1ms must be a second or more"},
 		{[]string{"--flow-export-queue", "0"}, 2, "--flow-export-queue 0 must be above 0"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -76,13 +76,14 @@ func run(ctx context.Context, o *options) error {
 	}
 	past, noPast := o.openSpill()
 	flows := flowlog.New(a, flowlog.Options{Spill: past, Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
-	exports := o.exports.open(flows, o.log)
-	whole := observed{a, flows, exports, o.hubble.tcp, noPast}
+	exports := o.exports.flows(flows, o.nodeName, o.log)
+	whole := &observed{a, flows, exports, o.hubble.tcp, noPast}
 	metrics = export.NewMetrics(export.Sources{
 		Status: func(ctx context.Context) (api.Status, error) { return whole.Status(ctx, 0) }, Policies: a.Policies,
 		Counters: kernel.Counters, Denials: kernel.Denials, Rule: a.Rule, Records: flows.Counts, Log: o.log,
 	})
-	return serve(ctx, o, parts{a, whole, flows, exports, metrics, hubbleServer(o, a, flows), kernel.inForce})
+	whole.exports = append(exports, o.exports.metrics(metrics, o.nodeName, o.log)...)
+	return serve(ctx, o, parts{a, whole, flows, whole.exports, metrics, hubbleServer(o, a, flows), kernel.inForce})
 }
 
 // parts are what serve runs.

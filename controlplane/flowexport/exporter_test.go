@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,78 +15,16 @@ import (
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/flowexport"
 	"github.com/weirnet/weir/controlplane/flowlog"
-	"github.com/weirnet/weir/controlplane/policy"
-	"github.com/weirnet/weir/datapath"
-	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/tests/flowfeed"
 )
 
-// nobody knows no names.
-type nobody struct{}
-
-func (nobody) Endpoint(uint32) *flowlog.Party                  { return nil }
-func (nobody) Peer(netip.Addr, identity.Number) *flowlog.Party { return nil }
-func (nobody) Service(netip.Addr) *flowlog.Ref                 { return nil }
-func (nobody) Interface(uint32) string                         { return "" }
-func (nobody) Rule(uint32) (policy.Rule, bool)                 { return policy.Rule{}, false }
-
-// node is a flow log that is fed by hand.
+// node is a flow log that is fed by hand, and its exporters.
 type node struct {
-	*testing.T
-	log    *flowlog.Log
-	events chan datapath.Event
-	said   *safeBuffer // what exporters log
-	sent   uint16      // the source port of the newest flow
+	*flowfeed.Feed
+	said *safeBuffer // what exporters log
 }
 
-func newNode(t *testing.T, size int) *node {
-	n := &node{T: t, events: make(chan datapath.Event), said: &safeBuffer{}}
-	n.log = flowlog.New(nobody{}, flowlog.Options{Node: "worker-1", Version: "0.1.0", Size: size})
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- n.log.Run(ctx, reader{n.events, ctx.Done()}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	return n
-}
-
-type reader struct {
-	events chan datapath.Event
-	closed <-chan struct{}
-}
-
-func (r reader) Read() (datapath.Event, error) {
-	select {
-	case e := <-r.events:
-		return e, nil
-	case <-r.closed:
-		return datapath.Event{}, os.ErrClosed
-	}
-}
-
-func (reader) Close() error { return nil }
-
-// flows makes n flows begin, from the next source ports on.
-func (n *node) flows(count int) {
-	n.Helper()
-	for range count {
-		n.sent++
-		select {
-		case n.events <- datapath.Event{
-			Kind: datapath.EventNew, Time: time.Unix(1e9, int64(n.sent)), Created: uint64(n.sent), Protocol: datapath.TCP, Direction: datapath.None,
-			Source: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), n.sent), Destination: netip.MustParseAddrPort("10.0.0.3:80"),
-		}:
-		case <-time.After(5 * time.Second):
-			n.Fatal("the log does not read")
-		}
-	}
-	for n.log.Status().Records < uint64(n.sent) {
-		time.Sleep(100 * time.Microsecond)
-	}
-}
+func newNode(t *testing.T, size int) *node { return &node{flowfeed.New(t, size), &safeBuffer{}} }
 
 func (n *node) start(c flowexport.Config) (e *flowexport.Exporter, stop func()) {
 	c.Log = slog.New(slog.NewTextHandler(n.said, nil))
@@ -96,7 +32,7 @@ func (n *node) start(c flowexport.Config) (e *flowexport.Exporter, stop func()) 
 		c.Linger = time.Millisecond
 	}
 	c.Retry = 5 * time.Millisecond
-	e = flowexport.New(n.log, c)
+	e = flowexport.New(n.Log, c)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); e.Run(ctx) }()
@@ -221,10 +157,10 @@ func (n *node) same(got, want []string) {
 
 func TestAllThatComesIsExported(t *testing.T) {
 	n := newNode(t, 1<<16)
-	n.flows(3) // before: not its business
+	n.Flows(3) // before: not its business
 	to := &target{}
 	e, stop := n.start(flowexport.Config{Name: "test", Where: "here", Target: to, Batch: 7})
-	n.flows(1000)
+	n.Flows(1000)
 	s := n.until(e, "all exported", func(s api.ExportStatus) bool { return s.Exported == 1000 })
 	if s.Taken != 1000 || s.Error != "" || s.Queued != 0 {
 		t.Errorf("%+v", s)
@@ -239,13 +175,13 @@ func TestAllThatComesIsExported(t *testing.T) {
 // What a filter keeps back is no loss.
 func TestOnlyWhatIsWantedIsTaken(t *testing.T) {
 	n := newNode(t, 1<<16)
-	wanted, err := n.log.QueryFilter(api.FlowQuery{FlowEnd: api.FlowEnd{Ports: []string{"7"}}})
+	wanted, err := n.Log.QueryFilter(api.FlowQuery{FlowEnd: api.FlowEnd{Ports: []string{"7"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	to := &target{}
 	e, stop := n.start(flowexport.Config{Name: "test", Target: to, Filter: wanted, Queue: 1})
-	n.flows(20)
+	n.Flows(20)
 	n.until(e, "one exported", func(s api.ExportStatus) bool { return s.Exported == 1 })
 	stop()
 	if s := n.balanced(e); s.Taken != 1 {
@@ -260,16 +196,16 @@ func TestTargetIsAwayAndComesBack(t *testing.T) {
 	n := newNode(t, 1<<16)
 	to := &target{away: errors.New("nobody listens")}
 	e, stop := n.start(flowexport.Config{Name: "test", Where: "there", Target: to, Queue: 10, Batch: 4})
-	n.flows(4)
+	n.Flows(4)
 	n.until(e, "a failure", func(s api.ExportStatus) bool { return s.Failures > 0 })
-	n.flows(30) // 4 are being sent, or 1, ..., 10 wait
+	n.Flows(30) // 4 are being sent, or 1, ..., 10 wait
 	s := n.until(e, "a full queue", func(s api.ExportStatus) bool { return s.Taken == 34 && s.Failures > 3 })
 	if s.Lost["queue"] != 34-s.Queued || s.Queued < 10 || s.Queued > 14 || s.Error != "nobody listens" || s.Since == nil {
 		t.Fatalf("%+v", s)
 	}
 	to.set(nil)
 	n.until(e, "it is back", func(after api.ExportStatus) bool { return after.Exported == s.Queued && after.Error == "" })
-	n.flows(1)
+	n.Flows(1)
 	n.until(e, "another", func(after api.ExportStatus) bool { return after.Exported == s.Queued+1 })
 	stop()
 	kept := int(s.Queued)
@@ -285,7 +221,7 @@ func TestWhatIsRefusedIsNotSentAgain(t *testing.T) {
 	n := newNode(t, 1<<16)
 	to := &target{refuse: map[string]bool{"5": true, "6": true, "20": true}}
 	e, stop := n.start(flowexport.Config{Name: "test", Target: to, Batch: 8})
-	n.flows(30)
+	n.Flows(30)
 	s := n.until(e, "all settled", func(s api.ExportStatus) bool { return s.Exported == 27 })
 	if s.Lost["refused"] != 3 || s.Failures != 0 || s.Error != "" {
 		t.Errorf("%+v", s)
@@ -304,7 +240,7 @@ func TestStuckTargetHoldsNobodyUp(t *testing.T) {
 	defer close(stuck.hold)
 	e1, stop1 := n.start(flowexport.Config{Name: "stuck", Target: stuck, Queue: 50, Batch: 5, Final: 50 * time.Millisecond})
 	e2, stop2 := n.start(flowexport.Config{Name: "fine", Target: fine})
-	n.flows(2000)
+	n.Flows(2000)
 	n.until(e2, "all exported", func(s api.ExportStatus) bool { return s.Exported == 2000 })
 	n.until(e1, "all taken", func(s api.ExportStatus) bool { return s.Taken == 2000 && s.Lost["queue"] >= 1945 })
 	stop1()
@@ -317,7 +253,7 @@ func TestEndWhileTargetIsAway(t *testing.T) {
 	n := newNode(t, 1<<16)
 	to := &target{away: errors.New("away")}
 	e, stop := n.start(flowexport.Config{Name: "test", Target: to, Batch: 3})
-	n.flows(20)
+	n.Flows(20)
 	n.until(e, "all taken", func(s api.ExportStatus) bool { return s.Taken == 20 })
 	stop()
 	if s := n.balanced(e); s.Lost["end"] != 20 || s.Queued != 0 {
@@ -329,7 +265,7 @@ func TestEndSendsWhatWaits(t *testing.T) {
 	n := newNode(t, 1<<16)
 	to := &target{}
 	e, stop := n.start(flowexport.Config{Name: "test", Target: to, Linger: time.Hour})
-	n.flows(20)
+	n.Flows(20)
 	n.until(e, "all taken", func(s api.ExportStatus) bool { return s.Taken == 20 })
 	stop()
 	if s := n.balanced(e); s.Exported != 20 {
@@ -342,8 +278,8 @@ func TestEndSendsWhatWaits(t *testing.T) {
 func TestBehind(t *testing.T) {
 	n := newNode(t, 8)
 	to := &target{}
-	e := flowexport.New(n.log, flowexport.Config{Name: "test", Target: to, Log: slog.New(slog.DiscardHandler), Linger: time.Millisecond})
-	n.flows(100)
+	e := flowexport.New(n.Log, flowexport.Config{Name: "test", Target: to, Log: slog.New(slog.DiscardHandler), Linger: time.Millisecond})
+	n.Flows(100)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); e.Run(ctx) }()

@@ -1,6 +1,7 @@
 package flowlog
 
 import (
+	"strconv"
 	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
@@ -55,3 +56,37 @@ func (r *record) Extension() *api.FlowExtension { return extensionOf(r) }
 
 // Denied reports whether it was denied in that direction.
 func (r *record) Denied(d datapath.Direction) bool { return r.denied(d) }
+
+// Service is the Service whose address an end is; nil if it is none's.
+func (r *record) Service(end int) *Ref { return r.services[end] }
+
+// InterfaceName is where it was seen.
+func (r *record) InterfaceName() string { return r.ifname }
+
+// UUID is the same each time it is asked for, and in the message.
+func (r *record) UUID(node string) string { return r.uuid(node) }
+
+// ProtocolName is tcp, udp, sctp, icmp, or another's number.
+func (r *record) ProtocolName() string {
+	switch p := r.event.Protocol; p {
+	case datapath.TCP:
+		return "tcp"
+	case datapath.UDP:
+		return "udp"
+	case datapath.SCTP:
+		return "sctp"
+	case protocolICMPv4, protocolICMPv6:
+		return "icmp"
+	default:
+		return strconv.Itoa(int(p))
+	}
+}
+
+// HasPorts reports whether the ends' ports mean anything.
+func (r *record) HasPorts() bool { return hasPorts(r.event.Protocol) }
+
+// ICMP is its type and code, if it is ICMP of either family.
+func (r *record) ICMP() (kind, code uint8, ok bool) {
+	p := r.event.Protocol
+	return r.event.ICMPType, r.event.ICMPCode, p == protocolICMPv4 || p == protocolICMPv6
+}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,65 +17,21 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/weirnet/weir/controlplane/flowlog"
-	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
-	"github.com/weirnet/weir/identity"
+	"github.com/weirnet/weir/tests/flowfeed"
 	"github.com/weirnet/weir/tests/sandbox"
 )
-
-// nobody knows no names but that of 10.0.0.2.
-type nobody struct{}
-
-func (nobody) Endpoint(uint32) *flowlog.Party { return nil }
-func (nobody) Peer(a netip.Addr, _ identity.Number) *flowlog.Party {
-	if a == netip.MustParseAddr("10.0.0.2") {
-		return &flowlog.Party{Namespace: "shop", Name: "web"}
-	}
-	return nil
-}
-func (nobody) Service(netip.Addr) *flowlog.Ref { return nil }
-func (nobody) Interface(uint32) string         { return "" }
-func (nobody) Rule(uint32) (policy.Rule, bool) { return policy.Rule{}, false }
 
 // records are n flows from source ports 1, 2, ...
 func records(t *testing.T, n int) (*flowlog.Log, []*flowlog.Record) {
 	t.Helper()
-	log := flowlog.New(nobody{}, flowlog.Options{Node: "worker-1", Version: "0.1.0"})
-	r := log.Reader("test")
-	defer r.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	events := &events{left: n, closed: ctx.Done()}
-	go func() { _ = log.Run(ctx, events) }()
-	var out []*flowlog.Record
-	for len(out) < n {
-		some, _, err := r.Next(ctx)
-		must(t, err)
-		out = append(out, some...)
+	var events []datapath.Event
+	for port := range n {
+		events = append(events, flowfeed.Began(uint16(port+1)))
 	}
-	return log, out
+	feed := flowfeed.New(t, 0)
+	return feed.Log, feed.Records(events...)
 }
-
-type events struct {
-	port   uint16
-	left   int
-	closed <-chan struct{}
-}
-
-func (e *events) Read() (datapath.Event, error) {
-	if e.left == 0 {
-		<-e.closed
-		return datapath.Event{}, os.ErrClosed
-	}
-	e.left--
-	e.port++
-	return datapath.Event{
-		Kind: datapath.EventNew, Time: time.Unix(1e9, 0), Protocol: datapath.TCP, Direction: datapath.None,
-		Source: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), e.port), Destination: netip.MustParseAddrPort("10.0.0.3:80"),
-	}, nil
-}
-
-func (*events) Close() error { return nil }
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -301,7 +256,7 @@ func TestFields(t *testing.T) {
 	must(t, send(t, f, append(all, flowlog.LostRecord(3, "", time.Unix(1e9, 0)))))
 	got, err := os.ReadFile(f.Path)
 	must(t, err)
-	const want = `{"flow":{"verdict":"FORWARDED","IP":{"destination":"10.0.0.3"},"l4":{"TCP":{"source_port":1,"destination_port":80,"flags":{}}},"source":{"pod_name":"web"}},"node_name":"worker-1","time":"2001-09-09T01:46:40Z"}
+	const want = `{"flow":{"verdict":"FORWARDED","IP":{"destination":"10.0.0.3"},"l4":{"TCP":{"source_port":1,"destination_port":6379,"flags":{"SYN":true}}},"source":{"pod_name":"web-1"}},"node_name":"worker-1","time":"2026-11-24T12:00:00.123Z"}
 {"lost_events":{"source":"HUBBLE_RING_BUFFER","num_events_lost":"3"},"node_name":"worker-1","time":"2001-09-09T01:46:40Z"}
 `
 	if string(got) != want {
