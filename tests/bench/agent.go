@@ -93,6 +93,18 @@ func mapMemory(bpffs string) (map[string]uint64, error) {
 	return out, nil
 }
 
+// changed counts the words that are others now.
+func (o *observer) changed(since map[string][]uint64) (n uint64) {
+	for name, words := range o.snapshot() {
+		for i, w := range words {
+			if w != since[name][i] {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // observer sees what an agent does to the kernel's maps.
 type observer struct {
 	pid   int
@@ -113,17 +125,19 @@ type writes struct {
 
 func (w writes) String() string { return fmt.Sprintf("%d + %d words", w.entries, w.words) }
 
-func observe(n *lab.Node) (o *observer, err error) {
+func observe(n *lab.Node) (*observer, error) { return observeAt(n.BPFFSDir(), n.AgentPid()) }
+
+func observeAt(bpffs string, pid int) (o *observer, err error) {
 	if runtime.GOARCH != "amd64" {
 		return nil, errors.New("map writes are counted on amd64 only")
 	}
-	o = &observer{pid: n.AgentPid(), pages: map[string][]uint64{}}
+	o = &observer{pid: pid, pages: map[string][]uint64{}}
 	for _, name := range []string{maps.MapControl, bpf.WeirMapEndpoints, bpf.WeirMapPeers, bpf.WeirMapPortSpans, bpf.WeirMapRuleIds} {
-		if o.pages[name], err = readable(maps.Path(n.BPFFSDir(), name)); err != nil {
+		if o.pages[name], err = readable(maps.Path(bpffs, name)); err != nil {
 			return nil, err
 		}
 	}
-	if o.addresses, err = ebpf.LoadPinnedMap(maps.Path(n.BPFFSDir(), bpf.WeirMapAddresses), nil); err != nil {
+	if o.addresses, err = ebpf.LoadPinnedMap(maps.Path(bpffs, bpf.WeirMapAddresses), nil); err != nil {
 		return nil, err
 	}
 	o.epoch = &o.pages[maps.MapControl][unsafe.Offsetof(bpf.WeirControl{}.Epoch)/8]

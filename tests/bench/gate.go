@@ -61,7 +61,7 @@ func gate(rounds, repeat int, gates gates) error {
 	if err != nil {
 		return err
 	}
-	return printRows(rows, samples, gates)
+	return errors.Join(printRows(rows, samples, gates), n.gateWrites())
 }
 
 // realtime pins the thread to the last CPU at SCHED_RR 20.

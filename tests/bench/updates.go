@@ -298,13 +298,7 @@ func (u *update) once(c change, round int) (s seen, err error) {
 	s.busy = float64((after - busy).Microseconds()) / 1000
 	done, err := u.counted()
 	s.calls, s.entries = done.calls-before.calls, done.entries-before.entries
-	for name, words := range u.snapshot() {
-		for i, w := range words {
-			if w != pages[name][i] {
-				s.words++
-			}
-		}
-	}
+	s.words = u.changed(pages)
 	return s, err
 }
 

@@ -86,11 +86,20 @@ type Goal struct {
 
 // AtMost and AtLeast add a goal to the section.
 func (s *Section) AtMost(what string, got, limit float64, unit string) {
-	s.Goals = append(s.Goals, Goal{what, "at most " + number(limit) + unit, got, unit, got <= limit})
+	s.goal(Goal{what, "at most " + number(limit) + unit, got, unit, got <= limit})
 }
 
 func (s *Section) AtLeast(what string, got, limit float64, unit string) {
-	s.Goals = append(s.Goals, Goal{what, "at least " + number(limit) + unit, got, unit, got >= limit})
+	s.goal(Goal{what, "at least " + number(limit) + unit, got, unit, got >= limit})
+}
+
+// goal leaves out what could not be measured: a note says why.
+func (s *Section) goal(g Goal) {
+	if math.IsNaN(g.Got) || math.IsInf(g.Got, 0) {
+		s.Note("%s: not measured", g.What)
+		return
+	}
+	s.Goals = append(s.Goals, g)
 }
 
 // Note is a printf to Notes.
@@ -98,13 +107,21 @@ func (s *Section) Note(format string, args ...any) {
 	s.Notes = append(s.Notes, fmt.Sprintf(format, args...))
 }
 
-// Of is the figure of samples.
+// Of is the figure of samples, a dash of none.
 func Of(samples []float64, unit string) Figure {
+	if len(samples) == 0 {
+		return Words("–")
+	}
 	return Figure{Median: Quantile(samples, .5), Low: Quantile(samples, .25), High: Quantile(samples, .75), Unit: unit, Samples: samples}
 }
 
 // One is a figure without a spread.
-func One(v float64, unit string) Figure { return Figure{Median: v, Low: v, High: v, Unit: unit} }
+func One(v float64, unit string) Figure {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return Words("–")
+	}
+	return Figure{Median: v, Low: v, High: v, Unit: unit}
+}
 
 // Words is a cell that is no figure.
 func Words(format string, args ...any) Figure { return Figure{Text: fmt.Sprintf(format, args...)} }
@@ -138,8 +155,6 @@ func (f Figure) String() string {
 	switch {
 	case f.Text != "":
 		return f.Text
-	case math.IsNaN(f.Median):
-		return "–"
 	case f.Low == f.High:
 		return number(f.Median) + f.Unit
 	}

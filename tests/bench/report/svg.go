@@ -75,7 +75,7 @@ func (t *Table) span(far float64) (s scale, ok bool) {
 	s.low, s.high = math.Inf(1), math.Inf(-1)
 	for _, row := range t.Rows {
 		for _, c := range row.Cells {
-			if c.Text == "" && !math.IsNaN(c.Median) {
+			if c.Text == "" {
 				s.low, s.high = min(s.low, c.Low), max(s.high, c.High)
 			}
 		}
@@ -112,7 +112,7 @@ func (t *Table) dots() string {
 	for _, row := range t.Rows {
 		fmt.Fprintf(b, `<text x="%d" y="%.1f" text-anchor="end" %s>%s</text>`+"\n", nameWidth-8, float64(y)+float64(len(row.Cells)*rowHeight)/2, textStyle, html.EscapeString(row.Name))
 		for i, c := range row.Cells {
-			if c.Text == "" && !math.IsNaN(c.Median) {
+			if c.Text == "" {
 				line := float64(y + i*rowHeight + rowHeight/2)
 				fmt.Fprintf(b, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="2"/><circle cx="%.1f" cy="%.1f" r="4" fill="%s"><title>%s, %s: %s</title></circle>`+"\n",
 					s.at(c.Low), line, s.at(c.High), line, colour(i), s.at(c.Median), line, colour(i), html.EscapeString(row.Name), html.EscapeString(t.Columns[i]), html.EscapeString(c.String()))
@@ -152,7 +152,7 @@ func (t *Table) lines() string {
 		names = append(names, row.Name)
 		var points []string
 		for j, c := range row.Cells {
-			if c.Text != "" || math.IsNaN(c.Median) {
+			if c.Text != "" {
 				continue
 			}
 			px, py := x.at(along[j]), y.at(c.Median)
