@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // interner hands out one value for all that are equal. Pods of one Deployment differ in their
@@ -15,6 +16,7 @@ type interner struct {
 	strings    map[string]string
 	labels     map[string]map[string]string
 	containers map[string][]corev1.Container
+	owners     map[string][]metav1.OwnerReference
 
 	used  int // since it was emptied, at most: what is not in use any more is dropped so
 	text  []byte
@@ -28,7 +30,8 @@ func newInterner() *interner {
 }
 
 func (i *interner) clear() {
-	i.strings, i.labels, i.containers, i.used = map[string]string{}, map[string]map[string]string{}, map[string][]corev1.Container{}, 0
+	i.strings, i.labels, i.used = map[string]string{}, map[string]map[string]string{}, 0
+	i.containers, i.owners = map[string][]corev1.Container{}, map[string][]metav1.OwnerReference{}
 }
 
 // spare is how many values more than there are objects are remembered at the least.
@@ -45,7 +48,7 @@ func (i *interner) limit(objects int) {
 // pod has its parts replaced by those of others like it.
 func (i *interner) pod(p *corev1.Pod) {
 	p.Namespace, p.Spec.NodeName = i.string(p.Namespace), i.string(p.Spec.NodeName)
-	p.Labels = i.labelsOf(p.Labels)
+	p.Labels, p.OwnerReferences = i.labelsOf(p.Labels), i.ownersOf(p.OwnerReferences)
 	p.Spec.Containers, p.Spec.InitContainers = i.containersOf(p.Spec.Containers), i.containersOf(p.Spec.InitContainers)
 	if len(p.Status.PodIPs) > 0 && p.Status.PodIPs[0].IP == p.Status.PodIP {
 		p.Status.PodIP = p.Status.PodIPs[0].IP
@@ -113,6 +116,36 @@ func (i *interner) containersOf(all []corev1.Container) []corev1.Container {
 	i.containers[string(i.text)] = all
 	i.used++
 	return all
+}
+
+// ownersOf are stripped ones, too.
+func (i *interner) ownersOf(all []metav1.OwnerReference) []metav1.OwnerReference {
+	if len(all) == 0 {
+		return nil
+	}
+	i.text = i.text[:0]
+	for _, o := range all {
+		i.write(o.Kind)
+		i.write(o.Name)
+		i.number(flag(o.Controller))
+	}
+	if had, ok := i.owners[string(i.text)]; ok {
+		return had
+	}
+	i.owners[string(i.text)] = all
+	i.used++
+	return all
+}
+
+// flag that may not be there.
+func flag(b *bool) int {
+	switch {
+	case b == nil:
+		return 0
+	case *b:
+		return 1
+	}
+	return 2
 }
 
 // write a text and its length, so that texts side by side are no other ones.

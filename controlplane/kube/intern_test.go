@@ -17,9 +17,11 @@ func decoded(t testing.TB, i int) *corev1.Pod {
 	t.Helper()
 	always := corev1.ContainerRestartPolicyAlways
 	p := &corev1.Pod{ObjectMeta: noise(metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i%50), Name: fmt.Sprintf("service-%d-7c5ddbdf54-%05d", i%500, i),
-		UID: "4b7b3b0e-0d0e-4a27-9d0e-5f1b0b2c8f11",
+		UID:    "4b7b3b0e-0d0e-4a27-9d0e-5f1b0b2c8f11",
 		Labels: map[string]string{"app": fmt.Sprint("app-", i%500), "pod-template-hash": fmt.Sprint("h", i%500), "app.kubernetes.io/managed-by": "Helm", "tier": "front"}})}
 	p.ResourceVersion = strconv.Itoa(i + 1)
+	controller := true
+	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: fmt.Sprintf("service-%d-7c5ddbdf54", i%500), UID: "u", Controller: &controller}}
 	p.Spec.NodeName = fmt.Sprint("node-", i%100)
 	for n, name := range []string{"service", "sidecar"} {
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name, Ports: []corev1.ContainerPort{{Name: name, ContainerPort: int32(8000 + n), Protocol: corev1.ProtocolTCP}}})
@@ -122,6 +124,19 @@ func TestIntern(t *testing.T) {
 	}
 	if same(first, i.containersOf([]corev1.Container{base(), base()})) {
 		t.Error("two containers are taken for one")
+	}
+	yes, no := true, false
+	owner := i.ownersOf([]metav1.OwnerReference{{Kind: "Job", Name: "a", Controller: &yes}})
+	if !same(owner, i.ownersOf([]metav1.OwnerReference{{Kind: "Job", Name: "a", Controller: &yes}})) {
+		t.Error("equal owners are two")
+	}
+	for _, other := range [][]metav1.OwnerReference{{{Kind: "Job", Name: "a", Controller: &no}}, {{Kind: "Job", Name: "a"}}, {{Kind: "Job", Name: "b", Controller: &yes}}, {{Kind: "Joba", Controller: &yes}}, {owner[0], owner[0]}} {
+		if got := i.ownersOf(other); same(owner, got) || !reflect.DeepEqual(got, other) {
+			t.Errorf("%+v is taken for %+v", other, got)
+		}
+	}
+	if i.ownersOf(nil) != nil {
+		t.Error("no owners are some")
 	}
 	if i.containersOf(nil) != nil {
 		t.Error("no containers are some")

@@ -59,7 +59,7 @@ type store[T any, P object[T]] struct {
 	versions map[types.NamespacedName]uint64 // the resource versions of objects
 	version  uint64                          // all up to it was seen
 	synced   bool
-	coming   map[P]bool // stripped, and on their way to Replace
+	coming   map[P]bool                 // stripped, and on their way to Replace
 	out      map[types.NamespacedName]P // what was handed out, nil after a change
 
 	perNamespace map[string]int // objects

@@ -133,8 +133,12 @@ func (w *world) latencies() {
 	p, stop := w.probeFrom(&w.here[clientPod].Host, "")
 	defer stop()
 	label := func(value string) { w.must(w.label("latency", clientPod, "team", value)) }
-	w.alternate(p, "a pod's first policy", func() { w.makePolicy("deny", ingress("deny", nil)) }, false,
-		"its last policy deleted", func() { w.deletePolicy("deny") })
+	deny, allow := func() { w.makePolicy("deny", ingress("deny", nil)) }, func() { w.deletePolicy("deny") }
+	w.alternate(p, "a pod's first policy, by a label that no selector had", deny, false, "it is deleted, and nobody asks for that label", allow)
+	bystander := ingress("bystander", nil)
+	bystander.Spec.PodSelector = *select_("name", "nobody")
+	w.makePolicy("bystander", bystander)
+	w.alternate(p, "a pod's first policy", deny, false, "its last policy deleted", allow)
 	w.makePolicy("deny", ingress("deny", nil))
 	w.alternate(p, "one more allow", func() { w.makePolicy("client", ingress("client", from("name", clientPod))) }, true,
 		"one less allow", func() { w.deletePolicy("client") })
@@ -151,7 +155,7 @@ func (w *world) latencies() {
 		w.must(w.create(of))
 		w.giveAddress(of, remoteAddress)
 	}, true, "a pod elsewhere is deleted", func() { w.must(w.remove(podOf("latency", remotePod, byHand, nil), true)) })
-	for _, name := range []string{"deny", "team", "remote"} {
+	for _, name := range []string{"bystander", "deny", "team", "remote"} {
 		w.deletePolicy(name)
 	}
 	w.inForce(patience)
