@@ -131,7 +131,7 @@ func exportFilter(texts []string) (flowlog.Filter, error) {
 			return flowlog.Filter{}, fmt.Errorf("%q is not NAME=VALUE, such as verdict=dropped", text)
 		}
 		switch name {
-		case "follow", "new", "since", "last":
+		case "follow", "new", "since", "until", "last":
 			return flowlog.Filter{}, fmt.Errorf("%s has no meaning here: all that comes is exported", name)
 		}
 		v.Add(name, value)

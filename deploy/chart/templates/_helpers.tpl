@@ -55,6 +55,45 @@ hubble-insecure: true
 {{- end }}
 {{- end }}
 {{- end }}
+{{- with .Values.flowFile }}
+{{- if .path }}
+flow-export-file: {{ .path | quote }}
+flow-export-file-size: {{ int64 .sizeMiB }}
+flow-export-file-keep: {{ int64 .keep }}
+flow-export-file-age: {{ .age }}
+{{- with .filters }}
+flow-export-file-filter: {{ toJson . }}
+{{- end }}
+{{- with .fields }}
+flow-export-file-fields: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.otlp }}
+{{- if .endpoint }}
+otlp-endpoint: {{ .endpoint | quote }}
+otlp-protocol: {{ .protocol }}
+{{- if and .secretHas (not .secret) }}
+{{- fail "otlp.secretHas is of a Secret: name it in otlp.secret" }}
+{{- end }}
+{{- if has "ca.crt" .secretHas }}
+otlp-tls-ca: /etc/weir-otlp/ca.crt
+{{- end }}
+{{- if has "tls.crt" .secretHas }}
+otlp-tls-cert: /etc/weir-otlp/tls.crt
+otlp-tls-key: /etc/weir-otlp/tls.key
+{{- end }}
+{{- if has "headers" .secretHas }}
+otlp-headers-file: /etc/weir-otlp/headers
+{{- end }}
+otlp-flows: {{ .flows }}
+{{- with .filters }}
+otlp-flow-filter: {{ toJson . }}
+{{- end }}
+otlp-metrics: {{ .metrics }}
+otlp-metrics-interval: {{ .metricsInterval }}
+{{- end }}
+{{- end }}
 log-level: {{ .Values.logLevel }}
 log-format: {{ .Values.logFormat }}
 {{- end }}

@@ -80,6 +80,10 @@ var everything = map[string]any{
 	"flowSpill":        map[string]any{"enabled": true, "sizeMiB": 7, "age": "90m"},
 	"metrics":          map[string]any{"listen": ":19945", "podMonitor": true},
 	"hubble":           map[string]any{"listen": ":14244", "tlsSecret": "flows"},
+	"flowFile": map[string]any{"path": "/var/log/weir/flows.json", "sizeMiB": 7, "keep": 2, "age": "48h",
+		"filters": []any{"verdict=dropped"}, "fields": []any{"verdict", "source.pod_name"}},
+	"otlp": map[string]any{"endpoint": "https://collector.example.test:4318/in", "protocol": "http", "secret": "collector", "secretHas": []any{"ca.crt", "tls.crt", "headers"},
+		"flows": true, "filters": []any{"namespace=shop"}, "metrics": true, "metricsInterval": "30s"},
 }
 
 // The agent's own tests read its settings from here (cmd/weir-agent).
@@ -120,6 +124,11 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"flowSpill": map[string]any{"sizeMiB": 0}}, "sizeMiB"},
 		{map[string]any{"flowSpill": map[string]any{"age": "a day"}}, "age"},
 		{map[string]any{"hubble": map[string]any{"listen": "4244"}}, "listen"},
+		{map[string]any{"flowFile": map[string]any{"path": "flows.json"}}, "path"},
+		{map[string]any{"flowFile": map[string]any{"path": "/flows.json"}}, "path"}, // the node's root would be mounted
+		{map[string]any{"otlp": map[string]any{"endpoint": "collector:4317"}}, "endpoint"},
+		{map[string]any{"otlp": map[string]any{"endpoint": "http://collector:4317", "secretHas": []any{"headers"}}}, "name it in otlp.secret"},
+		{map[string]any{"otlp": map[string]any{"secretHas": []any{"password"}}}, "secretHas"},
 		{map[string]any{"hubble": map[string]any{"listen": "localhost:4244"}}, "listen"},
 		{map[string]any{"hubble": map[string]any{"listen": ":4244"}}, "name a Secret in hubble.tlsSecret"},
 		{map[string]any{"metrics": map[string]any{"podMonitor": true}}, "nobody else reaches metrics.listen 127.0.0.1:9945"},
