@@ -294,7 +294,7 @@ const (
 )
 
 var (
-	mark  = [4]byte{'W', 'F', 'B', 1}
+	mark  = [4]byte{'W', 'F', 'B', 2}
 	table = crc32.MakeTable(crc32.Castagnoli)
 	order = binary.LittleEndian
 )
