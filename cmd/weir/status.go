@@ -189,6 +189,9 @@ func (a *app) logText(l *api.FlowLogStatus) string {
 		if s.Lost > 0 {
 			text += ", " + a.style.Warn(fmt.Sprintf("%d records not written", s.Lost))
 		}
+		if s.Missing > 0 {
+			text += ", " + a.style.Warn(fmt.Sprintf("%d lost with an agent that was killed", s.Missing))
+		}
 		if s.Error != "" {
 			text += ", " + a.style.Bad(format.Safe(s.Error))
 		}

@@ -46,7 +46,7 @@ func ill() api.Status {
 	s.Degraded = true
 	s.Revision.Desired, s.Flows.Lost, s.Flows.Suppressed = 13, 7, 4000
 	s.Flows.LostBy = map[string]uint64{"flow_events": 5, "denial_events": 2}
-	s.Flows.Log = &api.FlowLogStatus{Read: 1193, Records: 1195, Kept: 1195, Size: 65536, Spill: &api.FlowSpillStatus{Bytes: 123456, Lost: 5, Corrupt: 1, Error: "no space left on device"}, Readers: []api.FlowReader{{Name: "flows", Open: 1, Taken: 90}, {Name: "hubble", Taken: 4, Lost: 3, Cut: 1}}}
+	s.Flows.Log = &api.FlowLogStatus{Read: 1193, Records: 1195, Kept: 1195, Size: 65536, Spill: &api.FlowSpillStatus{Bytes: 123456, Lost: 5, Corrupt: 1, Missing: 8, Error: "no space left on device"}, Readers: []api.FlowReader{{Name: "flows", Open: 1, Taken: 90}, {Name: "hubble", Taken: 4, Lost: 3, Cut: 1}}}
 	s.Errors = []api.ObjectError{
 		{File: "web.yaml", Document: 2, Object: "NetworkPolicy shop/web", Field: "spec.ingress[0].from[1].ipBlock.cidr", Message: `"10.0.0.0/33" is no CIDR`},
 		{Object: "NetworkPolicy shop/\x1b[2Jbig", Message: "312 port ranges, at most 256 fit: use fewer"},

@@ -227,6 +227,7 @@ type FlowSpillStatus struct {
 	Lost    uint64     `json:"lost"`             // records that could not be written
 	Corrupt uint64     `json:"corrupt"`          // damaged places found in files of earlier agents, skipped
 	Error   string     `json:"error,omitempty"`  // why the last write failed
+	Missing uint64     `json:"missing"`          // events that an earlier agent had read and not spilled when it was killed
 }
 
 // FlowReader is the account of the readers of one name.

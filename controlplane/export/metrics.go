@@ -108,6 +108,7 @@ var (
 	spillBytes   = gauge("flow_spill_bytes", "Size of the flow records on disk.")
 	spillWritten = counter("flow_spill_records_total", "Records spilled to disk.")
 	spillLost    = counter("flow_spill_lost_total", "Records that could not be written to disk.")
+	spillMissing = gauge("flow_spill_missing_events", "Events that an earlier agent had read and not spilled when it was killed.")
 	spillDamaged = gauge("flow_spill_damaged_files", "Files of spilled records that were found damaged, or cut off by a kill.")
 
 	readersOpen  = gauge("flow_readers", "Readers of the flow log, by name.", "reader")
@@ -220,6 +221,7 @@ func (c *collector) flowLog(e emitter, l *api.FlowLogStatus) {
 		e.add(spillBytes, float64(s.Bytes))
 		e.add(spillWritten, float64(s.Written))
 		e.add(spillLost, float64(s.Lost))
+		e.add(spillMissing, float64(s.Missing))
 		e.add(spillDamaged, float64(s.Corrupt))
 	}
 	for _, r := range l.Readers {

@@ -18,6 +18,7 @@ import (
 const (
 	LostFlowEvents   = "flow_events"   // the kernel's ring of new and ended flows was full
 	LostDenialEvents = "denial_events" // that of denied packets
+	LostAgent        = "agent"         // an agent was killed that had read them
 	LostExportQueue  = "export_queue"  // an export's target was away, or too slow
 )
 
@@ -26,6 +27,7 @@ var lossSources = map[string]flowpb.LostEventSource{
 	LostFlowEvents:   flowpb.LostEventSource_PERF_EVENT_RING_BUFFER,
 	LostDenialEvents: flowpb.LostEventSource_PERF_EVENT_RING_BUFFER,
 	LostExportQueue:  flowpb.LostEventSource_OBSERVER_EVENTS_QUEUE,
+	LostAgent:        flowpb.LostEventSource_OBSERVER_EVENTS_QUEUE,
 	"":               flowpb.LostEventSource_HUBBLE_RING_BUFFER,
 }
 
@@ -158,7 +160,7 @@ func (l *Log) tellLost(cause string, now, before uint64) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ring.add(&record{lost: now - before, cause: cause, event: datapath.Event{Time: l.opts.Now()}})
+	l.ring.add(&record{lost: now - before, cause: cause, read: l.read.Load(), event: datapath.Event{Time: l.opts.Now()}})
 }
 
 // lossInterval is how soon the stream says that the kernel lost events.

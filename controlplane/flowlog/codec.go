@@ -24,6 +24,14 @@ type packed struct {
 	Services  []*Ref              `cbor:"3,keyasint"`
 	Processes []*datapath.Process `cbor:"4,keyasint"`
 	Flows     []packedRecord      `cbor:"5,keyasint"`
+	reading                       // when the last of them was read
+}
+
+// reading is how far a life of the log has read the kernel's rings.
+type reading struct {
+	Begun uint64 `cbor:"6,keyasint"` // bytes that were read before it began
+	Each  uint64 `cbor:"7,keyasint"` // that an event takes; 0: nobody knows
+	Read  uint64 `cbor:"8,keyasint"` // events since then
 }
 
 // packedRecord is a record and its event; it names parties, rules, services and processes by
@@ -172,14 +180,14 @@ func newPacker() *packer {
 }
 
 // pack is valid until the next call.
-func (p *packer) pack(records []*record) ([]byte, error) {
+func (p *packer) pack(records []*record, since reading) ([]byte, error) {
 	var in sharing
 	flows := make([]packedRecord, len(records))
 	for i, r := range records {
 		flows[i].pack(r, &in)
 	}
 	p.flat.Reset()
-	if err := cborEncoding.NewEncoder(&p.flat).Encode(packed{in.parties.list, in.rules.list, in.services.list, in.processes.list, flows}); err != nil {
+	if err := cborEncoding.NewEncoder(&p.flat).Encode(packed{in.parties.list, in.rules.list, in.services.list, in.processes.list, flows, since}); err != nil {
 		return nil, fmt.Errorf("pack records: %w", err)
 	}
 	p.out.Reset()
@@ -197,18 +205,26 @@ func (p *packer) pack(records []*record) ([]byte, error) {
 const unpackedMost = 64 << 20
 
 func unpack(data []byte) ([]*record, error) {
+	p, err := unpackBlock(data)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*record, len(p.Flows))
+	for i := range p.Flows {
+		out[i] = p.Flows[i].unpack(p)
+	}
+	return out, nil
+}
+
+func unpackBlock(data []byte) (*packed, error) {
 	in := flate.NewReader(bytes.NewReader(data))
 	flat, err := io.ReadAll(io.LimitReader(in, unpackedMost))
 	if err != nil {
 		return nil, fmt.Errorf("unpack records: %w", err)
 	}
-	var p packed
-	if err := cbor.Unmarshal(flat, &p); err != nil {
+	p := &packed{}
+	if err := cbor.Unmarshal(flat, p); err != nil {
 		return nil, fmt.Errorf("unpack records: %w", err)
 	}
-	out := make([]*record, len(p.Flows))
-	for i := range p.Flows {
-		out[i] = p.Flows[i].unpack(&p)
-	}
-	return out, nil
+	return p, nil
 }

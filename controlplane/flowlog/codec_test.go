@@ -75,7 +75,7 @@ func TestPackedRecordsComeBackWhole(t *testing.T) {
 	a, b := whole(1), whole(500)
 	b.parties[0], b.parties[1] = a.parties[0], nil
 	lost := &record{seq: 9, lost: 12, cause: LostFlowEvents, event: datapath.Event{Time: noon}}
-	data, err := newPacker().pack([]*record{a, b, lost})
+	data, err := newPacker().pack([]*record{a, b, lost}, reading{})
 	must(t, err)
 	back, err := unpack(data)
 	must(t, err)
@@ -99,7 +99,7 @@ func TestPackedRecordSaysTheSame(t *testing.T) {
 	l := newLog(shop(), 0)
 	fill(l)
 	kept, _ := l.ring.all()
-	data, err := newPacker().pack(kept)
+	data, err := newPacker().pack(kept, reading{})
 	must(t, err)
 	back, err := unpack(data)
 	must(t, err)
@@ -112,7 +112,7 @@ func TestPackedRecordSaysTheSame(t *testing.T) {
 
 // FuzzUnpack: what is no block is an error, whatever it is.
 func FuzzUnpack(f *testing.F) {
-	data, err := newPacker().pack([]*record{whole(1), whole(900)})
+	data, err := newPacker().pack([]*record{whole(1), whole(900)}, reading{})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func BenchmarkPack(b *testing.B) {
 	b.ReportAllocs()
 	size := 0
 	for b.Loop() {
-		data, err := p.pack(kept)
+		data, err := p.pack(kept, reading{})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -161,7 +161,7 @@ func BenchmarkUnpack(b *testing.B) {
 		l.add(began())
 	}
 	kept, _ := l.ring.all()
-	data, err := newPacker().pack(kept)
+	data, err := newPacker().pack(kept, reading{})
 	if err != nil {
 		b.Fatal(err)
 	}

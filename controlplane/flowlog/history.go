@@ -30,6 +30,57 @@ type history struct {
 	written uint64
 	lost    uint64 // could not be written
 	failed  error  // what the last attempt to write came to
+	begun   reading
+	offset  uint64 // events that the log had read before
+	missing uint64 // events that an earlier life had read and not spilled
+}
+
+// counted is a datapath.Reader that knows how much was ever read of the rings.
+type counted interface {
+	Consumed() (bytes, each uint64, err error)
+}
+
+// begin notes where a life begins to read, on disk at once, and tells what the one before had in
+// its hands when it was killed: read by it, by the kernel's account, and not spilled.
+func (l *Log) begin(in datapath.Reader) {
+	h := &l.history
+	from, ok := in.(counted)
+	if !ok {
+		return
+	}
+	bytes, each, err := from.Consumed()
+	if err != nil {
+		slog.Warn("whether an earlier agent lost flows is not known", "error", err)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	missing := h.heldBack(bytes)
+	h.mu.Lock()
+	h.begun, h.offset, h.missing = reading{Begun: bytes, Each: each}, l.read.Load(), missing
+	h.mu.Unlock()
+	var told []*record
+	if missing > 0 {
+		told = []*record{{lost: missing, cause: LostAgent, read: l.read.Load(), event: datapath.Event{Time: l.opts.Now()}}}
+		l.ring.add(told[0])
+	}
+	h.write(newPacker(), told)
+}
+
+// heldBack is how many events the life before had read and not spilled, of rings of which so
+// many bytes were ever read.
+func (h *history) heldBack(bytes uint64) uint64 {
+	for b := range h.store.Blocks(time.Time{}, time.Time{}, true) {
+		last, err := unpackBlock(b.Data)
+		if err != nil || last.Each == 0 || bytes < last.Begun {
+			return 0 // of other rings
+		}
+		if n := (bytes - last.Begun) / last.Each; n > last.Read {
+			return n - last.Read
+		}
+		return 0
+	}
+	return 0
 }
 
 // keep spills what r reads until the log ends.
@@ -46,12 +97,14 @@ func (h *history) keep(r *Reader) {
 			due = time.Now().Add(spillAfter)
 		}
 		if lost > 0 {
-			pending = append(pending, gap(lost, r.next-uint64(len(records))-1))
+			pending = append(pending, gap(lost, records[0])) // the ring has some, always
 		}
 		pending = append(pending, records...)
 		ended := errors.Is(err, io.EOF)
 		if over := !time.Now().Before(due); len(pending) >= spillBlock || over || ended {
-			h.write(p, pending)
+			if len(pending) > 0 {
+				h.write(p, pending)
+			}
 			clear(pending)
 			pending = pending[:0]
 			if over {
@@ -65,27 +118,31 @@ func (h *history) keep(r *Reader) {
 	}
 }
 
-// gap stands for records that were overwritten before they could be spilled, the last of which
-// had that number.
-func gap(lost, last uint64) *record {
-	return &record{seq: last, lost: lost, event: datapath.Event{Time: time.Now()}}
+// gap stands for records that were overwritten before they could be spilled, in front of next.
+func gap(lost uint64, next *record) *record {
+	return &record{seq: next.seq - 1, lost: lost, read: next.read, event: datapath.Event{Time: time.Now()}}
 }
 
+// write spills records; with none, how far this life has read.
 func (h *history) write(p *packer, records []*record) {
-	if len(records) == 0 {
-		return
-	}
-	data, err := p.pack(records)
-	if err == nil {
-		b := &spill.Block{Run: h.run, First: records[0].seq, Last: records[len(records)-1].seq, Count: uint32(len(records)), Data: data}
+	b := &spill.Block{Run: h.run, Count: uint32(len(records)), From: time.Now(), Until: time.Now()}
+	h.mu.Lock()
+	since := h.begun
+	if n := len(records); n > 0 {
+		since.Read = records[n-1].read - h.offset
+		b.First, b.Last = records[0].seq, records[n-1].seq
 		b.From, b.Until = records[0].event.Time, records[0].event.Time
-		for _, r := range records {
-			if at := r.event.Time; at.Before(b.From) {
-				b.From = at
-			} else if at.After(b.Until) {
-				b.Until = at
-			}
+	}
+	h.mu.Unlock()
+	for _, r := range records {
+		if at := r.event.Time; at.Before(b.From) {
+			b.From = at
+		} else if at.After(b.Until) {
+			b.Until = at
 		}
+	}
+	var err error
+	if b.Data, err = p.pack(records, since); err == nil {
 		err = h.store.Append(b)
 	}
 	h.mu.Lock()
@@ -145,7 +202,7 @@ func (h *history) status() *api.FlowSpillStatus {
 	on := h.store.Status()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := &api.FlowSpillStatus{Bytes: on.Bytes, Written: h.written, Lost: h.lost, Corrupt: on.Corrupt}
+	s := &api.FlowSpillStatus{Bytes: on.Bytes, Written: h.written, Lost: h.lost, Corrupt: on.Corrupt, Missing: h.missing}
 	if !on.Oldest.IsZero() {
 		s.Oldest = &on.Oldest
 	}

@@ -205,3 +205,61 @@ func TestPastTellsItsGaps(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 }
+
+// rings are kernel rings that outlive their readers: they know how much was ever read.
+type rings struct {
+	*reader
+	bytes *uint64
+}
+
+func (r rings) Read() (datapath.Event, error) {
+	e, err := r.reader.Read()
+	if err == nil {
+		*r.bytes += 100
+	}
+	return e, err
+}
+
+func (r rings) Consumed() (bytes, each uint64, err error) { return *r.bytes, 100, nil }
+
+// What an agent had read and not spilled when it was killed, the next one tells, exactly.
+func TestWhatAKilledAgentHadIsTold(t *testing.T) {
+	dir := t.TempDir()
+	consumed := uint64(700) // by agents before
+	start := func(dir string) *life {
+		store, err := spill.Open(spill.Options{Dir: dir, Size: spill.SizeLeast, Log: slog.New(slog.DiscardHandler)})
+		must(t, err)
+		l := New(shop(), Options{Node: "worker-1", Size: 64, Spill: store})
+		ctx, cancel := context.WithCancel(t.Context())
+		in := newReader()
+		ran := make(chan error, 1)
+		go func() { ran <- l.Run(ctx, rings{reader: in, bytes: &consumed}) }()
+		return &life{l, in, func() { cancel(); must(t, <-ran) }}
+	}
+	first := start(dir)
+	first.sends(1, 20)
+	first.waitFor(t, 20)
+	first.stop()
+	consumed += 5 * 100 // read by it, and gone with it
+	second := start(dir)
+	second.sends(21, 22)
+	second.waitFor(t, 3)
+	if got := second.asked(t, api.FlowQuery{}); got != numbersUpTo(1, 20)+" (5 lost) 21 22" || second.Status().Spill.Missing != 5 {
+		t.Errorf("%s, %+v", got, second.Status().Spill)
+	}
+	second.stop()
+	third := start(dir) // the second one ended well
+	third.sends(23, 23)
+	third.waitFor(t, 1)
+	if got := third.asked(t, api.FlowQuery{Last: 2}); got != "22 23" || third.Status().Spill.Missing != 0 {
+		t.Errorf("%s, %+v", got, third.Status().Spill)
+	}
+	third.stop()
+	consumed = 0 // other rings
+	fourth := start(dir)
+	fourth.sends(24, 24)
+	if got := fourth.asked(t, api.FlowQuery{Last: 2}); got != "23 24" || fourth.Status().Spill.Missing != 0 {
+		t.Errorf("%s, %+v", got, fourth.Status().Spill)
+	}
+	fourth.stop()
+}

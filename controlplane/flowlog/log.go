@@ -73,6 +73,7 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 	l.ring.setClosed(false)
 	if l.opts.Spill != nil {
 		spilled := make(chan struct{})
+		l.begin(r)
 		kept := l.Reader(spillName)
 		go func() { defer close(spilled); l.history.keep(kept) }()
 		defer func() { <-spilled }()
@@ -114,9 +115,10 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 func (l *Log) add(e datapath.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.read.Add(1)
+	read := l.read.Add(1)
 	l.suppressed.recorded(e)
 	r := l.names.record(e)
+	r.read = read
 	l.tallies.add(r)
 	l.noteNamespaces(r)
 	l.ring.add(r)

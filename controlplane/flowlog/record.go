@@ -20,6 +20,7 @@ type record struct {
 	suppressed uint64          // stands for so many denials of the endpoint, without addresses
 	lost       uint64          // stands for so many events that the kernel had no room for; has a time and nothing else
 	cause      string          // where they were lost
+	read       uint64          // events that the log had read by then, this one included
 }
 
 // namer resolves names and remembers those that stay true: a rule id never changes its

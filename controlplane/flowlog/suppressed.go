@@ -122,7 +122,7 @@ func (l *Log) countDenials() {
 	events, packets := l.suppressed.look(counts, l.opts.Now())
 	for i, e := range events {
 		r := l.names.record(e)
-		r.suppressed = packets[i]
+		r.suppressed, r.read = packets[i], l.read.Load()
 		l.tallies.add(r)
 		l.ring.add(r)
 	}

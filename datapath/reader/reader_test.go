@@ -217,3 +217,29 @@ func TestVerdictIsTheContracts(t *testing.T) {
 		t.Errorf("VERDICT_DROPPED is %d, want %d", n, verdictDropped)
 	}
 }
+
+// How much was read of the rings is known to the next reader, too, whatever became of it.
+func TestConsumed(t *testing.T) {
+	dir, p := pinRings(t)
+	for range 3 {
+		p.emit(t, bpf.WeirMapFlowEvents, bpf.WeirEvent{Kind: 1})
+		p.emit(t, bpf.WeirMapDenialEvents, bpf.WeirEvent{Kind: 4})
+	}
+	for read, want := range []uint64{0, 6} { // a drain takes all there is
+		r, err := Open(dir)
+		must(t, err)
+		for range read {
+			_, err = r.Read()
+			must(t, err)
+		}
+		must(t, r.Close())
+		again, err := Open(dir)
+		must(t, err)
+		bytes, each, err := again.(*reader).Consumed()
+		must(t, err)
+		if bytes != want*each || each < uint64(eventSize) {
+			t.Errorf("after %d: %d bytes of %d each, want %d events", read, bytes, each, want)
+		}
+		must(t, again.Close())
+	}
+}

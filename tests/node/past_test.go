@@ -1,8 +1,12 @@
 package node
 
 import (
+	"encoding/json"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/weirnet/weir/tests/lab"
 )
 
 // What was seen before an agent was killed is shown after it, once, before what is seen then.
@@ -29,4 +33,45 @@ func TestFlowsOutliveTheAgent(t *testing.T) {
 			t.Errorf("record %d: %+v, was %+v", i, after[i], before[i])
 		}
 	}
+}
+
+// An agent killed amid its work leaves an account that adds up: what the kernel made is what is
+// shown afterwards, and what is said to be lost with the agent.
+func TestAccountAddsUpAfterAKill(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress))
+	e.add("ns/a", "ns/b", "ns/c")
+	for range 3 {
+		e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, no}, probe{"ns/b", "outside", "icmp", 0, yes})
+		e.must("kill the agent", e.KillAgent()) // what it read within a second is on no disk
+		e.must("start it", e.StartAgent(e.ctx))
+	}
+	var made, shown, missing uint64
+	e.eventually("the account adds up", 10*time.Second, func() bool {
+		s := e.status()
+		made, shown, missing = s.Flows.Emitted, 0, 0
+		r := e.Weir(e.ctx, "flows", "--since", "1h", "-o", "json")
+		for line := range strings.Lines(r.Stdout) {
+			var m struct {
+				Flow *lab.Flow
+				Lost *struct {
+					Source string
+					N      uint64 `json:"num_events_lost,string"`
+				} `json:"lost_events"`
+			}
+			e.must("read "+line, json.Unmarshal([]byte(line), &m))
+			switch {
+			case m.Lost != nil && m.Lost.Source == "OBSERVER_EVENTS_QUEUE":
+				missing += m.Lost.N
+			case m.Lost != nil:
+				t.Errorf("lost: %s", line)
+			case e.extension(*m.Flow).Suppressed == 0:
+				shown++
+			}
+		}
+		return made == shown+missing && e.status().Flows.Emitted == made
+	})
+	if missing == 0 {
+		t.Error("nothing was lost with the agents: they were killed too late for this test")
+	}
+	t.Logf("%d events: %d shown, %d lost with the agents", made, shown, missing)
 }

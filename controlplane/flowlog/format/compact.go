@@ -85,9 +85,15 @@ func suppressedText(x api.FlowExtension) string {
 	return packets(x.Suppressed) + " more, not recorded one by one"
 }
 
+var losses = map[flowpb.LostEventSource]string{
+	flowpb.LostEventSource_HUBBLE_RING_BUFFER:     "they came faster than this reader took them",
+	flowpb.LostEventSource_PERF_EVENT_RING_BUFFER: "they came faster than the kernel's ring was emptied",
+	flowpb.LostEventSource_OBSERVER_EVENTS_QUEUE:  "an agent that was killed had read them",
+}
+
 func lostText(l *flowpb.LostEvent) string {
-	if l.GetSource() == flowpb.LostEventSource_HUBBLE_RING_BUFFER {
-		return fmt.Sprintf("%d records: they came faster than this reader took them", l.GetNumEventsLost())
+	if why := losses[l.GetSource()]; why != "" {
+		return fmt.Sprintf("%d records: %s", l.GetNumEventsLost(), why)
 	}
 	return fmt.Sprintf("%d records (%s)", l.GetNumEventsLost(), Safe(l.GetSource().String()))
 }
