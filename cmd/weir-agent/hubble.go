@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/weirnet/weir/controlplane/agent"
+	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/build"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/hubble"
@@ -70,6 +71,10 @@ func (o *hubbleOptions) check() error {
 func hubbleServer(o *options, a *agent.Agent, flows *flowlog.Log) *hubble.Server {
 	return hubble.New(hubble.Options{
 		Flows: flows, Node: o.nodeName, Version: "weir " + build.Read().Version, StateDir: o.stateDir, TCP: o.hubble.tcp, Log: o.log,
+		State: func() ([]api.Endpoint, []api.Policy, <-chan struct{}) {
+			_, changed := a.Nodes()
+			return a.Endpoints(), a.Policies(), changed
+		},
 		Peers: func() (out []hubble.Node, changed <-chan struct{}) {
 			nodes, changed := a.Nodes()
 			for _, n := range nodes {

@@ -12,7 +12,9 @@ import (
 // lingering are credentials that let a client read why its handshake failed: with TLS 1.3
 // it has sent its first frames by then, and a connection closed on unread bytes is reset,
 // which takes the alert away from under it.
-type lingering struct{ credentials.TransportCredentials }
+type lingering struct {
+	credentials.TransportCredentials
+}
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (l lingering) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -126,11 +126,6 @@ func invalid(format string, args ...any) error {
 	return status.Errorf(codes.InvalidArgument, format, args...)
 }
 
-// GetAgentEvents implements observerpb.ObserverServer.
-func (o *observer) GetAgentEvents(req *observerpb.GetAgentEventsRequest, stream observerpb.Observer_GetAgentEventsServer) error {
-	return o.none(req, stream.Context())
-}
-
 // GetDebugEvents implements observerpb.ObserverServer: there are none.
 func (o *observer) GetDebugEvents(req *observerpb.GetDebugEventsRequest, stream observerpb.Observer_GetDebugEventsServer) error {
 	return o.none(req, stream.Context())

@@ -37,6 +37,7 @@ type Options struct {
 	StateDir string // "" = no socket
 	TCP      *TCP   // nil = not by TCP
 	Peers    Peers  // nil = no other nodes are known
+	State    State  // nil = nothing happens to the agent
 	Log      *slog.Logger
 
 	Stall time.Duration // a reader that takes nothing for so long is cut off; 0 = 30 s
@@ -53,7 +54,8 @@ const (
 // Server answers Hubble's clients.
 type Server struct {
 	Options
-	slots chan struct{} // one element for each open stream
+	slots  chan struct{} // one element for each open stream
+	events *events
 }
 
 // New returns a Server that does not listen yet.
@@ -61,7 +63,7 @@ func New(o Options) *Server {
 	if o.Stall <= 0 {
 		o.Stall = stallDefault
 	}
-	return &Server{Options: o, slots: make(chan struct{}, streamsMost)}
+	return &Server{Options: o, slots: make(chan struct{}, streamsMost), events: newEvents()}
 }
 
 // Run listens and answers until ctx is over (nil). Open streams are ended then.
@@ -74,6 +76,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		defer os.Remove(filepath.Join(s.StateDir, SocketName))
 		group.Go(func() error { return s.serve(ctx, l) })
+	}
+	if s.State != nil {
+		group.Go(func() error { return s.watchEvents(ctx) })
 	}
 	if s.TCP != nil {
 		group.Go(func() error { return s.serveTCP(ctx) })

@@ -3,6 +3,7 @@ package hubble
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
@@ -463,5 +466,83 @@ func TestSocketIsTheOwnersAlone(t *testing.T) {
 	info, err := os.Stat(filepath.Join(n.dir, SocketName))
 	if err != nil || info.Mode().Perm() != 0o600 || info.Mode().Type() != os.ModeSocket {
 		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// What happens to the agent is told by the difference of its states.
+func TestAgentEvents(t *testing.T) {
+	var mu sync.Mutex
+	changed := make(chan struct{})
+	endpoints := []api.Endpoint{{Number: 1, PodNamespace: "shop", PodName: "web"}}
+	policies := []api.Policy{{Kind: "NetworkPolicy", Namespace: "shop", Name: "db", Revision: 3}}
+	n := start(t, func(o *Options) {
+		o.State = func() ([]api.Endpoint, []api.Policy, <-chan struct{}) {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(endpoints), slices.Clone(policies), changed
+		}
+	})
+	become := func(f func()) {
+		mu.Lock()
+		defer mu.Unlock()
+		f()
+		close(changed)
+		changed = make(chan struct{})
+	}
+	kept := func() int { all, _, _ := n.server.events.from(0); return len(all) }
+	c := observerpb.NewObserverClient(n.dial())
+	await(t, "the start", func() bool { return kept() == 1 })
+	follower, err := c.GetAgentEvents(t.Context(), &observerpb.GetAgentEventsRequest{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the follower", func() bool { return len(n.server.slots) == 1 })
+	become(func() {
+		endpoints = []api.Endpoint{{Number: 2, PodNamespace: "shop", PodName: "db", Labels: []string{"app=db", "namespace:team=a"}}}
+		policies = []api.Policy{{Kind: "NetworkPolicy", Namespace: "shop", Name: "db", Revision: 4, Ingress: 2}}
+	})
+	await(t, "the changes", func() bool { return kept() == 4 })
+	become(func() { policies = nil })
+	await(t, "the end of the policy", func() bool { return kept() == 5 })
+	say := func(e *observerpb.GetAgentEventsResponse) string {
+		x, p := e.GetAgentEvent().GetEndpointUpdate(), e.GetAgentEvent().GetPolicyUpdate()
+		return strings.Join(strings.Fields(fmt.Sprintln(e.GetAgentEvent().GetType(), x.GetId(), x.GetNamespace(), x.GetPodName(), x.GetLabels(), p.GetRevision(), p.GetRuleCount(), len(p.GetLabels()))), " ")
+	}
+	want := []string{
+		"AGENT_STARTED 0 [] 0 0 0", "ENDPOINT_DELETED 1 shop web [] 0 0 0", "ENDPOINT_CREATED 2 shop db [k8s:app=db] 0 0 0",
+		"POLICY_UPDATED 0 [] 4 2 3", "POLICY_DELETED 0 [] 4 2 3",
+	}
+	for i, w := range want[1:] {
+		m, err := follower.Recv()
+		if err != nil || say(m) != w || m.GetNodeName() != "worker-1" {
+			t.Errorf("event %d is %q, %v, want %q", i+1, say(m), err, w)
+		}
+	}
+	for _, x := range []struct {
+		req  *observerpb.GetAgentEventsRequest
+		want int
+	}{
+		{&observerpb.GetAgentEventsRequest{}, 5},
+		{&observerpb.GetAgentEventsRequest{Number: 2}, 2},
+		{&observerpb.GetAgentEventsRequest{Number: 2, First: true}, 2},
+		{&observerpb.GetAgentEventsRequest{Until: timestamppb.New(time.Unix(1, 0))}, 0},
+	} {
+		stream, err := c.GetAgentEvents(t.Context(), x.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for ; ; got++ {
+			if _, err = stream.Recv(); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, io.EOF) || got != x.want {
+			t.Errorf("%v: %d events, %v, want %d", x.req, got, err, x.want)
+		}
+	}
+	n.server.events.add(make([]*observerpb.GetAgentEventsResponse, 2*eventsKept)...)
+	if kept() != eventsKept {
+		t.Errorf("%d events are kept", kept())
 	}
 }
