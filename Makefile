@@ -7,7 +7,7 @@
 #   manifests  deploy/*.yaml from deploy/chart (`make -s manifest SET=k8sServiceHost=...`: prints one with your values)
 #   demo       a small shop in network namespaces, from nothing (KEEP=1: leave it up)
 #   test       test-unit test-packet test-random test-node test-deploy test-collector test-oracle
-#   test-hubble  Hubble's client and filters (built at first: five minutes) against an agent and ours
+#   test-hubble  Hubble's client, relay and filters (built at first: five minutes) against an agent and ours
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
 #   test-cluster  a real Kubernetes of two nodes (built at first: twelve minutes), Weir installed on it,

@@ -243,7 +243,7 @@ func (s *scene) verbs(t *testing.T) {
 		"list nodes -o json":            `"seen_flows": ?"?\d+`,
 		"list namespaces":               `(?s)other.*shop`,
 		"watch peers":                   "", // below: it does not end
-		"observe agent-events --last 5": `^$`,
+		"observe agent-events --last 50": `(?s)AGENT_STARTED.*ENDPOINT_CREATED \(id: 3, namespace: other, pod name: probe\)`,
 		"observe debug-events --last 5": `^$`,
 	} {
 		if want == "" {

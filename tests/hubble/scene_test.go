@@ -92,15 +92,21 @@ func newScene(t *testing.T, flags ...string) *scene {
 	return s
 }
 
-// client builds Hubble's command-line client; Go keeps what it built.
+// client builds Hubble's command-line client.
 func client(t *testing.T, bin string) string {
 	t.Helper()
 	path := filepath.Join(bin, "hubble")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/cilium/cilium/hubble").CombinedOutput()
-	if err != nil {
-		t.Fatalf("build hubble: %v\n%s", err, out)
-	}
+	build(t, path, "github.com/cilium/cilium/hubble")
 	return path
+}
+
+// build one of Cilium's commands; Go keeps what it built.
+func build(t *testing.T, path, command string) {
+	t.Helper()
+	out, err := exec.Command("go", "build", "-o", path, command).CombinedOutput()
+	if err != nil {
+		t.Fatalf("build %s: %v\n%s", command, err, out)
+	}
 }
 
 func must(t *testing.T, what string, err error) {

@@ -100,7 +100,7 @@ func (a *authority) issue(dir, name string, good time.Duration) {
 	a.t.Helper()
 	key := newKey(a.t)
 	cert := a.sign(&x509.Certificate{
-		DNSNames: []string{serverName}, NotAfter: time.Now().Add(good), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		DNSNames: []string{"*.default.hubble-grpc.cilium.io"}, NotAfter: time.Now().Add(good), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, key)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	must(a.t, "encode", err)
