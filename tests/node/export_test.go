@@ -16,9 +16,9 @@ func TestFlowsAreExported(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "flows.json")
 	e := newEnvWith(t, lab.Options{Agent: []string{
 		"--flow-export-file", file, "--otlp-endpoint", "http://127.0.0.1:1", "--otlp-metrics-interval", "1s", "--otlp-flow-filter", "verdict=dropped",
-	}}, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress))
+	}}, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress)+policy("ns", "allow", fromA))
 	e.add("ns/a", "ns/b", "ns/c")
-	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, no}, probe{"ns/b", "outside", "icmp", 0, yes}, probe{"ns/a", "ns/c", "udp", portHTTP, no})
+	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, yes}, probe{"ns/a", "ns/b", "tcp", portOther, no}, probe{"ns/a", "ns/c", "udp", portHTTP, no})
 	export := func(name string) api.ExportStatus {
 		for _, x := range e.status().Exports {
 			if x.Export == name {
@@ -46,5 +46,5 @@ func TestFlowsAreExported(t *testing.T) {
 	if text := e.Weir(e.ctx, "status").Stdout; !strings.Contains(text, "file: ") || !strings.Contains(text, "http://127.0.0.1:1") {
 		t.Errorf("status says\n%s", text)
 	}
-	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, no}, probe{"ns/b", "outside", "icmp", 0, yes})
+	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, yes}, probe{"ns/c", "ns/b", "tcp", portHTTP, no})
 }
