@@ -31,6 +31,7 @@ type plugin struct {
 	del    []float64
 	adds20 []float64
 	dels20 []float64
+	agent  []float64 // its CPU for one ADD, ms
 	failed int
 }
 
@@ -164,9 +165,17 @@ func (o *operations) timed(f func() error) (ms float64, err error) {
 
 func (o *operations) one(ctx context.Context, p *plugin, warm bool) error {
 	c := o.container(0)
+	before, err := cpuOf(o.n.AgentPid())
+	if err != nil {
+		return err
+	}
 	add, err := o.add(ctx, p, c)
 	if err != nil {
 		return fmt.Errorf("ADD: %w", err)
+	}
+	after, err := cpuOf(o.n.AgentPid())
+	if err != nil {
+		return err
 	}
 	del, err := o.del(ctx, p, c)
 	if err != nil {
@@ -174,6 +183,7 @@ func (o *operations) one(ctx context.Context, p *plugin, warm bool) error {
 	}
 	if !warm {
 		p.add, p.del = append(p.add, add), append(p.del, del)
+		p.agent = append(p.agent, float64((after-before).Microseconds())/1000)
 	}
 	return nil
 }
@@ -209,12 +219,12 @@ func (o *operations) many(m *measurement, p *plugin) {
 }
 
 func tables(m *measurement, plugins []*plugin) {
-	t := &report.Table{Name: "cni", Title: "One at a time, ms", Columns: []string{"ADD p50", "ADD p99", "DEL p50", "DEL p99", "ADD to ptp"}}
+	t := &report.Table{Name: "cni", Title: "One at a time, ms", Columns: []string{"ADD p50", "ADD p99", "DEL p50", "DEL p99", "ADD to ptp", "agent's CPU for an ADD"}}
 	many := &report.Table{Name: "cni-parallel", Title: fmt.Sprintf("%d in parallel, ms each", parallel), Columns: []string{"ADD p50", "ADD p99", "DEL p50", "DEL p99", "failed"}}
 	p := func(samples []float64, q float64) report.Figure { return report.One(report.Quantile(samples, q), "") }
 	for _, x := range plugins {
 		t.Rows = append(t.Rows, report.Row{Name: x.name, Cells: []report.Figure{
-			report.Of(x.add, ""), p(x.add, .99), report.Of(x.del, ""), p(x.del, .99), report.Of(report.Ratios(x.add, plugins[0].add), "x")}})
+			report.Of(x.add, ""), p(x.add, .99), report.Of(x.del, ""), p(x.del, .99), report.Of(report.Ratios(x.add, plugins[0].add), "x"), report.Of(x.agent, "")}})
 		many.Rows = append(many.Rows, report.Row{Name: x.name, Cells: []report.Figure{
 			report.Of(x.adds20, ""), p(x.adds20, .99), report.Of(x.dels20, ""), p(x.dels20, .99), report.One(float64(x.failed), "")}})
 	}

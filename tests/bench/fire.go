@@ -106,9 +106,7 @@ func (r *rig) drain() error {
 	return nil
 }
 
-// fire feeds repeat packets to the shot's program and returns what one took, in ns.
-func (r *rig) fire(s *shot) (float64, error) { return r.burst(s, s.repeat) }
-
+// burst feeds repeat packets to the shot's program and returns what one took, in ns.
 func (r *rig) burst(s *shot, repeat int) (float64, error) {
 	if s.bytes == nil {
 		b, err := s.frame.Serialize()

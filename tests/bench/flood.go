@@ -33,14 +33,13 @@ var flood = section{
 
 // dropper drops what comes in by a device, and knows how much it did.
 type dropper struct {
-	name   string
-	device string // of the node
-	frame  testnode.Frame
-	from   func(*floodSite) *lab.Host // who sends it
-	by     string                     // the sender's device
-	lab    lab.Options
-	start  func(context.Context, *floodSite) error
-	count  func(context.Context, *floodSite) (uint64, error)
+	name  string
+	frame testnode.Frame
+	from  func(*floodSite) *lab.Host // who sends it
+	by    string                     // the sender's device
+	lab   lab.Options
+	start func(context.Context, *floodSite) error
+	count func(context.Context, *floodSite) (uint64, error)
 
 	site  *floodSite
 	rates map[string][]float64

@@ -252,15 +252,14 @@ func full(m *measurement, name string, c synthetic, local int) (agent, kernel re
 		return agent, kernel, err
 	}
 	n := s.nodes[0]
-	if err := n.LaunchAgent(); err != nil {
-		return agent, kernel, err
-	}
-	err = until(m, 3*time.Minute, "the agent has read the cluster", func() bool { return n.Wait(m) == nil })
-	if err != nil {
+	if err := s.comesUp(m); err != nil {
 		return agent, kernel, err
 	}
 	if err := s.locals(m, c, local); err != nil {
 		return agent, kernel, err
+	}
+	if s.failedAdds > 0 {
+		m.Note("%d pods, %d policies: %d ADDs of pods failed and were tried again", c.pods, c.policies, s.failedAdds)
 	}
 	resident, most, err := settledMemory(m, n)
 	if err != nil {

@@ -141,6 +141,10 @@ func (n *node) kindShots(family, repeat int) ([]*shot, error) {
 	if err != nil {
 		return nil, err
 	}
+	forged := tcp(map[int]string{4: "10.99.0.1", 6: "fd99::1"}[family], 1000, two, 80, "S")
+	strange := data(family)
+	strange.EtherType = 0x88cc
+	shots = append(shots, n.shot("dropped, a forged source", forged, 1, repeat/2, drop), n.shot("dropped, neither IP nor ARP", strange, 1, repeat/2, drop))
 	later := n.shot("a later fragment", testnode.Frame{}, 1, repeat/2, redirect)
 	later.bytes, later.before = tail, n.shot("first fragment", testnode.Frame{}, 1, 1, redirect)
 	later.before.bytes = head

@@ -37,6 +37,8 @@ type site struct {
 	api   *apiserver.Server
 	ends  []*exec.Cmd
 	run   string
+
+	failedAdds int
 }
 
 // Ports of pod b.

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/tests/bench/apiserver"
 	"github.com/weirnet/weir/tests/bench/report"
@@ -183,18 +185,31 @@ func (u *update) start(name string) (took time.Duration, most float64, err error
 	}
 	n := u.site.nodes[0]
 	began := time.Now()
-	if err := n.StartAgent(u.m); err != nil {
-		return 0, 0, err
-	}
-	if err := n.Wait(u.m); err != nil {
+	if err := u.site.comesUp(u.m); err != nil {
 		return 0, 0, err
 	}
 	took = time.Since(began)
 	if err := u.site.locals(u.m, u.cluster, localPods); err != nil {
 		return 0, 0, err
 	}
+	if u.site.failedAdds > 0 {
+		u.m.Note("%d policies, %d pods: %d ADDs of pods failed and were tried again", u.cluster.policies, u.cluster.pods, u.site.failedAdds)
+	}
 	_, most, err = memoryOf(n.AgentPid())
 	return took, most, err
+}
+
+// comesUp starts the agent, which may take long among many objects.
+func (s *site) comesUp(ctx context.Context) error {
+	n := s.nodes[0]
+	if err := n.LaunchAgent(); err != nil {
+		return err
+	}
+	err := until(ctx, 4*time.Minute, "the agent enforces what the cluster has", func() bool { return n.Wait(ctx) == nil })
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, end300(n.LogTail()))
+	}
+	return nil
 }
 
 // roomFor is what the agent of so large a cluster is told about its maps.
@@ -213,7 +228,7 @@ func (s *site) locals(ctx context.Context, c synthetic, count int) error {
 		if err := s.api.Put("pods", p); err != nil {
 			return err
 		}
-		attached, err := n.AddPod(ctx, p.Namespace, p.Name)
+		attached, err := s.insist(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -222,6 +237,23 @@ func (s *site) locals(ctx context.Context, c synthetic, count int) error {
 		}
 	}
 	return n.Wait(ctx)
+}
+
+// insist adds a pod as kubelet does, again and again; what failed is told of.
+func (s *site) insist(ctx context.Context, p *corev1.Pod) (attached *lab.Pod, err error) {
+	failed := 0
+	var last error
+	err = until(ctx, 3*time.Minute, "ADD of "+p.Name, func() bool {
+		if attached, last = s.nodes[0].AddPod(ctx, p.Namespace, p.Name); last != nil {
+			failed++
+		}
+		return last == nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, last)
+	}
+	s.failedAdds += failed
+	return attached, nil
 }
 
 // measure sends the change to and fro; the first time is not counted.

@@ -57,13 +57,11 @@ func with(contentType string) func(runtime.Object) ([]byte, error) {
 	}
 }
 
+func protobuf(o runtime.Object) ([]byte, error) { return with(runtime.ContentTypeProtobuf)(o) }
+
 // protobufEvent is a length and a WatchEvent.
 func protobufEvent(e event) ([]byte, error) {
-	raw, err := with(runtime.ContentTypeProtobuf)(e.object)
-	if err != nil {
-		return nil, err
-	}
-	w := metav1.WatchEvent{Type: e.kind, Object: runtime.RawExtension{Raw: raw}}
+	w := metav1.WatchEvent{Type: e.kind, Object: runtime.RawExtension{Raw: e.raw}}
 	body, err := w.Marshal()
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...), err
 }

@@ -38,7 +38,7 @@ type Server struct {
 type kind struct {
 	list    func() runtime.Object
 	bare    func() runtime.Object // of a bookmark
-	objects map[string]runtime.Object
+	objects map[string]event      // the newest of each, ADDED
 	log     []event
 }
 
@@ -46,6 +46,7 @@ type event struct {
 	version uint64
 	kind    string // ADDED, MODIFIED, DELETED
 	object  runtime.Object
+	raw     []byte // in protobuf, made once: who watches is measured, not who sends
 }
 
 // New makes an empty one.
@@ -59,7 +60,7 @@ func New() *Server {
 		"networkpolicies": {list: of[networkingv1.NetworkPolicyList], bare: of[networkingv1.NetworkPolicy]},
 	}}
 	for _, k := range s.kinds {
-		k.objects = map[string]runtime.Object{}
+		k.objects = map[string]event{}
 	}
 	s.changed = sync.NewCond(&s.mu)
 	return s
@@ -104,8 +105,12 @@ func (s *Server) Put(resource string, objects ...runtime.Object) error {
 		if _, ok := k.objects[key]; ok {
 			what = "MODIFIED"
 		}
-		k.objects[key] = o
-		k.log = append(k.log, event{s.version, what, o})
+		raw, err := protobuf(o)
+		if err != nil {
+			return err
+		}
+		k.objects[key] = event{0, "ADDED", o, raw}
+		k.log = append(k.log, event{s.version, what, o, raw})
 	}
 	s.changed.Broadcast()
 	return nil
@@ -121,7 +126,11 @@ func (s *Server) Delete(resource string, o runtime.Object) error {
 		return err
 	}
 	delete(k.objects, m.GetNamespace()+"/"+m.GetName())
-	k.log = append(k.log, event{s.version, "DELETED", o})
+	raw, err := protobuf(o)
+	if err != nil {
+		return err
+	}
+	k.log = append(k.log, event{s.version, "DELETED", o, raw})
 	s.changed.Broadcast()
 	return nil
 }
@@ -167,8 +176,8 @@ func (s *Server) listAll(w http.ResponseWriter, r *http.Request, k *kind) {
 	list := k.list()
 	s.mu.Lock()
 	var objects []runtime.Object
-	for _, o := range k.objects {
-		objects = append(objects, o)
+	for _, e := range k.objects {
+		objects = append(objects, e.object)
 	}
 	version := strconv.FormatUint(s.version, 10)
 	s.mu.Unlock()
@@ -206,10 +215,10 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, k *kind) {
 	at := len(k.log)
 	var first []event
 	if r.URL.Query().Get("sendInitialEvents") == "true" {
-		for _, o := range k.objects {
-			first = append(first, event{kind: "ADDED", object: o})
+		for _, e := range k.objects {
+			first = append(first, e)
 		}
-		first = append(first, event{kind: "BOOKMARK", object: s.bookmark(k)})
+		first = append(first, s.bookmark(k))
 	} else if since, err := strconv.ParseUint(r.URL.Query().Get("resourceVersion"), 10, 64); err == nil {
 		at, _ = slices.BinarySearchFunc(k.log, since+1, func(e event, v uint64) int { return int(int64(e.version) - int64(v)) })
 	}
@@ -232,12 +241,13 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, k *kind) {
 	}
 }
 
-func (s *Server) bookmark(k *kind) runtime.Object {
+func (s *Server) bookmark(k *kind) event {
 	o := k.bare()
 	m, _ := meta.Accessor(o)
 	m.SetResourceVersion(strconv.FormatUint(s.version, 10))
 	m.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
-	return o
+	raw, _ := protobuf(o) // a kind of the scheme's
+	return event{0, "BOOKMARK", o, raw}
 }
 
 func (s *Server) send(w http.ResponseWriter, encoding encoding, events []event) bool {

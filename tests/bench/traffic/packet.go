@@ -15,8 +15,7 @@ const many = 64
 // message is struct mmsghdr.
 type message struct {
 	header unix.Msghdr
-	length uint32
-	_      uint32
+	_      [2]uint32 // its length, as sent
 }
 
 // batch sends a packet many times.
