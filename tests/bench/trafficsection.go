@@ -81,6 +81,11 @@ func plain(rules func(a, b string) []ruleset) func(context.Context, *site) error
 	}
 }
 
+// tracked is one rule that asks for a connection's state, as any node has that kube-proxy is on.
+func tracked(string, string) []ruleset {
+	return []ruleset{{nft, "table inet tracked { chain c { type filter hook forward priority 0; ct state invalid counter; }; }\n"}}
+}
+
 // ofWeir is Weir with policies.
 func ofWeir(policies int) func(context.Context, *site) error {
 	return func(ctx context.Context, s *site) error { return s.weir(ctx, policies) }
@@ -90,6 +95,7 @@ func oneNode(m *measurement) []*subject {
 	subjects := []*subject{
 		{name: plainName, start: plain(nil)},
 		{name: "plain routing, once more", start: plain(nil)},
+		{name: "plain routing, connections tracked", start: plain(tracked)},
 	}
 	for _, n := range []int{0, 10, 1000} {
 		subjects = append(subjects, &subject{name: fmt.Sprintf("Weir, %d policies", n), start: ofWeir(n)})
@@ -129,6 +135,7 @@ func twoNodes(vxlan bool) []*subject {
 	weir := lab.Options{Agent: []string{"--uplink", "up0", "--uplink", "join", "--routing", mode, "--masquerade=false"}}
 	return []*subject{
 		{name: plainName, start: routed(nil)},
+		{name: "plain routing, connections tracked", start: routed(tracked)},
 		{name: "Weir, 0 policies", lab: weir, start: ofWeir(0)},
 		{name: "Weir, 1000 policies", lab: weir, start: ofWeir(1000)},
 		{name: "iptables with ipset, 1000 policies", start: routed(func(a, b string) []ruleset { return iptables(1000, a, b, true) })},
