@@ -546,3 +546,40 @@ func TestAgentEvents(t *testing.T) {
 		t.Errorf("%d events are kept", kept())
 	}
 }
+
+// A reader that pauses loses what the log cannot keep for it, and is told how much: what was
+// produced is what it got and what it lost, to the record.
+func TestAccountOfAPausingReader(t *testing.T) {
+	const produced = 30_000
+	n := start(t)
+	stream, err := observerpb.NewObserverClient(n.dial()).GetFlows(t.Context(), &observerpb.GetFlowsRequest{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the reader", func() bool { return open(n.flows) == 1 })
+	go func() {
+		for range produced {
+			n.events <- flow(1)
+		}
+	}()
+	await(t, "the log", func() bool { return n.flows.Status().Records == produced }) // it reads nothing meanwhile
+	got, lost := uint64(0), uint64(0)
+	for got+lost < produced {
+		m, err := stream.Recv()
+		if err != nil {
+			t.Fatalf("after %d flows and %d lost ones: %v", got, lost, err)
+		}
+		if l := m.GetLostEvents(); l != nil {
+			if l.GetSource() != flowpb.LostEventSource_HUBBLE_RING_BUFFER {
+				t.Errorf("lost to %v", l.GetSource())
+			}
+			lost += l.GetNumEventsLost()
+		} else {
+			got++
+		}
+	}
+	a := n.flows.Status().Readers[0]
+	if got+lost != produced || lost == 0 || a.Taken != got || a.Lost != lost {
+		t.Errorf("produced %d, got %d, lost %d; the account is %+v", produced, got, lost, a)
+	}
+}

@@ -60,10 +60,12 @@ var surfaces = []bypass{{
 	title:  "agent and CNI sockets: wrong mode, no peer check, caller chooses the mode",
 	public: "CVE-2022-29178",
 	try: func(a *attempt) {
-		st, err := os.Stat(filepath.Join(a.StateDir(), "agent.sock"))
-		must(a.T, err)
-		if st.Mode().Perm() != 0o600 || st.Sys().(*syscall.Stat_t).Uid != 0 {
-			a.Errorf("agent.sock is %v of user %d, want root's alone", st.Mode(), st.Sys().(*syscall.Stat_t).Uid)
+		for _, name := range []string{"agent.sock", "hubble.sock"} {
+			st, err := os.Stat(filepath.Join(a.StateDir(), name))
+			must(a.T, err)
+			if st.Mode().Perm() != 0o600 || st.Sys().(*syscall.Stat_t).Uid != 0 {
+				a.Errorf("%s is %v of user %d, want root's alone", name, st.Mode(), st.Sys().(*syscall.Stat_t).Uid)
+			}
 		}
 		cmd := exec.CommandContext(a.ctx, a.Binary("weir"), "--state-dir", a.StateDir(), "endpoints")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
