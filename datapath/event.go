@@ -107,6 +107,9 @@ type Kernel interface {
 	// present one when nothing changed). On an error nothing changed; a *FullError names
 	// the map that s does not fit.
 	Commit(s *State) (epoch uint64, err error)
+	// CommitDelta is Commit of an s that differs only where d says from the State that was
+	// committed before, which may be the same maps as they were then.
+	CommitDelta(s *State, d *Delta) (epoch uint64, err error)
 	// Limits are how large a State may be to fit for sure.
 	Limits() Limits
 	// Epoch returns the one in force.

@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"fmt"
 	"maps"
 	"reflect"
 	"sync"
@@ -38,12 +39,71 @@ func (f *Fake) Commit(s *State) (uint64, error) {
 	if err := f.full(s); err != nil {
 		return f.epoch, err
 	}
+	s = s.clone()
 	f.commits++
 	if f.state == nil || needsEpoch(f.state, s) {
 		f.epoch++
 	}
 	f.state = s
 	return f.epoch, nil
+}
+
+// CommitDelta takes s, but not a delta that lacks something.
+func (f *Fake) CommitDelta(s *State, d *Delta) (uint64, error) {
+	f.mu.Lock()
+	follow := f.state.clone()
+	f.mu.Unlock()
+	follow.follow(d, s)
+	if diff := follow.differs(s); diff != "" {
+		return 0, fmt.Errorf("the delta lacks something of %s", diff)
+	}
+	return f.Commit(s)
+}
+
+// clone has maps of its own: those of a State that is handed over may change with the next.
+func (s *State) clone() *State {
+	out := *s
+	out.Endpoints, out.Peers, out.Facts, out.Rulesets = maps.Clone(s.Endpoints), maps.Clone(s.Peers), maps.Clone(s.Facts), maps.Clone(s.Rulesets)
+	out.Frontends, out.Services, out.Origins = maps.Clone(s.Frontends), maps.Clone(s.Services), maps.Clone(s.Origins)
+	return &out
+}
+
+// follow makes s what d says it is to be.
+func (s *State) follow(d *Delta, is *State) {
+	s.Endpoints = is.Endpoints
+	if d.Origins {
+		s.Origins = is.Origins
+	}
+	take(s.Peers, is.Peers, d.Peers)
+	take(s.Facts, is.Facts, d.Facts)
+	take(s.Rulesets, is.Rulesets, d.Rulesets)
+	take(s.Frontends, is.Frontends, d.Frontends)
+	take(s.Services, is.Services, d.Services)
+}
+
+func take[K comparable, V any](into, from map[K]V, keys []K) {
+	for _, k := range keys {
+		if v, ok := from[k]; ok {
+			into[k] = v
+		} else {
+			delete(into, k)
+		}
+	}
+}
+
+func (s *State) differs(is *State) string {
+	for _, part := range []struct {
+		name    string
+		was, is any
+	}{
+		{"peers", s.Peers, is.Peers}, {"facts", s.Facts, is.Facts}, {"rulesets", s.Rulesets, is.Rulesets},
+		{"frontends", s.Frontends, is.Frontends}, {"services", s.Services, is.Services}, {"origins", s.Origins, is.Origins},
+	} {
+		if was, is := reflect.ValueOf(part.was), reflect.ValueOf(part.is); was.Len()+is.Len() > 0 && !reflect.DeepEqual(part.was, part.is) {
+			return part.name
+		}
+	}
+	return ""
 }
 
 func (f *Fake) full(s *State) error {

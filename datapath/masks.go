@@ -115,6 +115,20 @@ func (p *place) has(k MaskKey) bool {
 	return p.Labels
 }
 
+// Mask is that of a ruleset that has spans for one key; has reports whether a fact is there.
+func (r Ruleset) Mask(k MaskKey, has func(Fact) bool) (m Mask) {
+	for i, g := range r.Wide() {
+		p, f := place{0, i, g}, Fact{Set: g.Set, Identity: k.Identity}
+		if k.Protocol != 0 {
+			f = Fact{Set: g.PortName, Identity: k.Identity, Protocol: k.Protocol, Port: k.Port}
+		}
+		if p.has(k) && has(f) {
+			m.add(i)
+		}
+	}
+	return m
+}
+
 // Masks are what the facts say, for the rulesets that have spans.
 func (s *State) Masks() map[MaskKey]Mask {
 	var ids []uint32

@@ -11,22 +11,46 @@ import (
 type Blocks[V any] struct {
 	values  map[netip.Prefix]V
 	lengths [2][]int // by family, longest first
+	counts  [2][129]int
 }
 
 // NewBlocks makes the table of masked prefixes.
 func NewBlocks[V any](values map[netip.Prefix]V) *Blocks[V] {
 	b := &Blocks[V]{values: values}
 	for p := range values {
-		f := familyIndex(p.Addr())
-		if !slices.Contains(b.lengths[f], p.Bits()) {
-			b.lengths[f] = append(b.lengths[f], p.Bits())
-		}
-	}
-	for f := range b.lengths {
-		slices.Sort(b.lengths[f])
-		slices.Reverse(b.lengths[f])
+		b.count(p, 1)
 	}
 	return b
+}
+
+// Put adds a prefix to the table, and to the map that it was made of.
+func (b *Blocks[V]) Put(p netip.Prefix, v V) {
+	if _, there := b.values[p]; !there {
+		b.count(p, 1)
+	}
+	b.values[p] = v
+}
+
+// Delete takes a prefix out of both.
+func (b *Blocks[V]) Delete(p netip.Prefix) {
+	if _, there := b.values[p]; there {
+		b.count(p, -1)
+		delete(b.values, p)
+	}
+}
+
+func (b *Blocks[V]) count(p netip.Prefix, by int) {
+	f := familyIndex(p.Addr())
+	was := b.counts[f][p.Bits()]
+	b.counts[f][p.Bits()] = was + by
+	if was == 0 || was+by == 0 {
+		i, found := slices.BinarySearchFunc(b.lengths[f], p.Bits(), func(have, want int) int { return want - have })
+		if found {
+			b.lengths[f] = slices.Delete(b.lengths[f], i, i+1)
+		} else {
+			b.lengths[f] = slices.Insert(b.lengths[f], i, p.Bits())
+		}
+	}
 }
 
 // covering yields the values of all prefixes of the table that contain all of p.

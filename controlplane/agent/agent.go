@@ -1,6 +1,6 @@
 // Package agent joins what the node is told to enforce (a source of objects, endpoints
 // from the CNI plugin, the node's own addresses) with its datapath: every change leads
-// to one compilation of everything and one commit.
+// to one compilation of what it reaches and one commit.
 //
 //	source ---\
 //	endpoints --> input -> compile -> save ids -> Kernel.Commit -> view -> answers
@@ -106,6 +106,13 @@ type Agent struct {
 	hooked  hooked
 	routed  routed
 
+	// inc is what compiles, nil: everything is compiled anew; of the commit loop alone. What it
+	// makes changes in place under live, which is locked before mu.
+	inc    *policy.Incremental
+	limits datapath.Limits // the kernel's when inc was made
+	live   sync.RWMutex
+	people peoples
+
 	dirty    chan struct{} // has one element when there is something to commit
 	savedIDs uint64        // ids.Changed() that is on disk; of the commit loop alone
 	idsOnce  bool          // the id tables were saved since the start
@@ -129,6 +136,8 @@ type Agent struct {
 type input struct {
 	change  uint64 // counts changes
 	update  *source.Update
+	cluster *policy.Cluster // that of all updates; changes in place
+	pending policy.Changes  // of cluster, since it was compiled
 	network *node.State
 }
 
@@ -142,7 +151,7 @@ func New(c Config) (*Agent, error) {
 	a := &Agent{
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
 		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
-		since: map[types.NamespacedName]policyRevision{},
+		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}},
 	}
 	found, err := c.StateDir.Load(idsFile, a.ids)
 	if err != nil {
@@ -224,10 +233,24 @@ func (a *Agent) collect() error {
 
 func (a *Agent) sourceChanged(u source.Update) {
 	was := a.lastNodes
-	a.change(func(in *input) { in.update = &u })
+	a.change(func(in *input) { in.take(&u) })
 	if a.lastNodes = u.Nodes; u.Nodes != was {
 		a.routeAgain()
 	}
+}
+
+// take an update, whose objects become the input's.
+func (in *input) take(u *source.Update) {
+	changes := u.Changes
+	if changes == nil {
+		all := in.cluster.ChangesTo(u.Cluster)
+		changes = &all
+	}
+	in.cluster.Apply(changes)
+	in.pending.Add(changes)
+	update := *u
+	update.Cluster, update.Changes = nil, nil // they would be held in memory
+	in.update = &update
 }
 
 // networkChanged is called by one goroutine, and often: for every veth that comes or goes.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -38,13 +40,27 @@ type attempt struct {
 	sourceErrors []api.ObjectError // logged by the source
 	errors       []api.ObjectError // found here
 
-	update    *source.Update
-	cluster   *policy.Cluster // what was compiled
+	update    *source.Update  // without its objects
+	cluster   *policy.Cluster // as it is enforced
 	node      policy.Node
+	nodes     *source.Nodes
 	locals    []policy.Local
 	refreshed []*endpoint.Record // their pods' objects changed
 	result    *policy.Result
-	directory *directory
+
+	pending policy.Changes
+	pods    map[types.NamespacedName]*corev1.Pod // of interfaces here, now or before
+	origins bool                                 // nodes are others
+	inc     *policy.Incremental
+	step    *policy.Step // nil: everything was compiled
+	locked  bool         // a.live is
+}
+
+// outcome is t without what only its making needs.
+func (t *attempt) outcome() attempt {
+	out := *t
+	out.refreshed, out.pending, out.pods, out.inc, out.step = nil, policy.Changes{}, nil, nil, nil
+	return out
 }
 
 // allErrors are those of the source first.
@@ -58,18 +74,17 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 	var retry, refit <-chan time.Time
 	delay := retryFirst
 	for {
-		before := a.before()
+		how := changes
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.dirty:
 		case <-retry:
 		case <-refit:
-			before.Retry()
-			refit = nil
+			how, refit = again, nil
 		}
 		begun := time.Now()
-		t, err := a.commit(before)
+		t, err := a.commit(how)
 		switch {
 		case err != nil:
 			retry = time.After(delay)
@@ -91,9 +106,9 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 }
 
 // commit makes the present input enforced; nil: it is not complete yet.
-func (a *Agent) commit(before policy.Before) (*attempt, error) {
+func (a *Agent) commit(how how) (*attempt, error) {
 	begun := time.Now()
-	t := a.attempt(before, a.Kernel.Limits())
+	t := a.attempt(how)
 	if t == nil {
 		return nil, nil
 	}
@@ -105,7 +120,9 @@ func (a *Agent) commit(before policy.Before) (*attempt, error) {
 		a.Committed(time.Since(begun), t.err)
 	}
 	if a.Report != nil {
-		a.Report(t.update, t.result)
+		update := *t.update
+		update.Cluster = t.cluster
+		a.Report(&update, t.result)
 	}
 	if t.err != nil {
 		return t, t.err
@@ -120,18 +137,23 @@ func (a *Agent) commit(before policy.Before) (*attempt, error) {
 
 // attempt compiles and commits. Where a map turns out to hold less than it ought to, it
 // compiles for less.
-func (a *Agent) attempt(before policy.Before, limits datapath.Limits) *attempt {
+func (a *Agent) attempt(how how) *attempt {
+	limits := a.Kernel.Limits()
 	for {
-		t := a.compile(before, limits)
+		t := a.compile(how, limits)
 		if t == nil {
 			return nil
 		}
-		a.names.show(t, &a.applied, a.records.All()) // only this goroutine writes applied
+		a.names.show(t, a.records.All())
 		t.epoch, t.err = a.enforce(t)
 		full := new(datapath.FullError)
-		if !errors.As(t.err, &full) || !lessen(&limits, full.Map, t.result.State.Size()) {
+		limits = t.node.Limits
+		less := errors.As(t.err, &full) && lessen(&limits, full.Map, t.result.State.Size())
+		a.settle(t)
+		if !less {
 			return t
 		}
+		how = max(how, all)
 		a.Log.Warn("compile for less", "error", full)
 	}
 }
@@ -159,7 +181,13 @@ func (a *Agent) enforce(t *attempt) (uint64, error) {
 			return 0, err
 		}
 	}
-	epoch, err := a.Kernel.Commit(t.result.State)
+	var epoch uint64
+	var err error
+	if t.step != nil {
+		epoch, err = a.Kernel.CommitDelta(t.result.State, t.step.Delta)
+	} else {
+		epoch, err = a.Kernel.Commit(t.result.State)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("commit (the last good state stays in force): %w", err)
 	}
@@ -172,11 +200,11 @@ func (a *Agent) publish(t *attempt) {
 	defer a.mu.Unlock()
 	a.logErrors(a.last.errors, t.errors)
 	first := a.last.change == 0
-	a.last = *t
+	a.last = t.outcome()
 	if t.err == nil {
 		a.notePolicies(t)
 		a.noteBackends(t)
-		a.applied = *t
+		a.applied = a.last
 	}
 	a.announce()
 	if first {
@@ -217,18 +245,35 @@ func (a *Agent) releaseNumbers(t *attempt) error {
 
 // policyRevision is when a policy got its present content.
 type policyRevision struct {
-	spec     any
+	policy   *networkingv1.NetworkPolicy
 	revision uint64
 }
 
 // notePolicies remembers at which revision each policy changed; a.mu is held.
 func (a *Agent) notePolicies(t *attempt) {
-	now := make(map[types.NamespacedName]policyRevision, len(t.cluster.NetworkPolicies))
-	for name, p := range t.cluster.NetworkPolicies {
-		now[name] = policyRevision{spec: p.Spec, revision: t.revision}
-		if was, ok := a.since[name]; ok && reflect.DeepEqual(was.spec, p.Spec) {
-			now[name] = was
+	if t.step != nil {
+		for name := range t.step.Changed.NetworkPolicies {
+			a.notePolicy(t, name)
 		}
+		return
 	}
-	a.since = now
+	for name := range t.cluster.NetworkPolicies {
+		a.notePolicy(t, name)
+	}
+	for name := range a.since {
+		a.notePolicy(t, name)
+	}
+}
+
+func (a *Agent) notePolicy(t *attempt, name types.NamespacedName) {
+	is, was := t.cluster.NetworkPolicies[name], a.since[name]
+	if is == nil {
+		delete(a.since, name)
+		return
+	}
+	now := policyRevision{is, t.revision}
+	if was.policy == is || was.policy != nil && reflect.DeepEqual(was.policy.Spec, is.Spec) {
+		now.revision = was.revision
+	}
+	a.since[name] = now
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -13,18 +14,97 @@ import (
 	"github.com/weirnet/weir/datapath"
 )
 
-// compile makes an attempt of the present input, nil while something of it is missing.
-// Everything is compiled, whatever changed: the kernel's maps find the difference.
-func (a *Agent) compile(before policy.Before, limits datapath.Limits) *attempt {
+// how an attempt is made.
+type how int
+
+const (
+	changes how = iota // of what changed, where that will do
+	all
+	again // of everything, and what did not fit is tried again
+)
+
+// settle ends an attempt: what it compiled is in force, or as if it had never been.
+func (a *Agent) settle(t *attempt) {
+	if t.err == nil {
+		a.inc = t.inc
+	} else {
+		if t.step != nil {
+			a.inc.Undo(t.step)
+		}
+		a.names.hide()
+		a.mu.Lock()
+		t.pending.Add(&a.input.pending)
+		a.input.pending = t.pending
+		a.mu.Unlock()
+	}
+	if t.locked {
+		a.live.Unlock()
+	}
+}
+
+// compile makes an attempt of the present input, nil while something of it is missing. What
+// changed since the last one is compiled where that will do; then a.live is locked until
+// settle. whole compiles everything.
+func (a *Agent) compile(how how, limits datapath.Limits) *attempt {
 	a.mu.Lock()
 	in := a.input
-	a.mu.Unlock()
 	if in.update == nil || in.network == nil {
+		a.mu.Unlock()
 		return nil
 	}
-	t := &attempt{change: in.change, revision: in.update.Revision, update: in.update, warnings: slices.Clone(a.notes)}
-	a.addEndpoints(t, in.update.Cluster)
-	t.node = policy.Node{
+	a.input.pending = policy.Changes{}
+	t := &attempt{change: in.change, revision: in.update.Revision, update: in.update, pending: in.pending, warnings: slices.Clone(a.notes)}
+	a.addEndpoints(t, in.cluster)
+	whole := how != changes || a.inc == nil
+	if whole {
+		t.cluster = in.cluster.Clone()
+	}
+	a.mu.Unlock()
+	t.node = a.node(&in, limits)
+	if !whole {
+		if limits == a.limits {
+			t.node.Limits = a.inc.Node().Limits // perhaps it was compiled for less
+		}
+		a.live.Lock()
+		t.locked = true
+		if t.step = a.inc.Apply(t.node, t.locals, a.lastSeen(t)); t.step != nil {
+			t.inc, t.result = a.inc, t.step.Result
+		} else {
+			t.locked = false
+			a.live.Unlock()
+			t.node.Limits = limits
+			a.mu.Lock()
+			t.cluster = a.input.cluster.Clone() // perhaps newer by now: what is pending comes again
+			a.mu.Unlock()
+		}
+	}
+	if t.step == nil {
+		a.addGone(t)
+		before := a.before()
+		if how == again {
+			before.Retry()
+		}
+		a.limits = a.Kernel.Limits()
+		a.inc = nil // it goes on from numbers that may be forgotten now
+		t.inc, t.result = policy.NewIncremental(before, t.cluster, t.node, t.locals, a.ids)
+	}
+	t.origins = in.update.Nodes != a.applied.nodes || t.step == nil
+	if t.nodes = in.update.Nodes; a.Tunnel && t.origins {
+		t.result.State.Origins = origins(t.nodes)
+	}
+	if t.step != nil {
+		t.step.Delta.Origins = t.origins
+	}
+	t.cluster = t.result.Enforced
+	t.sourceErrors = in.update.Errors
+	for _, p := range t.result.Errors {
+		t.errors = append(t.errors, objectError(in.update, p))
+	}
+	return t
+}
+
+func (a *Agent) node(in *input, limits datapath.Limits) policy.Node {
+	n := policy.Node{
 		Name:            a.NodeName,
 		Addresses:       in.network.Addresses,
 		ClusterCIDRs:    clusterCIDRs(a.ClusterCIDRs, in.update.Nodes),
@@ -32,21 +112,9 @@ func (a *Agent) compile(before policy.Before, limits datapath.Limits) *attempt {
 		Limits:          limits,
 	}
 	if in.update.Nodes != nil {
-		t.node.RemoteNodes = in.update.Nodes.OtherAddresses
+		n.RemoteNodes = in.update.Nodes.OtherAddresses
 	}
-	t.result = policy.Recompile(before, t.cluster, t.node, t.locals, a.ids)
-	if a.Tunnel {
-		t.result.State.Origins = origins(in.update.Nodes)
-	}
-	t.cluster = t.result.Enforced
-	t.sourceErrors = in.update.Errors
-	for _, p := range t.result.Errors {
-		t.errors = append(t.errors, objectError(in.update, p))
-	}
-	for _, p := range t.result.Warnings {
-		t.warnings = append(t.warnings, objectError(in.update, p).String())
-	}
-	return t
+	return n
 }
 
 // clusterCIDRs are those that are given, and nodes' ranges that lie in none of them.
@@ -64,19 +132,48 @@ func clusterCIDRs(given []netip.Prefix, nodes *source.Nodes) []netip.Prefix {
 }
 
 // addEndpoints takes the records. A pod that has an interface here and no object any
-// more goes on as it was last seen, see endpoint.Record.
+// more goes on as it was last seen, see endpoint.Record. a.mu is held.
 func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
-	cluster := *c
-	cluster.Pods = maps.Clone(c.Pods)
-	t.cluster = &cluster
+	t.pods = map[types.NamespacedName]*corev1.Pod{}
+	for _, l := range a.applied.locals {
+		t.pods[l.Pod] = c.Pods[l.Pod]
+	}
 	for _, r := range a.records.All() {
 		t.locals = append(t.locals, r.Local())
-		if p := c.Pods[r.Pod()]; p == nil {
-			cluster.Pods[r.Pod()] = r.LastPod
+		p := c.Pods[r.Pod()]
+		if t.pods[r.Pod()] = p; p == nil {
+			t.pods[r.Pod()] = r.LastPod
 			t.warnings = append(t.warnings, "Pod "+r.Pod().String()+": is gone from "+a.SourceName+
 				" and its interface is still there: it keeps the policy of its last labels until it is deleted")
 		} else if fresh := r.WithPod(p); fresh != r {
 			t.refreshed = append(t.refreshed, fresh)
+		}
+	}
+}
+
+// lastSeen is what is pending, where pods here are as they were last seen if they are gone.
+func (a *Agent) lastSeen(t *attempt) policy.Changes {
+	out := t.pending
+	out.Pods = maps.Clone(out.Pods)
+	for name, pod := range t.pods {
+		if _, pending := out.Pods[name]; pending || a.inc.Pod(name) != pod {
+			if out.Pods == nil {
+				out.Pods = map[types.NamespacedName]*corev1.Pod{}
+			}
+			out.Pods[name] = pod
+		}
+	}
+	return out
+}
+
+// addGone adds to a whole cluster the pods here that are gone from it.
+func (a *Agent) addGone(t *attempt) {
+	for _, l := range t.locals {
+		if t.cluster.Pods[l.Pod] == nil && t.pods[l.Pod] != nil {
+			if t.cluster.Pods == nil {
+				t.cluster.Pods = map[types.NamespacedName]*corev1.Pod{}
+			}
+			t.cluster.Pods[l.Pod] = t.pods[l.Pod]
 		}
 	}
 }

@@ -88,7 +88,7 @@ func (a *Agent) awaitPod(ctx context.Context, r *endpoint.Record) (*corev1.Pod, 
 		if a.input.update == nil {
 			return false, nil
 		}
-		pod = a.input.update.Cluster.Pods[r.Pod()]
+		pod = a.input.cluster.Pods[r.Pod()]
 		if pod != nil && pod.UID != "" && r.UID != "" && string(pod.UID) != r.UID {
 			pod, other = nil, pod.UID
 		}

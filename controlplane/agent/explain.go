@@ -26,6 +26,8 @@ func (a *Agent) Explain(from, to, port string, family int) (api.Explanation, err
 	if q.protocol, q.port, err = parsePort(port); err != nil {
 		return api.Explanation{}, &api.Error{Code: api.CodeInvalid, Message: err.Error()}
 	}
+	a.live.RLock()
+	defer a.live.RUnlock()
 	a.mu.Lock()
 	t := a.applied
 	a.mu.Unlock()

@@ -151,7 +151,9 @@ func (a *Agent) recheckMaps() {
 	if !ok {
 		return
 	}
+	a.live.RLock() // it compares with the State that was committed
 	damaged, err := kernel.Recheck()
+	a.live.RUnlock()
 	if err != nil {
 		a.Log.Error("recheck maps", "error", err)
 	}

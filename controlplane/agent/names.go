@@ -6,7 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -20,127 +20,254 @@ import (
 )
 
 // names is who has which number and address: as of the latest attempt, shown before its
-// commit so that no event comes from an endpoint without a name, and of the commit
-// before it, for events that the kernel wrote until then.
+// commit so that no event comes from an endpoint without a name, and as it was before that
+// attempt, where it was something else, for events that the kernel wrote until then.
 type names struct {
-	now, before atomic.Pointer[directory]
+	mu     sync.RWMutex
+	now    *directory // changes in place
+	before *directory
+	undo   func() // makes now what it was before the latest attempt
+
+	party   sync.Mutex
+	parties map[*peerName]made // made of now's, for the next packet
 }
 
-// directory is the names of one attempt; it is never changed.
+// directory is names; not every one is complete.
 type directory struct {
-	endpoints map[uint32]*flowlog.Party
-	peers     map[netip.Addr]peerName
-	services  map[netip.Addr]*flowlog.Ref
-	node      *flowlog.Party
-
+	endpoints  map[uint32]*flowlog.Party
+	madeOf     map[uint32]pieces // endpoints' parties
 	interfaces map[uint32]string // of pods, by index
+	peers      map[netip.Addr]*peerName
+	namespaces map[string]*corev1.Namespace
+	services   serviceNames
+	node       *flowlog.Party
 }
 
+// peerName is whose address it is.
 type peerName struct {
-	party    *flowlog.Party
+	name     types.NamespacedName
+	pod      *corev1.Pod // nil: it has no object
 	identity identity.Number
+	party    *flowlog.Party // of what is no more
 }
+
+// pieces are what a Party is made of.
+type pieces struct {
+	pod       *corev1.Pod
+	namespace *corev1.Namespace
+}
+
+// made is a Party and the namespace whose labels are in it.
+type made struct {
+	party     *flowlog.Party
+	namespace *corev1.Namespace
+}
+
+const partiesMost = 8192
 
 var _ flowlog.Names = (*Agent)(nil)
 
-// Endpoint implements flowlog.Names.
-func (a *Agent) Endpoint(number uint32) *flowlog.Party {
-	for _, d := range []*directory{a.names.now.Load(), a.names.before.Load()} {
-		if d != nil && d.endpoints[number] != nil {
-			return d.endpoints[number]
+// look asks the names of the latest attempt and then those before it.
+func (n *names) look(found func(*directory) bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, d := range []*directory{n.now, n.before} {
+		if d != nil && found(d) {
+			return
 		}
 	}
-	return nil
+}
+
+// Endpoint implements flowlog.Names.
+func (a *Agent) Endpoint(number uint32) (out *flowlog.Party) {
+	a.names.look(func(d *directory) bool {
+		out = d.endpoints[number]
+		return out != nil
+	})
+	return out
 }
 
 // Peer implements flowlog.Names.
-func (a *Agent) Peer(addr netip.Addr, n identity.Number) *flowlog.Party {
-	for _, d := range []*directory{a.names.now.Load(), a.names.before.Load()} {
-		if d == nil {
-			continue
-		}
+func (a *Agent) Peer(addr netip.Addr, n identity.Number) (out *flowlog.Party) {
+	a.names.look(func(d *directory) bool {
 		if n == identity.Host {
-			return d.node
+			out = d.node
+			return out != nil
 		}
-		if p, ok := d.peers[addr.Unmap()]; ok && p.identity == n {
-			return p.party
+		if p := d.peers[addr.Unmap()]; p != nil && p.identity == n {
+			out = a.names.partyOf(p)
 		}
-	}
-	return nil
+		return out != nil
+	})
+	return out
 }
 
 // Service implements flowlog.Names.
-func (a *Agent) Service(addr netip.Addr) *flowlog.Ref {
-	for _, d := range []*directory{a.names.now.Load(), a.names.before.Load()} {
-		if d != nil && d.services[addr] != nil {
-			return d.services[addr]
-		}
-	}
-	return nil
+func (a *Agent) Service(addr netip.Addr) (out *flowlog.Ref) {
+	a.names.look(func(d *directory) bool {
+		out = d.services.at(addr)
+		return out != nil
+	})
+	return out
 }
 
 // Interface implements flowlog.Names.
-func (a *Agent) Interface(index uint32) string {
-	for _, d := range []*directory{a.names.now.Load(), a.names.before.Load()} {
-		if d != nil && d.interfaces[index] != "" {
-			return d.interfaces[index]
-		}
-	}
-	return ""
+func (a *Agent) Interface(index uint32) (out string) {
+	a.names.look(func(d *directory) bool {
+		out = d.interfaces[index]
+		return out != ""
+	})
+	return out
 }
 
 // Rule implements flowlog.Names.
 func (a *Agent) Rule(id uint32) (policy.Rule, bool) { return a.ids.Rule(id) }
 
-// show the names of t beside those in force.
-func (n *names) show(t, inForce *attempt, records []*endpoint.Record) {
-	t.directory = newDirectory(t)
-	for _, r := range records {
-		t.directory.interfaces[r.HostIfindex] = r.HostIfName
+// partyOf makes the Party of an address when somebody asks: a cluster has many addresses and a
+// node few peers. n.mu is held.
+func (n *names) partyOf(p *peerName) *flowlog.Party {
+	if p.party != nil {
+		return p.party
 	}
-	n.now.Store(t.directory)
-	n.before.Store(inForce.directory)
+	ns := n.now.namespaces[p.name.Namespace]
+	n.party.Lock()
+	defer n.party.Unlock()
+	if m, ok := n.parties[p]; ok && m.namespace == ns {
+		return m.party
+	}
+	if len(n.parties) >= partiesMost {
+		clear(n.parties)
+	}
+	m := made{partyOf(p.name, p.pod, ns), ns}
+	n.parties[p] = m
+	return m.party
+}
+
+// show the names of t beside those in force.
+func (n *names) show(t *attempt, records []*endpoint.Record) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.parties == nil {
+		n.parties = map[*peerName]made{}
+	}
+	was := n.now
+	if t.step == nil || was == nil {
+		n.now, n.before = newDirectory(t), was
+		n.undo = func() {
+			if was != nil {
+				n.now, n.before = was, nil
+			}
+		}
+	} else {
+		n.change(t)
+	}
+	endpoints, madeOf := n.now.endpoints, n.now.madeOf
+	n.now.endpoints, n.now.madeOf, n.now.interfaces = map[uint32]*flowlog.Party{}, map[uint32]pieces{}, map[uint32]string{}
+	for number, e := range t.result.Endpoints {
+		of := pieces{t.cluster.Pods[e.Pod], n.now.namespaces[e.Pod.Namespace]}
+		party := endpoints[number]
+		if party == nil || madeOf[number] != of || party.Name != e.Pod.Name || party.Namespace != e.Pod.Namespace {
+			party = partyOf(e.Pod, of.pod, of.namespace)
+		}
+		n.now.endpoints[number], n.now.madeOf[number] = party, of
+	}
+	for _, r := range records {
+		n.now.interfaces[r.HostIfindex] = r.HostIfName
+	}
+}
+
+// hide takes back the latest show: its commit failed.
+func (n *names) hide() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.undo()
+}
+
+// change makes now the names of t, and before what they were where it changed.
+func (n *names) change(t *attempt) {
+	d, s := n.now, t.step
+	was := &directory{endpoints: d.endpoints, madeOf: d.madeOf, interfaces: d.interfaces, peers: map[netip.Addr]*peerName{}, node: d.node}
+	n.before = was
+	for addr := range s.WasNames {
+		if p := d.peers[addr]; p != nil {
+			was.peers[addr] = &peerName{p.name, p.pod, p.identity, n.partyOf(p)}
+		}
+	}
+	spaces := policy.Changes{Namespaces: s.Changed.Namespaces}
+	c := policy.Cluster{Namespaces: d.namespaces}
+	wasSpaces := c.Apply(&spaces)
+	d.namespaces = c.Namespaces
+	fresh := map[netip.Addr]*peerName{}
+	for addr := range s.WasNames {
+		fresh[addr] = newPeerName(t, addr)
+	}
+	for name := range s.Changed.Pods { // also one whose labels no selector asks for
+		if pod := t.cluster.Pods[name]; pod != nil {
+			for _, ip := range pod.Status.PodIPs {
+				if addr, err := netip.ParseAddr(ip.IP); err == nil && t.result.Names[addr] == name {
+					fresh[addr] = newPeerName(t, addr)
+				}
+			}
+		}
+	}
+	old := d.put(fresh)
+	was.services = d.services.change(s.Was.Services, s.Changed.Services)
+	n.undo = func() {
+		d.put(old)
+		c.Apply(&wasSpaces)
+		d.services.change(s.Changed.Services, s.Was.Services)
+		d.endpoints, d.madeOf, d.interfaces = was.endpoints, was.madeOf, was.interfaces
+		n.before = nil
+	}
+}
+
+// put sets peers, nil takes one out, and returns what was there.
+func (d *directory) put(peers map[netip.Addr]*peerName) (was map[netip.Addr]*peerName) {
+	was = map[netip.Addr]*peerName{}
+	for addr, p := range peers {
+		was[addr] = d.peers[addr]
+		if p == nil {
+			delete(d.peers, addr)
+		} else {
+			d.peers[addr] = p
+		}
+	}
+	return was
+}
+
+func newPeerName(t *attempt, addr netip.Addr) *peerName {
+	name, ok := t.result.Names[addr]
+	if !ok {
+		return nil
+	}
+	return &peerName{name: name, pod: t.cluster.Pods[name], identity: t.result.State.Peers[identity.Single(addr)].Identity}
 }
 
 func newDirectory(t *attempt) *directory {
 	d := &directory{
-		endpoints:  map[uint32]*flowlog.Party{},
-		peers:      map[netip.Addr]peerName{},
+		peers:      make(map[netip.Addr]*peerName, len(t.result.Names)),
+		namespaces: maps.Clone(t.cluster.Namespaces),
 		services:   servicesOf(t.cluster),
-		interfaces: map[uint32]string{},
 		node:       &flowlog.Party{Name: t.node.Name},
 	}
-	parties := map[types.NamespacedName]*flowlog.Party{}
-	party := func(name types.NamespacedName) *flowlog.Party {
-		if parties[name] == nil {
-			parties[name] = partyOf(t.cluster, name)
-		}
-		return parties[name]
-	}
-	for number, e := range t.result.Endpoints {
-		d.endpoints[number] = party(e.Pod)
-	}
-	for addr, name := range t.result.Names {
-		d.peers[addr] = peerName{party(name), t.result.State.Peers[identity.Single(addr)].Identity}
+	for addr := range t.result.Names {
+		d.peers[addr] = newPeerName(t, addr)
 	}
 	return d
 }
 
-func partyOf(c *policy.Cluster, name types.NamespacedName) *flowlog.Party {
+func partyOf(name types.NamespacedName, pod *corev1.Pod, ns *corev1.Namespace) *flowlog.Party {
 	p := &flowlog.Party{Namespace: name.Namespace, Name: name.Name}
 	labels := identity.Labels{Namespace: name.Namespace, NamespaceLabels: map[string]string{}}
-	if ns := c.Namespaces[name.Namespace]; ns != nil {
-		labels.NamespaceLabels = maps.Clone(ns.Labels)
-	}
-	if labels.NamespaceLabels == nil {
-		labels.NamespaceLabels = map[string]string{}
+	if ns != nil {
+		maps.Copy(labels.NamespaceLabels, ns.Labels)
 	}
 	labels.NamespaceLabels[corev1.LabelMetadataName] = name.Namespace
-	if pod := c.Pods[name]; pod != nil {
+	if pod != nil {
 		labels.PodLabels = pod.Labels
 	}
 	p.Labels = slices.Clip(labels.Strings())
-	p.Workload = workloadOf(c.Pods[name])
+	p.Workload = workloadOf(pod)
 	return p
 }
 
@@ -168,23 +295,59 @@ func workloadOf(pod *corev1.Pod) flowlog.Workload {
 	return flowlog.Workload{Kind: owner.Kind, Name: owner.Name}
 }
 
-// servicesOf are the addresses of Services. One that several name is the first's by name.
-func servicesOf(c *policy.Cluster) map[netip.Addr]*flowlog.Ref {
-	out := map[netip.Addr]*flowlog.Ref{}
-	for name, s := range c.Services {
-		ref := &flowlog.Ref{Namespace: name.Namespace, Name: name.Name}
-		texts := slices.Concat([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs, s.Spec.ExternalIPs)
-		for _, in := range s.Status.LoadBalancer.Ingress {
-			texts = append(texts, in.IP)
-		}
-		for _, text := range texts {
-			a, err := netip.ParseAddr(text) // "None" of a headless one, "" of one that has none yet
-			if err != nil {
+// serviceNames are the Services that name an address, the first by name first.
+type serviceNames map[netip.Addr][]*flowlog.Ref
+
+func (s serviceNames) at(addr netip.Addr) *flowlog.Ref {
+	if all := s[addr]; len(all) > 0 {
+		return all[0]
+	}
+	return nil
+}
+
+// servicesOf are the addresses of Services.
+func servicesOf(c *policy.Cluster) serviceNames {
+	out := serviceNames{}
+	out.change(nil, c.Services)
+	return out
+}
+
+// change takes other objects for some, and returns what their addresses named before.
+func (s serviceNames) change(was, is map[types.NamespacedName]*corev1.Service) serviceNames {
+	before := serviceNames{}
+	for _, objects := range []map[types.NamespacedName]*corev1.Service{was, is} {
+		for name, o := range objects {
+			if o == nil {
 				continue
 			}
-			if other := out[a.Unmap()]; other == nil || ref.String() < other.String() {
-				out[a.Unmap()] = ref
+			for _, addr := range addressesOf(o) {
+				if _, noted := before[addr]; !noted {
+					before[addr] = slices.Clone(s[addr])
+				}
+				ref := &flowlog.Ref{Namespace: name.Namespace, Name: name.Name}
+				all := slices.DeleteFunc(s[addr], func(r *flowlog.Ref) bool { return *r == *ref })
+				if is[name] == o {
+					i, _ := slices.BinarySearchFunc(all, ref, func(a, b *flowlog.Ref) int { return strings.Compare(a.String(), b.String()) })
+					all = slices.Insert(all, i, ref)
+				}
+				if s[addr] = all; len(all) == 0 {
+					delete(s, addr)
+				}
 			}
+		}
+	}
+	return before
+}
+
+func addressesOf(s *corev1.Service) (out []netip.Addr) {
+	texts := slices.Concat([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs, s.Spec.ExternalIPs)
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		texts = append(texts, in.IP)
+	}
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text) // "None" of a headless one, "" of one that has none yet
+		if err == nil && !slices.Contains(out, a.Unmap()) {
+			out = append(out, a.Unmap())
 		}
 	}
 	return out

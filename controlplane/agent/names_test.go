@@ -50,7 +50,7 @@ func TestServiceAddresses(t *testing.T) {
 	for addr, want := range map[string]string{
 		"10.96.0.1": "shop/web", "fd00::1": "shop/web", "10.96.0.2": "shop/api", "203.0.113.5": "shop/api", "203.0.113.6": "shop/web",
 	} {
-		if ref := got[netip.MustParseAddr(addr)]; ref == nil || ref.String() != want {
+		if ref := got.at(netip.MustParseAddr(addr)); ref == nil || ref.String() != want {
 			t.Errorf("%s is %v, want %s", addr, ref, want)
 		}
 	}

@@ -82,6 +82,8 @@ func (a *Agent) sendKnown(p Parked, waiting []parkedFrame) []parkedFrame {
 	if len(waiting) == 0 {
 		return nil
 	}
+	a.live.RLock()
+	defer a.live.RUnlock()
 	a.mu.Lock()
 	result := a.applied.result
 	a.mu.Unlock()

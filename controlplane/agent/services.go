@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -19,17 +20,13 @@ type Sockets interface {
 	Release(n sockets.Namespace, services map[datapath.Frontend]*datapath.Service) (int, error)
 }
 
-// backendsGone reports whether UDP sockets may have been left behind between two states;
-// always after a start.
-func backendsGone(was, is *datapath.State) bool {
-	if was == nil {
-		return true
-	}
-	for f, old := range was.Services {
-		if f.Protocol != datapath.UDP {
+// backendsGone reports whether UDP sockets may have been left behind.
+func backendsGone(was, is map[datapath.Frontend]*datapath.Service) bool {
+	for f, old := range was {
+		if f.Protocol != datapath.UDP || old == nil {
 			continue
 		}
-		now := is.Services[f]
+		now := is[f]
 		if now == nil {
 			return true
 		}
@@ -45,11 +42,14 @@ func backendsGone(was, is *datapath.State) bool {
 
 // noteBackends has sockets looked after if t left some behind; a.mu is held.
 func (a *Agent) noteBackends(t *attempt) {
-	var was *datapath.State
-	if a.applied.result != nil {
-		was = a.applied.result.State
+	gone := a.applied.result == nil // after a start nobody knows
+	switch {
+	case t.step != nil:
+		gone = backendsGone(t.step.WasServices, t.result.State.Services)
+	case !gone:
+		gone = backendsGone(a.applied.result.State.Services, t.result.State.Services)
 	}
-	if backendsGone(was, t.result.State) {
+	if gone {
 		select {
 		case a.left <- struct{}{}:
 		default:
@@ -80,9 +80,11 @@ func (a *Agent) release() (failed error) {
 	if err := a.Kernel.Grace(); err != nil { // who was choosing by the old list has chosen
 		return err
 	}
+	a.live.RLock()
 	a.mu.Lock()
-	services := a.applied.result.State.Services
+	services := maps.Clone(a.applied.result.State.Services)
 	a.mu.Unlock()
+	a.live.RUnlock()
 	if some, err := a.Sockets.Left(services); err != nil || !some {
 		return err
 	}
@@ -98,7 +100,7 @@ func (a *Agent) release() (failed error) {
 	return failed
 }
 
-// serviceStatus of what is applied; a.mu is held.
+// serviceStatus of what is applied; a.live and a.mu are held.
 func (a *Agent) serviceStatus() api.ServiceStatus {
 	s := api.ServiceStatus{Translated: a.CgroupRoot != "", CgroupRoot: a.CgroupRoot}
 	if a.applied.result != nil {

@@ -22,7 +22,7 @@ func TestBackendsGone(t *testing.T) {
 		was, is *datapath.State
 		want    bool
 	}{
-		"start":           {nil, state(datapath.UDP, a), true},
+		"start":           {&datapath.State{}, state(datapath.UDP, a), false},
 		"nothing changed": {state(datapath.UDP, a), state(datapath.UDP, a), false},
 		"one came":        {state(datapath.UDP, a), state(datapath.UDP, a, b), false},
 		"one went":        {state(datapath.UDP, a, b), state(datapath.UDP, b), true},
@@ -31,7 +31,7 @@ func TestBackendsGone(t *testing.T) {
 		"Service came":    {&datapath.State{}, state(datapath.UDP, a), false},
 		"TCP":             {state(datapath.TCP, a), state(datapath.TCP, b), false},
 	} {
-		if got := backendsGone(c.was, c.is); got != c.want {
+		if got := backendsGone(c.was.Services, c.is.Services); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}

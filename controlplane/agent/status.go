@@ -95,7 +95,7 @@ func (a *Agent) enforced(number uint32) bool {
 	if a.applied.result == nil {
 		return false
 	}
-	_, ok := a.applied.result.State.Endpoints[number]
+	_, ok := a.applied.result.Endpoints[number]
 	return ok
 }
 
@@ -138,14 +138,15 @@ func (a *Agent) status() (api.Status, error) {
 			s.Drops[reason.String()] = counters.Drops[reason]
 		}
 	}
+	people := a.forPeople()
+	a.live.RLock()
+	defer a.live.RUnlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.input.update != nil {
 		s.Revision.Desired = a.input.update.Revision
 	}
-	if a.applied.cluster != nil && a.input.update != nil {
-		s.Warnings = append(s.Warnings, a.input.update.Warnings(a.applied.cluster)...)
-	}
+	s.Warnings = append(s.Warnings, people.nothing...)
 	s.Revision.Applied = a.applied.revision
 	for _, r := range a.records.All() {
 		s.Endpoints++
@@ -157,7 +158,7 @@ func (a *Agent) status() (api.Status, error) {
 	s.Errors = a.last.allErrors()
 	s.Degraded = len(s.Errors) > 0
 	if a.applied.result != nil {
-		s.Maps = append(s.Maps, mapsInUse(a.applied.result.State.Size(), a.Kernel.Limits())...)
+		s.Maps = append(s.Maps, mapsInUse(people.size, a.Kernel.Limits())...)
 	}
 	for _, m := range s.Maps {
 		if m.Nearly() {
@@ -172,6 +173,7 @@ func (a *Agent) status() (api.Status, error) {
 	}
 	s.Warnings = append(s.Warnings, a.routed.warnings...)
 	s.Warnings = append(s.Warnings, a.last.warnings...)
+	s.Warnings = append(s.Warnings, people.warnings...)
 	return s, nil
 }
 
@@ -216,12 +218,12 @@ func (a *Agent) Identities() []api.Identity {
 	}{{identity.Host, "host"}, {identity.RemoteNode, "remote-node"}, {identity.World, "world"}, {identity.Unmanaged, "unmanaged"}} {
 		out = append(out, api.Identity{Number: uint32(r.n), Kind: "reserved", Name: r.name})
 	}
-	a.mu.Lock()
-	result := a.applied.result
-	a.mu.Unlock()
+	result := a.forPeople().result
 	if result == nil {
 		return out
 	}
+	a.live.RLock()
+	defer a.live.RUnlock()
 	for _, i := range result.Identities {
 		out = append(out, api.Identity{Number: uint32(i.Number), Kind: "labels", Name: i.Labels.Namespace, Labels: i.Labels.Strings(), Pods: i.Pods})
 	}
@@ -235,17 +237,20 @@ func (a *Agent) Identities() []api.Identity {
 
 // Policies implements api.Node.
 func (a *Agent) Policies() []api.Policy {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	out := []api.Policy{}
-	if a.applied.result == nil {
+	result := a.forPeople().result
+	if result == nil {
 		return out
 	}
-	for _, p := range a.applied.result.Policies {
+	a.live.RLock()
+	defer a.live.RUnlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range result.Policies {
 		out = append(out, api.Policy{
 			Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Types: p.Types,
 			Selects: p.Selects, Ingress: p.Ingress, Egress: p.Egress, Revision: a.since[nameOf(p.Ref)].revision,
-			Enforced: enforcedOf(a.applied.result, nameOf(p.Ref)),
+			Enforced: enforcedOf(result, nameOf(p.Ref)),
 		})
 	}
 	return out

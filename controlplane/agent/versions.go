@@ -56,7 +56,6 @@ func openVersions(dir *statedir.Dir) (versions, error) {
 
 // save writes what r changed.
 func (v *versions) save(r *policy.Result) error {
-	inForce := r.InForce().Policies
 	local := map[types.NamespacedName]bool{}
 	for _, e := range r.Endpoints {
 		for _, side := range e.Sides {
@@ -66,7 +65,7 @@ func (v *versions) save(r *policy.Result) error {
 		}
 	}
 	for name := range local {
-		now := inForce[name]
+		now := r.Version(name)
 		if was, ok := v.saved[name]; ok && was == now {
 			continue
 		}

@@ -35,44 +35,111 @@ type Allocator struct {
 	ruleIDs    counter
 	rules      map[uint32]Rule
 
-	usedLabels map[identity.Number]uint64 // turn of the latest use
+	usedLabels map[identity.Number]uint64 // turn of the latest use, 0 = released since
 	usedBlocks map[netip.Prefix]uint64
+
+	released   []func(*Allocator) // what Incremental does not use any more, to be looked at by Forget
+	swept      uint64             // turn of the last Forget
+	idleRules  idle[uint32]
+	idleBytes  int // of idleRules
+	idleLabels idle[identity.Number]
 }
 
 // counter gives keys numbers in the order they come.
 type counter struct {
 	Next uint32            `json:"next"`
 	IDs  map[string]uint32 `json:"ids"`
-	used map[string]uint64 // turn of the latest use
+	keys map[uint32]string
+	used map[uint32]uint64 // turn of the latest use, 0 = released since
 }
 
 func (c *counter) id(key string, turn uint64) (id uint32, fresh bool) {
-	c.used[key] = turn
-	if id, ok := c.IDs[key]; ok {
-		return id, false
+	id, ok := c.IDs[key]
+	if !ok {
+		id = c.Next
+		c.Next++ // 4 billion are some years of edits
+		c.IDs[key], c.keys[id] = id, key
 	}
-	id = c.Next
-	c.Next++ // 4 billion are some years of edits
-	c.IDs[key] = id
-	return id, true
+	c.used[id] = turn
+	return id, !ok
 }
 
 // forget drops what was not used since turn.
 func (c *counter) forget(turn uint64) {
-	for key := range c.IDs {
-		if c.used[key] < turn {
-			c.drop(key)
+	for _, id := range c.IDs {
+		if c.used[id] < turn {
+			c.drop(id)
 		}
 	}
 }
 
-func (c *counter) drop(key string) {
-	delete(c.IDs, key)
-	delete(c.used, key)
+func (c *counter) drop(id uint32) {
+	delete(c.IDs, c.keys[id])
+	delete(c.keys, id)
+	delete(c.used, id)
 }
 
 func newCounter(first uint32) counter {
-	return counter{Next: first, IDs: map[string]uint32{}, used: map[string]uint64{}}
+	return counter{Next: first, IDs: map[string]uint32{}, keys: map[uint32]string{}, used: map[uint32]uint64{}}
+}
+
+// index makes what is not saved of what is.
+func (c *counter) index() {
+	c.keys, c.used = make(map[uint32]string, len(c.IDs)), map[uint32]uint64{}
+	for key, id := range c.IDs {
+		c.keys[id] = key
+	}
+}
+
+// idle is what is out of use and still known, what was used longest ago first.
+type idle[K comparable] struct {
+	queue []K
+	turns []uint64
+	since map[K]uint64
+	turn  uint64
+}
+
+func (q *idle[K]) add(k K) {
+	if _, there := q.since[k]; there {
+		return
+	}
+	if len(q.queue) > 2*len(q.since)+64 {
+		q.compact()
+	}
+	q.turn++
+	q.since[k] = q.turn
+	q.queue, q.turns = append(q.queue, k), append(q.turns, q.turn)
+}
+
+// remove reports whether k was idle.
+func (q *idle[K]) remove(k K) bool {
+	_, there := q.since[k]
+	delete(q.since, k)
+	return there
+}
+
+func (q *idle[K]) oldest() (k K, ok bool) {
+	for len(q.queue) > 0 {
+		k, turn := q.queue[0], q.turns[0]
+		q.queue, q.turns = q.queue[1:], q.turns[1:]
+		if q.since[k] == turn {
+			delete(q.since, k)
+			return k, true
+		}
+	}
+	return k, false
+}
+
+// compact drops from the queue what is in use again.
+func (q *idle[K]) compact() {
+	var queue []K
+	var turns []uint64
+	for i, k := range q.queue {
+		if q.since[k] == q.turns[i] {
+			queue, turns = append(queue, k), append(turns, q.turns[i])
+		}
+	}
+	q.queue, q.turns = queue, turns
 }
 
 // NewAllocator returns one that has given nothing out.
@@ -90,6 +157,8 @@ func NewAllocator() *Allocator {
 		rules:      map[uint32]Rule{},
 		usedLabels: map[identity.Number]uint64{},
 		usedBlocks: map[netip.Prefix]uint64{},
+		idleRules:  idle[uint32]{since: map[uint32]uint64{}},
+		idleLabels: idle[identity.Number]{since: map[identity.Number]uint64{}},
 	}
 }
 
@@ -107,46 +176,133 @@ func (a *Allocator) begin() {
 	a.turn++
 }
 
-// Forget drops what the last compilation did not use, once its outcome is in force; else
-// whoever edits policies makes the tables grow, and every commit that saves them slower.
+// Forget drops what is not in use any more, once that is in force; else whoever edits
+// policies makes the tables grow. After a compilation it looks at everything, else at what
+// Incremental has released.
 func (a *Allocator) Forget() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.sets.forget(a.turn)
-	a.rulesets.forget(a.turn)
-	for p, n := range a.blocks {
-		if a.usedBlocks[p] < a.turn {
-			delete(a.blocks, p)
-			delete(a.cidrs, n)
-			delete(a.usedBlocks, p)
-		}
+	for _, drop := range a.released {
+		drop(a)
 	}
-	a.forgetRules()
-	a.forgetLabels()
+	a.released = nil
+	if a.swept < a.turn {
+		a.swept = a.turn
+		a.sweep()
+	}
+	a.trim()
 }
 
-func (a *Allocator) forgetRules() {
-	var unused []string
-	bytes := 0
-	for key, id := range a.ruleIDs.IDs {
-		if a.ruleIDs.used[key] < a.turn {
-			unused = append(unused, key)
-			bytes += a.rules[id].size()
+func (a *Allocator) sweep() {
+	a.sets.forget(a.turn)
+	a.rulesets.forget(a.turn)
+	for p := range a.blocks {
+		if a.usedBlocks[p] < a.turn {
+			a.dropBlock(p)
 		}
 	}
-	if bytes <= keepRules {
-		return
-	}
-	sortByUse(unused, func(key string) (uint64, uint64) { return a.ruleIDs.used[key], uint64(a.ruleIDs.IDs[key]) })
-	for _, key := range unused {
-		if bytes <= keepRules {
-			return
+	var rules []uint32
+	for _, id := range a.ruleIDs.IDs {
+		if a.ruleIDs.used[id] < a.turn {
+			rules = append(rules, id)
 		}
-		id := a.ruleIDs.IDs[key]
-		bytes -= a.rules[id].size()
+	}
+	sortByUse(rules, func(id uint32) (uint64, uint64) { return a.ruleIDs.used[id], uint64(id) })
+	for _, id := range rules {
+		a.restRule(id)
+	}
+	var labels []identity.Number
+	for n := range a.identities {
+		if a.usedLabels[n] < a.turn {
+			labels = append(labels, n)
+		}
+	}
+	sortByUse(labels, func(n identity.Number) (uint64, uint64) { return a.usedLabels[n], uint64(n) })
+	for _, n := range labels {
+		a.idleLabels.add(n)
+	}
+}
+
+func (a *Allocator) dropBlock(p netip.Prefix) {
+	delete(a.cidrs, a.blocks[p])
+	delete(a.blocks, p)
+	delete(a.usedBlocks, p)
+}
+
+func (a *Allocator) restRule(id uint32) {
+	if _, there := a.idleRules.since[id]; !there {
+		a.idleRules.add(id)
+		a.idleBytes += a.rules[id].size()
+	}
+}
+
+func (a *Allocator) trim() {
+	for a.idleBytes > keepRules {
+		id, ok := a.idleRules.oldest()
+		if !ok {
+			break
+		}
+		a.idleBytes -= a.rules[id].size()
 		delete(a.rules, id)
-		a.ruleIDs.drop(key)
+		a.ruleIDs.drop(id)
 	}
+	for len(a.idleLabels.since) > keepLabels {
+		n, _ := a.idleLabels.oldest()
+		l := a.identities[n]
+		delete(a.numbers, l.String())
+		delete(a.identities, n)
+		delete(a.usedLabels, n)
+		a.retired[n] = true // open flows may rest on it: it never stands for others
+	}
+}
+
+// release notes that something is not used any more unless it is used again before Forget:
+// Incremental's way to say what a compilation says by not using it.
+func (a *Allocator) release(unused func(*Allocator), drop func(*Allocator)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	unused(a)
+	a.released = append(a.released, drop)
+}
+
+func (a *Allocator) releaseSet(id uint32) {
+	a.release(func(a *Allocator) { a.sets.used[id] = 0 }, func(a *Allocator) {
+		if used, there := a.sets.used[id]; there && used == 0 {
+			a.sets.drop(id)
+		}
+	})
+}
+
+func (a *Allocator) releaseRuleset(id uint32) {
+	a.release(func(a *Allocator) { a.rulesets.used[id] = 0 }, func(a *Allocator) {
+		if used, there := a.rulesets.used[id]; there && used == 0 {
+			a.rulesets.drop(id)
+		}
+	})
+}
+
+func (a *Allocator) releaseRule(id uint32) {
+	a.release(func(a *Allocator) { a.ruleIDs.used[id] = 0 }, func(a *Allocator) {
+		if used, there := a.ruleIDs.used[id]; there && used == 0 {
+			a.restRule(id)
+		}
+	})
+}
+
+func (a *Allocator) releaseBlock(p netip.Prefix) {
+	a.release(func(a *Allocator) { a.usedBlocks[p] = 0 }, func(a *Allocator) {
+		if used, there := a.usedBlocks[p]; there && used == 0 {
+			a.dropBlock(p)
+		}
+	})
+}
+
+func (a *Allocator) releaseIdentity(n identity.Number) {
+	a.release(func(a *Allocator) { a.usedLabels[n] = 0 }, func(a *Allocator) {
+		if used, there := a.usedLabels[n]; there && used == 0 {
+			a.idleLabels.add(n)
+		}
+	})
 }
 
 // size of a rule in memory and in the file, about.
@@ -156,23 +312,6 @@ func (r Rule) size() int {
 		n += 64 + len(by.Namespace) + len(by.Name)
 	}
 	return n
-}
-
-func (a *Allocator) forgetLabels() {
-	var unused []identity.Number
-	for n := range a.identities {
-		if a.usedLabels[n] < a.turn {
-			unused = append(unused, n)
-		}
-	}
-	sortByUse(unused, func(n identity.Number) (uint64, uint64) { return a.usedLabels[n], uint64(n) })
-	for _, n := range unused[:max(0, len(unused)-keepLabels)] {
-		l := a.identities[n]
-		delete(a.numbers, l.String())
-		delete(a.identities, n)
-		delete(a.usedLabels, n)
-		a.retired[n] = true // open flows may rest on it: it never stands for others
-	}
 }
 
 // sortByUse puts what was used longest ago first.
@@ -225,6 +364,7 @@ func (a *Allocator) identity(l identity.Labels) identity.Number {
 	defer a.mu.Unlock()
 	if n, ok := a.numbers[text]; ok {
 		a.usedLabels[n] = a.turn
+		a.idleLabels.remove(n)
 		return n
 	}
 	n := identity.Preferred(text)
@@ -273,10 +413,20 @@ func (a *Allocator) content(c *counter, text string) uint32 {
 
 // rule returns the id of a rule whose meaning is content, besides its own fields.
 func (a *Allocator) rule(r Rule, content string) uint32 {
-	key := digest(fmt.Sprintf("%s|%s|%s|%s|%d|%d|%v|%s", r.Kind, r.UID, r.Namespace, r.Name, r.Direction, r.Index, r.IsolatedBy, content))
+	return a.keyedRule(r, ruleKey(r, content))
+}
+
+func ruleKey(r Rule, content string) string {
+	return digest(fmt.Sprintf("%s|%s|%s|%s|%d|%d|%v|%s", r.Kind, r.UID, r.Namespace, r.Name, r.Direction, r.Index, r.IsolatedBy, content))
+}
+
+func (a *Allocator) keyedRule(r Rule, key string) uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	id, fresh := a.ruleIDs.id(key, a.turn)
+	if a.idleRules.remove(id) {
+		a.idleBytes -= a.rules[id].size()
+	}
 	if fresh {
 		r.ID = id
 		a.rules[id] = r
@@ -336,6 +486,10 @@ func (a *Allocator) UnmarshalJSON(data []byte) error {
 	a.identities, a.numbers, a.retired = s.Identities, fresh.numbers, fresh.retired
 	a.cidrs, a.blocks, a.nextBlock = s.Blocks, fresh.blocks, s.NextBlock
 	a.usedLabels, a.usedBlocks = fresh.usedLabels, fresh.usedBlocks
+	a.released, a.idleRules, a.idleBytes, a.idleLabels = nil, fresh.idleRules, 0, fresh.idleLabels
+	for _, c := range []*counter{&s.Sets, &s.Rulesets, &s.RuleIDs} {
+		c.index()
+	}
 	a.sets, a.rulesets, a.ruleIDs, a.rules = s.Sets, s.Rulesets, s.RuleIDs, s.Rules
 	return nil
 }

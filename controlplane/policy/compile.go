@@ -15,16 +15,17 @@ import (
 
 // compiler is one run of Compile.
 type compiler struct {
-	cluster  *Cluster
-	node     Node
-	locals   []Local
-	ids      *Allocator
-	before   Before
-	fates    fates
-	singles  int // addresses of pods and nodes said so far
-	backends int // of Services translated so far, with the head of each list
-	result   *Result
-	state    *datapath.State
+	cluster    *Cluster
+	node       Node
+	locals     []Local
+	ids        *Allocator
+	before     Before
+	fates      fates
+	singles    int  // addresses of pods and nodes said so far
+	backends   int  // of Services translated so far, with the head of each list
+	overflowed bool // something besides policies does not fit
+	result     *Result
+	state      *datapath.State
 
 	pods     []types.NamespacedName // of the cluster, sorted
 	policies []*parsed              // by namespace and name
@@ -62,6 +63,7 @@ func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) 
 		w.before, w.fates = before, fates
 		if w.run() {
 			w.result.refusals, w.result.remember = w.refusals(), remembered
+			w.result.fates, w.result.incremental = w.fates, !w.overflowed
 			return w.result
 		}
 	}

@@ -34,6 +34,7 @@ func (w *compiler) frontends() {
 func (w *compiler) claim(owner Ref, frontends []datapath.Frontend) {
 	fresh := slices.DeleteFunc(frontends, func(f datapath.Frontend) bool { _, ok := w.state.Frontends[f]; return ok })
 	if most := w.node.Limits.Frontends; most > 0 && len(w.state.Frontends)+len(fresh) > most {
+		w.overflowed = true
 		w.result.Errors = append(w.result.Errors, Problem{Ref: owner, Field: "spec", Message: fmt.Sprintf(
 			"its %d addresses and ports do not fit, at most %d are known (--map-size frontends=N): packets to them are judged on the address they name",
 			len(frontends), most)})

@@ -35,7 +35,7 @@ type parsedRule struct {
 	peers     []identity.Peer
 	ports     []parsedPort
 	spec      any    // as it is written: what its id stands for, besides its place
-	id        uint32 // 0: not asked for yet
+	key       string // of its id; empty: not asked for yet
 }
 
 // parsedPort is ports of a protocol: by number, or by name.

@@ -98,6 +98,7 @@ func (w *compiler) unknown(a address) int {
 const namedAtMost = 10 // objects of one problem
 
 func (w *compiler) overflow(addrs []address, most int) {
+	w.overflowed = true
 	for i, a := range addrs {
 		message := fmt.Sprintf("%s does not fit, at most %d addresses are known (--map-size addresses=N): no selector means it", a, most)
 		if i == namedAtMost-1 && len(addrs) > namedAtMost {
@@ -138,13 +139,7 @@ func (w *compiler) single(a netip.Addr, p datapath.Peer) bool {
 
 // prefixes are the cluster's ranges, everywhere else, and the policy CIDRs.
 func (w *compiler) prefixes() {
-	ranges := map[netip.Prefix]identity.Number{}
-	for _, p := range everywhere {
-		ranges[p] = identity.World
-	}
-	for _, p := range w.node.ClusterCIDRs {
-		ranges[identity.Masked(p)] = identity.Unmanaged
-	}
+	ranges := rangesOf(w.node)
 	meaning := identity.NewBlocks(ranges)
 	for p := range ranges {
 		w.prefix(p, meaning)

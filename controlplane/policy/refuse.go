@@ -243,9 +243,8 @@ func (w *compiler) tooLarge(need datapath.Limits, facts bool) map[*parsed]Proble
 
 // alone is what a policy would need if it were the only one.
 func (w *compiler) alone(p *parsed, facts bool) datapath.Limits {
-	own, _ := parsePolicy(w.result.Enforced.NetworkPolicies[p.name]) // rules remember their ids
 	x := newCompiler(w.cluster, w.node, w.locals, NewAllocator())
-	x.policies, x.byNS = []*parsed{own}, map[string][]*parsed{p.name.Namespace: {own}}
+	x.policies, x.byNS = []*parsed{p}, map[string][]*parsed{p.name.Namespace: {p}}
 	x.podID, x.inUse = w.podID, w.inUse
 	x.rulesets()
 	x.blocks()
@@ -268,6 +267,7 @@ func (w *compiler) cutOff() {
 	if most == 0 || len(w.state.Rulesets) <= most {
 		return
 	}
+	w.overflowed = true
 	used := map[uint32]datapath.Ruleset{}
 	for _, l := range w.locals {
 		ep := w.state.Endpoints[l.Number]

@@ -4,13 +4,15 @@ import (
 	"maps"
 	"net/netip"
 
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
 )
 
-// Result is what Compile makes of a cluster for one node.
+// Result is what Compile makes of a cluster for one node. Those of Incremental share maps that
+// change with the next, all but Endpoints; Identities, Policies and Warnings are Whole's.
 type Result struct {
 	State      *datapath.State
 	Endpoints  map[uint32]EndpointView // by endpoint number
@@ -26,6 +28,10 @@ type Result struct {
 	refusals map[types.NamespacedName]refusal
 	remember bool // some of them are from before
 	services map[types.NamespacedName]*compiledService
+
+	fates       fates
+	incremental bool         // Incremental can go on from here
+	from        *Incremental // whose it is; nil: Compile's
 }
 
 // Remembered reports whether something was refused because it did not fit before:
@@ -61,6 +67,14 @@ type PolicyView struct {
 	Selects int      // pods of the cluster, hostNetwork pods not counted
 	Ingress int      // rules
 	Egress  int
+}
+
+// Version is what is enforced of a policy, nil where it isolates and allows nothing.
+func (r *Result) Version(name types.NamespacedName) *networkingv1.NetworkPolicy {
+	if r.Enforced.Refused[name] {
+		return nil
+	}
+	return r.Enforced.NetworkPolicies[name]
 }
 
 // InForce is what a compilation after r's commit begins with.

@@ -128,7 +128,11 @@ func (w *compiler) view(n identity.Number) EndpointView {
 }
 
 func (w *compiler) side(l *identity.Labels, d datapath.Direction) SideView {
-	policies := w.isolating(l, d)
+	return w.sideOf(l, d, w.isolating(l, d))
+}
+
+// sideOf is the side of pods with labels l that policies isolate.
+func (w *compiler) sideOf(l *identity.Labels, d datapath.Direction, policies []*parsed) SideView {
 	if len(policies) == 0 {
 		return SideView{Ruleset: w.publish(datapath.Ruleset{Default: datapath.RuleNotIsolated, Allow: true})}
 	}
@@ -212,14 +216,15 @@ func (w *compiler) union(rules []*parsedRule) *union {
 }
 
 func (w *compiler) ruleID(r *parsedRule) uint32 {
-	if r.id == 0 {
-		content, _ := json.Marshal(r.spec) // cannot fail: plain API types
-		r.id = w.ids.rule(Rule{
-			Kind: KindNetworkPolicy, Namespace: r.owner.name.Namespace, Name: r.owner.name.Name,
-			UID: r.owner.uid, Index: r.index, Direction: r.direction,
-		}, string(content))
+	rule := Rule{
+		Kind: KindNetworkPolicy, Namespace: r.owner.name.Namespace, Name: r.owner.name.Name,
+		UID: r.owner.uid, Index: r.index, Direction: r.direction,
 	}
-	return r.id
+	if r.key == "" {
+		content, _ := json.Marshal(r.spec) // cannot fail: plain API types
+		r.key = ruleKey(rule, string(content))
+	}
+	return w.ids.keyedRule(rule, r.key)
 }
 
 // publish numbers a ruleset by its content.

@@ -281,6 +281,7 @@ func (w *compiler) translate(s *corev1.Service, all []translation) {
 		{"backends", w.backends, need, limits.Backends},
 	} {
 		if room.most > 0 && room.used+room.need > room.most {
+			w.overflowed = true
 			ref := Ref{Kind: "Service", Namespace: s.Namespace, Name: s.Name}
 			w.result.Errors = append(w.result.Errors, Problem{Ref: ref, Field: "spec", Message: fmt.Sprintf(
 				"its %d %s do not fit, at most %d are held (--map-size %s=N): pods' connections to it are left to the node's own NAT",

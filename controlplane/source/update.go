@@ -21,8 +21,12 @@ import (
 type Update struct {
 	// Revision grows when Cluster or Errors change, across restarts too; it is never 0.
 	Revision uint64
-	// Cluster and the objects in it belong to everybody and are never changed.
+	// Cluster and the objects in it belong to everybody and are never changed. It is nil where
+	// there are Changes.
 	Cluster *policy.Cluster
+	// Changes are what differs from the update before, for sources that know; they are never
+	// changed.
+	Changes *policy.Changes
 	// Errors in the order of files and documents. Each is one line of text without
 	// control characters.
 	Errors []api.ObjectError

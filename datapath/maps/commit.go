@@ -17,15 +17,29 @@ var errClosed = errors.New("maps are closed")
 // one when nothing changed that needs another). On an error nothing changed; a
 // *datapath.FullError names the map that s does not fit.
 func (k *Kernel) Commit(s *datapath.State) (uint64, error) {
+	return k.commitDelta(s, nil)
+}
+
+// CommitDelta does so where s differs from the State before only where d says. It compares
+// everything all the same after an error, and where others changed the maps.
+func (k *Kernel) CommitDelta(s *datapath.State, d *datapath.Delta) (uint64, error) {
+	return k.commitDelta(s, d)
+}
+
+func (k *Kernel) commitDelta(s *datapath.State, d *datapath.Delta) (uint64, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
 		return 0, errClosed
 	}
-	epoch, err := k.commit(s)
+	if k.last == nil || k.unknown {
+		d = nil
+	}
+	k.unknown = true
+	epoch, err := k.commit(s, d)
 	if full := new(datapath.FullError); errors.As(err, &full) && k.garbage() {
 		if err = k.settle(); err == nil {
-			epoch, err = k.commit(s)
+			epoch, err = k.commit(s, nil)
 		}
 	}
 	k.collectLater()
@@ -37,9 +51,9 @@ func (k *Kernel) Commit(s *datapath.State) (uint64, error) {
 
 // commit in the order of DESIGN: what is new and unreachable; what is staged; the epoch;
 // what is stale.
-func (k *Kernel) commit(s *datapath.State) (uint64, error) {
+func (k *Kernel) commit(s *datapath.State, d *datapath.Delta) (uint64, error) {
 	k.tick++
-	c, err := k.plan(s)
+	c, err := k.plan(s, d)
 	if err != nil {
 		return 0, err
 	}
@@ -47,7 +61,7 @@ func (k *Kernel) commit(s *datapath.State) (uint64, error) {
 		if err := k.settle(); err != nil {
 			return 0, err
 		}
-		if c, err = k.plan(s); err != nil {
+		if c, err = k.plan(s, d); err != nil {
 			return 0, err
 		}
 	}
@@ -59,7 +73,7 @@ func (k *Kernel) commit(s *datapath.State) (uint64, error) {
 	}
 	k.services.reveal(&c.services, k.tick)
 	c.markStale()
-	k.anew, k.last, k.committed = false, s, k.Epoch()
+	k.anew, k.unknown, k.last, k.committed = false, false, s, k.Epoch()
 	return k.committed, nil
 }
 
@@ -96,9 +110,55 @@ type stagedEndpoint struct {
 	was uint64
 }
 
-// plan compares s with the kernel.
-func (k *Kernel) plan(s *datapath.State) (*commit, error) {
+// plan compares s with the kernel, where d says or, without it or after damage, everywhere.
+func (k *Kernel) plan(s *datapath.State, d *datapath.Delta) (*commit, error) {
 	c := &commit{k: k, s: s, epoch: k.Epoch()}
+	var err error
+	if c.endpoints, err = k.endpoints.diff(s.Endpoints, c.epoch); err != nil {
+		return nil, err
+	}
+	if d == nil || k.anew {
+		err = c.compareAll()
+	} else {
+		err = c.compare(d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.bump = len(c.endpoints.words) > 0 || len(c.endpoints.rewrite) > 0 || c.peers.words ||
+		!c.frontends.empty() || k.anew && c.repairs()
+	return c, c.fits()
+}
+
+func (c *commit) compare(d *datapath.Delta) error {
+	k, s := c.k, c.s
+	c.facts = k.facts.diffKeys(d.Facts, in(s.Facts))
+	c.masks = k.masks.diffKeys(slices.Collect(maps.Keys(d.Masks)), func(key datapath.MaskKey) (datapath.Mask, bool) {
+		return d.Masks[key], d.Masks[key] != datapath.Mask{}
+	})
+	c.frontends = k.frontends.diffKeys(d.Frontends, func(f datapath.Frontend) (uint32, bool) { return 1, has(s.Frontends)(f) })
+	if d.Origins {
+		c.compareOrigins()
+	}
+	c.rulesets = map[uint32]datapath.Ruleset{}
+	for _, id := range d.Rulesets {
+		if r, wanted := s.Rulesets[id]; !wanted {
+			c.leaveRuleset(id)
+		} else if err := c.wantRuleset(id, r); err != nil {
+			return err
+		}
+	}
+	c.peers = k.peers.diffKeys(d.Peers, s.Peers, c.epoch)
+	c.services = k.services.diffKeys(d.Services, s.Services, s.Endpoints)
+	return nil
+}
+
+func in[K comparable, V any](m map[K]V) func(K) (V, bool) {
+	return func(k K) (V, bool) { v, ok := m[k]; return v, ok }
+}
+
+func (c *commit) compareAll() error {
+	k, s := c.k, c.s
 	c.facts = k.facts.diff(maps.All(s.Facts), has(s.Facts))
 	masks := s.Masks()
 	c.masks = k.masks.diff(maps.All(masks), has(masks))
@@ -109,25 +169,23 @@ func (k *Kernel) plan(s *datapath.State) (*commit, error) {
 			}
 		}
 	}, has(s.Frontends))
-	c.origins = k.origins.diff(func(yield func(netip.Prefix, bpf.WeirOrigin) bool) {
-		for x, o := range s.Origins {
+	c.compareOrigins()
+	if err := c.compareRulesets(); err != nil {
+		return err
+	}
+	c.peers = k.peers.diff(s.Peers, c.epoch)
+	c.services = k.services.diff(s.Services, s.Endpoints)
+	return nil
+}
+
+func (c *commit) compareOrigins() {
+	c.origins = c.k.origins.diff(func(yield func(netip.Prefix, bpf.WeirOrigin) bool) {
+		for x, o := range c.s.Origins {
 			if !yield(x, encodeOrigin(o)) {
 				return
 			}
 		}
-	}, has(s.Origins))
-	if err := c.planRulesets(); err != nil {
-		return nil, err
-	}
-	var err error
-	if c.endpoints, err = k.endpoints.diff(s.Endpoints, c.epoch); err != nil {
-		return nil, err
-	}
-	c.peers = k.peers.diff(s.Peers, c.epoch)
-	c.services = k.services.diff(s.Services, s.Endpoints)
-	c.bump = len(c.endpoints.words) > 0 || len(c.endpoints.rewrite) > 0 || c.peers.words ||
-		!c.frontends.empty() || k.anew && c.repairs()
-	return c, c.fits()
+	}, has(c.s.Origins))
 }
 
 func has[K comparable, V any](m map[K]V) func(K) bool {
@@ -141,33 +199,47 @@ func (c *commit) repairs() bool {
 		!c.endpoints.numbers.empty() || len(c.peers.addresses) > 0
 }
 
-func (c *commit) planRulesets() error {
-	k := c.k
+func (c *commit) compareRulesets() error {
 	c.rulesets = map[uint32]datapath.Ruleset{}
 	for id, r := range c.s.Rulesets {
-		r = canonical(r)
-		p, ok := k.rulesets.placed[id]
-		if ok && equal(p.ruleset, r) {
-			delete(k.rulesets.keys.stale, id)
-			continue
-		}
-		if err := check(id, r); err != nil {
+		if err := c.wantRuleset(id, r); err != nil {
 			return err
 		}
-		c.rulesets[id] = r
-		if ok {
-			if err := k.rulesets.remove(id, k.tick); err != nil {
-				return err
-			}
-			k.anew = true
-		}
 	}
-	for id := range k.rulesets.placed {
-		if _, stale := k.rulesets.keys.stale[id]; !stale && !has(c.s.Rulesets)(id) {
-			c.unwanted = append(c.unwanted, id)
+	for id := range c.k.rulesets.placed {
+		if !has(c.s.Rulesets)(id) {
+			c.leaveRuleset(id)
 		}
 	}
 	return nil
+}
+
+func (c *commit) wantRuleset(id uint32, r datapath.Ruleset) error {
+	k := c.k
+	r = canonical(r)
+	p, ok := k.rulesets.placed[id]
+	if ok && equal(p.ruleset, r) {
+		delete(k.rulesets.keys.stale, id)
+		return nil
+	}
+	if err := check(id, r); err != nil {
+		return err
+	}
+	c.rulesets[id] = r
+	if ok {
+		if err := k.rulesets.remove(id, k.tick); err != nil {
+			return err
+		}
+		k.anew = true
+	}
+	return nil
+}
+
+func (c *commit) leaveRuleset(id uint32) {
+	_, there := c.k.rulesets.placed[id]
+	if _, stale := c.k.rulesets.keys.stale[id]; there && !stale {
+		c.unwanted = append(c.unwanted, id)
+	}
 }
 
 func (c *commit) fits() error {

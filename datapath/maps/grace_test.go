@@ -100,7 +100,7 @@ func TestRemovedIsFreeAGraceLater(t *testing.T) {
 		t.Error("places are free before a grace after the removal")
 	}
 	for name, s := range map[string]*datapath.State{"prefix": {Peers: peersOf("11.0.0.0/8", 256)}, "address": {Peers: peersOf("11.0.0.1", 256)}} {
-		c, err := k.plan(s)
+		c, err := k.plan(s, nil)
 		must(t, err)
 		if !c.needsGrace() {
 			t.Errorf("a new %s may recycle the removed one's memory", name)

@@ -64,6 +64,7 @@ type Kernel struct {
 	graced      uint64 // a grace began after this tick
 	gracedEpoch uint64 // and after this epoch came
 	anew        bool   // what differs now was damaged: flows are judged anew
+	unknown     bool   // a commit failed: who knows what it left behind
 
 	last      *datapath.State // committed by this Kernel
 	committed uint64          // the epoch as this Kernel left it

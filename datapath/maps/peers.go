@@ -20,6 +20,7 @@ type peers struct {
 	memory    *memory
 	free      []uint32
 	limbo     []limbo[uint32]
+	desired   cover // prefixes of the State compared last
 }
 
 func (p *peers) index(x netip.Prefix) (uint32, bool) {
@@ -92,30 +93,71 @@ type peerDelta struct {
 // diff compares what the kernel says in epoch with what desired says. A key that is not
 // desired means what the longest desired prefix over it means, until it is gone.
 func (p *peers) diff(desired map[netip.Prefix]datapath.Peer, epoch uint64) (d peerDelta) {
-	cover := newCover(maps.Keys(desired))
+	p.desired = newCover(maps.Keys(desired))
 	for x, peer := range desired {
-		if i, ok := p.index(x); ok {
-			d.compare(p.memory.at(i), peer, epoch)
-			delete(p.addresses.stale, x)
-			delete(p.prefixes.stale, x)
-		} else if x.IsSingleIP() {
-			d.addresses = append(d.addresses, x)
-		} else {
-			d.prefixes = append(d.prefixes, x)
-		}
+		d.want(p, x, peer, epoch)
 	}
 	for _, applied := range []map[netip.Prefix]uint32{p.addresses.applied, p.prefixes.applied} {
-		for x, i := range applied {
-			if _, ok := desired[x]; ok {
-				continue
+		for x := range applied {
+			if _, ok := desired[x]; !ok {
+				d.leave(p, x, desired, epoch)
 			}
-			over, _ := cover.of(x)
-			d.compare(p.memory.at(i), desired[over], epoch)
-			d.unwanted = append(d.unwanted, x)
 		}
 	}
 	d.planPrefixes(p, desired, epoch)
 	return d
+}
+
+// diffKeys compares only keys, and what waits to be removed: what covers that may be another.
+func (p *peers) diffKeys(keys []netip.Prefix, desired map[netip.Prefix]datapath.Peer, epoch uint64) (d peerDelta) {
+	for _, x := range keys {
+		_, wanted := desired[x]
+		p.desired.put(x, wanted)
+	}
+	for _, x := range keys {
+		if peer, wanted := desired[x]; wanted {
+			d.want(p, x, peer, epoch)
+		} else if !p.isStale(x) {
+			d.leave(p, x, desired, epoch)
+		}
+	}
+	for _, stale := range []map[netip.Prefix]uint64{p.addresses.stale, p.prefixes.stale} {
+		for x := range stale {
+			d.leave(p, x, desired, epoch)
+		}
+	}
+	d.planPrefixes(p, desired, epoch)
+	return d
+}
+
+func (p *peers) isStale(x netip.Prefix) bool {
+	_, address := p.addresses.stale[x]
+	_, prefix := p.prefixes.stale[x]
+	return address || prefix
+}
+
+// want compares a key with what it is to mean.
+func (d *peerDelta) want(p *peers, x netip.Prefix, peer datapath.Peer, epoch uint64) {
+	if i, ok := p.index(x); ok {
+		d.compare(p.memory.at(i), peer, epoch)
+		delete(p.addresses.stale, x)
+		delete(p.prefixes.stale, x)
+	} else if x.IsSingleIP() {
+		d.addresses = append(d.addresses, x)
+	} else {
+		d.prefixes = append(d.prefixes, x)
+	}
+}
+
+// leave compares a key that is not desired with what covers it.
+func (d *peerDelta) leave(p *peers, x netip.Prefix, desired map[netip.Prefix]datapath.Peer, epoch uint64) {
+	i, ok := p.index(x)
+	if !ok {
+		return
+	}
+	over, _ := p.desired.of(x)
+	d.compare(p.memory.at(i), desired[over], epoch)
+	d.unwanted = append(d.unwanted, x)
 }
 
 func (d *peerDelta) compare(e element, peer datapath.Peer, epoch uint64) {

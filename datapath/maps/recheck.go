@@ -77,7 +77,7 @@ func (k *Kernel) changedByOthers() (changed []string, err error) {
 	}
 	same, err := k.rulesets.same()
 	note(bpf.WeirMapPortGroups, same, err)
-	c, err := k.plan(k.last)
+	c, err := k.plan(k.last, nil)
 	if err != nil {
 		return changed, err
 	}

@@ -20,11 +20,12 @@ type services struct {
 	memory *memory // of backends
 	space  extents
 
-	free     []uint32                     // elements of lists
-	contents map[*datapath.Service]string // of the State compared last: they do not change
-	placed   map[string]extent            // lists by content
-	limbo    []limbo[uint32]              // elements, free a grace later
-	old      []limbo[extent]              // lists that no word names
+	free     []uint32          // elements of lists
+	placed   map[string]extent // lists by content
+	contents map[uint32]string // the other way round, by where they begin
+	names    map[uint32]int    // words that name a list, by where it begins
+	limbo    []limbo[uint32]   // elements, free a grace later
+	old      []limbo[extent]   // lists that no word names
 }
 
 // Words of an element of backends.
@@ -60,47 +61,68 @@ func content(s *datapath.Service) string {
 
 func (p *services) diff(desired map[datapath.Frontend]*datapath.Service, endpoints map[uint32]datapath.Endpoint) (d serviceDelta) {
 	d.words, d.lists = map[datapath.Frontend]string{}, map[string]*datapath.Service{}
-	known := p.contents
-	p.contents = map[*datapath.Service]string{}
 	for f, s := range desired {
-		want, ok := p.contents[s]
-		if !ok {
-			if want, ok = known[s]; !ok {
-				want = content(s)
-			}
-			p.contents[s] = want
-			if _, placed := p.placed[want]; !placed {
-				d.lists[want] = s
-			}
-		}
-		i, there := p.keys.applied[f]
-		if !there {
-			d.added = append(d.added, f)
-		}
-		if !there || p.named(i) != p.placed[want] || p.placed[want] == (extent{}) {
-			d.words[f] = want
-		}
-		delete(p.keys.stale, f)
+		d.want(p, f, s)
 	}
-	for f, i := range p.keys.applied {
-		if _, wanted := desired[f]; wanted {
-			continue
-		}
-		if p.lists.at(i).load(0) != 0 {
-			d.words[f] = ""
-		}
-		if _, stale := p.keys.stale[f]; !stale {
-			d.unwanted = append(d.unwanted, f)
+	for f := range p.keys.applied {
+		if _, wanted := desired[f]; !wanted {
+			d.leave(p, f)
 		}
 	}
+	d.netns = p.diffNetns(endpoints)
+	return d
+}
+
+// diffKeys compares only keys.
+func (p *services) diffKeys(keys []datapath.Frontend, desired map[datapath.Frontend]*datapath.Service, endpoints map[uint32]datapath.Endpoint) (d serviceDelta) {
+	d.words, d.lists = map[datapath.Frontend]string{}, map[string]*datapath.Service{}
+	for _, f := range keys {
+		if s, wanted := desired[f]; wanted {
+			d.want(p, f, s)
+		} else {
+			d.leave(p, f)
+		}
+	}
+	d.netns = p.diffNetns(endpoints)
+	return d
+}
+
+func (d *serviceDelta) want(p *services, f datapath.Frontend, s *datapath.Service) {
+	want := content(s)
+	if _, placed := p.placed[want]; !placed {
+		d.lists[want] = s
+	}
+	i, there := p.keys.applied[f]
+	if !there {
+		d.added = append(d.added, f)
+	}
+	if !there || p.named(i) != p.placed[want] || p.placed[want] == (extent{}) {
+		d.words[f] = want
+	}
+	delete(p.keys.stale, f)
+}
+
+func (d *serviceDelta) leave(p *services, f datapath.Frontend) {
+	i, there := p.keys.applied[f]
+	if !there {
+		return
+	}
+	if p.lists.at(i).load(0) != 0 {
+		d.words[f] = ""
+	}
+	if _, stale := p.keys.stale[f]; !stale {
+		d.unwanted = append(d.unwanted, f)
+	}
+}
+
+func (p *services) diffNetns(endpoints map[uint32]datapath.Endpoint) delta[uint64, uint32] {
 	cookies := map[uint64]uint32{}
 	for n, e := range endpoints {
 		if was, taken := cookies[e.NetnsCookie]; e.NetnsCookie != 0 && (!taken || n < was) {
 			cookies[e.NetnsCookie] = n
 		}
 	}
-	d.netns = p.netns.diff(maps.All(cookies), has(cookies))
-	return d
+	return p.netns.diff(maps.All(cookies), has(cookies))
 }
 
 // named is the list that an element's word names.
@@ -132,7 +154,7 @@ func (p *services) write(d *serviceDelta, tick uint64) error {
 		if err != nil {
 			return err
 		}
-		p.placed[c] = at
+		p.placed[c], p.contents[at.start] = at, c
 		d.fresh = append(d.fresh, c)
 	}
 	indices := slices.Clone(p.free[len(p.free)-len(d.added):])
@@ -174,6 +196,7 @@ func (p *services) place(s *datapath.Service) (extent, error) {
 func (p *services) rollback(d *serviceDelta) {
 	for _, c := range d.fresh {
 		p.space.free(p.placed[c])
+		delete(p.contents, p.placed[c].start)
 		delete(p.placed, c)
 	}
 }
@@ -184,18 +207,27 @@ func (p *services) reveal(d *serviceDelta, tick uint64) {
 	if len(d.words) == 0 {
 		return
 	}
+	left := map[uint32]bool{}
 	for f, c := range d.words {
-		p.lists.at(p.keys.applied[f]).store(0, uint64(p.placed[c].start))
-	}
-	named := map[extent]bool{}
-	for _, i := range p.keys.applied {
-		named[p.named(i)] = true
-	}
-	for c, at := range p.placed {
-		if !named[at] {
-			delete(p.placed, c)
-			p.old = append(p.old, limbo[extent]{at, tick})
+		word := p.lists.at(p.keys.applied[f])
+		if was := uint32(word.load(0)); p.names[was] > 0 {
+			p.names[was]--
+			left[was] = true
 		}
+		start := p.placed[c].start
+		if word.store(0, uint64(start)); start != 0 {
+			p.names[start]++
+		}
+	}
+	for start := range left {
+		if p.names[start] > 0 {
+			continue
+		}
+		c := p.contents[start]
+		p.old = append(p.old, limbo[extent]{p.placed[c], tick})
+		delete(p.names, start)
+		delete(p.contents, start)
+		delete(p.placed, c)
 	}
 }
 
@@ -240,6 +272,7 @@ func (p *services) load(tick uint64) error {
 		return err
 	}
 	p.free, p.limbo, p.old, p.placed, p.space.used = nil, nil, nil, map[string]extent{}, nil
+	p.contents, p.names = map[uint32]string{}, map[uint32]int{}
 	p.space.claim(extent{0, 1})
 	used := make([]bool, p.lists.count)
 	used[0] = true
@@ -270,13 +303,13 @@ func (p *services) adopt(f datapath.Frontend, i uint32) bool {
 		return false
 	}
 	c := content(s)
-	if p.placed[c] == at {
-		return true
+	if p.placed[c] != at {
+		if _, twice := p.placed[c]; twice || !p.space.claim(at) {
+			return false
+		}
+		p.placed[c], p.contents[at.start] = at, c
 	}
-	if _, twice := p.placed[c]; twice || !p.space.claim(at) {
-		return false
-	}
-	p.placed[c] = at
+	p.names[at.start]++
 	return true
 }
 

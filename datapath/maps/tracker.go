@@ -72,6 +72,25 @@ func (t *tracker[K, B, V]) diff(desired iter.Seq2[K, V], has func(K) bool) (d de
 	return d
 }
 
+// diffKeys compares only keys, of which desired says what they are to be; false: nothing.
+func (t *tracker[K, B, V]) diffKeys(keys []K, desired func(K) (V, bool)) (d delta[K, V]) {
+	for _, k := range keys {
+		v, wanted := desired(k)
+		was, there := t.applied[k]
+		if !wanted {
+			if _, stale := t.stale[k]; there && !stale {
+				d.unwanted = append(d.unwanted, k)
+			}
+			continue
+		}
+		if !there || was != v {
+			d.keys, d.values = append(d.keys, k), append(d.values, v)
+		}
+		delete(t.stale, k)
+	}
+	return d
+}
+
 // fits reports whether n more entries have room.
 func (t *tracker[K, B, V]) fits(n int) error {
 	if need := len(t.applied) + n; need > t.size() {

@@ -1,0 +1,122 @@
+package policy
+
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weirnet/weir/identity"
+)
+
+func (x *Incremental) changePods(t *step, ch *Changes) {
+	for name, pod := range ch.Pods {
+		k := x.pods[name]
+		switch {
+		case k == nil && pod == nil:
+			continue
+		case k == nil:
+			k = &known{name: name}
+			x.pods[name] = k
+			x.space(name.Namespace).pods[k] = true
+		case pod == nil:
+			delete(x.pods, name)
+			delete(x.space(name.Namespace).pods, k)
+			k.pod = nil
+			x.unclaim(t, k)
+			x.become(t, k, nil)
+			x.leave(name.Namespace)
+			x.localPod(t, name)
+			continue
+		}
+		k.pod = pod
+		t.pods[k] = true
+		x.unclaim(t, k)
+		x.claim(t, k)
+		x.localPod(t, name)
+	}
+}
+
+// identify gives pods the identities that their labels are now.
+func (x *Incremental) identify(t *step) {
+	for k := range t.pods {
+		if k.pod == nil {
+			continue
+		}
+		if !x.here[k.name] && (k.pod.Spec.HostNetwork || finished(k.pod)) {
+			x.become(t, k, nil)
+		} else {
+			x.become(t, k, x.member(k.pod))
+		}
+	}
+	for m := range t.members {
+		s := x.space(m.labels.Namespace)
+		if m.pods > 0 {
+			s.members[m] = true
+			continue
+		}
+		delete(s.members, m)
+		x.leave(m.labels.Namespace)
+		delete(x.identities, m.number)
+		x.ids.releaseIdentity(m.number)
+	}
+}
+
+func (x *Incremental) member(pod *corev1.Pod) *member {
+	labels := identity.Labels{
+		Namespace: pod.Namespace, NamespaceLabels: x.space(pod.Namespace).labels,
+		PodLabels: onlyCounted(pod.Labels, x.mentions.pods), Ports: x.namedPorts(pod),
+	}
+	n := x.ids.identity(labels)
+	m := x.identities[n]
+	if m == nil {
+		m = &member{number: n, labels: labels, sets: map[*setUse]bool{}}
+		x.identities[n] = m
+	}
+	return m
+}
+
+func onlyCounted(labels map[string]string, keys map[string]int) map[string]string {
+	out := map[string]string{}
+	for k, v := range labels {
+		if keys[k] > 0 {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+func (x *Incremental) namedPorts(pod *corev1.Pod) []identity.NamedPort {
+	if len(x.mentions.ports) == 0 {
+		return nil
+	}
+	names := map[string]bool{}
+	for _, c := range containers(pod) {
+		for _, p := range c.Ports {
+			if x.mentions.ports[p.Name] > 0 {
+				names[p.Name] = true
+			}
+		}
+	}
+	return namedPorts(pod, names)
+}
+
+// become gives a pod another identity.
+func (x *Incremental) become(t *step, k *known, m *member) {
+	if k.member == m {
+		return
+	}
+	for _, which := range []*member{k.member, m} {
+		if which != nil {
+			t.members[which] = true
+		}
+	}
+	if k.member != nil {
+		k.member.pods--
+	}
+	if m != nil {
+		m.pods++
+	}
+	k.member = m
+	for _, a := range k.elsewhere {
+		t.peers[identity.Single(a)] = true
+	}
+	x.localPod(t, k.name)
+}
