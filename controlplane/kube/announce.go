@@ -137,49 +137,77 @@ func (s *Source) ownedByNode() []metav1.OwnerReference {
 	return []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}
 }
 
-// addAnnounced gives pods the addresses that their nodes announced; the lock is held. A node
-// is believed about pods of its own that have no address yet, and about its own podCIDRs.
-func (s *stores) addAnnounced(c *policy.Cluster) {
-	fresh := map[types.NamespacedName]*corev1.Pod{}
-	for _, lease := range s.leases.objects {
-		node := s.nodes.objects[named(strings.TrimPrefix(lease.Name, leasePrefix))]
-		if node == nil {
+// announced is what leases say of pods whose objects have no addresses yet.
+type announced struct {
+	said   map[types.NamespacedName][]Announced // by lease
+	given  map[types.NamespacedName]*corev1.Pod // pods that were handed out with announced addresses
+	owners map[string]int                       // how many pods have an address by their objects
+}
+
+func newAnnounced() announced {
+	return announced{map[types.NamespacedName][]Announced{}, map[types.NamespacedName]*corev1.Pod{}, map[string]int{}}
+}
+
+// count who has an address; what was announced of a start that failed may still be there when
+// the address is another's.
+func (a *announced) count(was, is *corev1.Pod) {
+	for by, pod := range map[int]*corev1.Pod{-1: was, 1: is} {
+		if pod == nil || pod.Status.Phase != "" || pod.Spec.HostNetwork {
 			continue
 		}
-		var pods []Announced
-		if err := json.Unmarshal([]byte(lease.Annotations[announcedKey]), &pods); err != nil {
-			continue // a stranger's lease
-		}
-		ranges := podCIDRs(node)
-		for _, p := range pods[:min(len(pods), announcedMost)] {
-			if pod := c.Pods[p.key()]; p.isOf(pod, node.Name, ranges) {
-				fresh[p.key()] = p.at(pod)
+		for _, ip := range pod.Status.PodIPs {
+			if a.owners[ip.IP] += by; a.owners[ip.IP] == 0 {
+				delete(a.owners, ip.IP)
 			}
 		}
-	}
-	if len(fresh) > 0 {
-		s.yield(fresh)
-		c.Pods = maps.Clone(c.Pods)
-		maps.Copy(c.Pods, fresh)
 	}
 }
 
-// yield takes out pods whose addresses others have by their objects: what was announced of a
-// start that failed may still be there when the address is another's.
-func (s *stores) yield(fresh map[types.NamespacedName]*corev1.Pod) {
-	claims := map[string]types.NamespacedName{}
-	for key, pod := range fresh {
-		for _, ip := range pod.Status.PodIPs {
-			claims[ip.IP] = key
+// addAnnounced gives pods the addresses that their nodes announced; the lock is held. A node
+// is believed about pods of its own that have no address yet, and about its own podCIDRs.
+func (s *stores) addAnnounced(c *policy.Changes) {
+	a := &s.announced
+	for key, lease := range s.leases.take() {
+		var pods []Announced
+		if lease == nil || json.Unmarshal([]byte(lease.Annotations[announcedKey]), &pods) != nil { // a stranger's
+			delete(a.said, key)
+			continue
 		}
+		a.said[key] = pods[:min(len(pods), announcedMost)]
 	}
-	for _, pod := range s.pods.objects {
-		for _, ip := range pod.Status.PodIPs {
-			if key, ok := claims[ip.IP]; ok && pod.Status.Phase == "" && !pod.Spec.HostNetwork {
-				delete(fresh, key)
+	given := map[types.NamespacedName]*corev1.Pod{}
+	for lease, pods := range a.said {
+		var node *corev1.Node
+		var ranges []netip.Prefix
+		for _, p := range pods {
+			pod := s.pods.objects[p.key()]
+			if pod == nil || len(pod.Status.PodIPs) > 0 || !s.handed.namespaces[p.Namespace] {
+				continue // most of what a lease says is known by now
+			}
+			if node == nil {
+				if node = s.nodes.objects[named(strings.TrimPrefix(lease.Name, leasePrefix))]; node == nil {
+					break
+				}
+				ranges = podCIDRs(node)
+			}
+			if p.isOf(pod, node.Name, ranges) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.String()] > 0 }) {
+				given[p.key()] = p.at(pod)
 			}
 		}
 	}
+	for key, pod := range given {
+		if was := a.given[key]; was != nil && c.Pods[key] == nil && slices.Equal(was.Status.PodIPs, pod.Status.PodIPs) {
+			given[key] = was
+		} else {
+			c.Pods[key] = pod
+		}
+	}
+	for key := range a.given {
+		if _, handed := c.Pods[key]; given[key] == nil && !handed {
+			c.Pods[key] = s.pods.objects[key]
+		}
+	}
+	a.given = given
 }
 
 func (p Announced) isOf(pod *corev1.Pod, node string, ranges []netip.Prefix) bool {

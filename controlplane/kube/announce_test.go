@@ -42,7 +42,7 @@ func believed(t *testing.T, from string, pod func(*corev1.Pod), say func(*Announ
 	}
 	s.Lock()
 	defer s.Unlock()
-	c, _ := s.snapshot("b")
+	c, _ := s.takeChanges("b")
 	if had := s.pods.objects[shopWeb].Status.PodIP; had != web.Status.PodIP {
 		t.Errorf("the store's own object has %s now", had)
 	}

@@ -1,8 +1,6 @@
 package kube
 
 import (
-	"maps"
-
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,9 +23,19 @@ type stores struct {
 	slices     *store[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]
 	leases     *store[coordinationv1.Lease, *coordinationv1.Lease] // nothing waits for them
 
-	// The last snapshot.
-	lastNodes      *source.Nodes
-	lastNamespaces map[string]*corev1.Namespace
+	handed    handed
+	announced announced
+	lastNodes *source.Nodes
+}
+
+// handed is what was handed out, where that is not what the stores hold: kinds are watched
+// one by one, so a pod can be seen before its namespace, and the end of a namespace before
+// that of its pods. Without its namespace's labels a pod would be somebody else to selectors:
+// a pod waits for its namespace, and a namespace that pods were in stays until they are gone.
+type handed struct {
+	namespaces map[string]bool
+	lingering  map[string]bool                          // of these: the API server has them no more
+	early      map[string]map[types.NamespacedName]bool // pods, by the namespace that they wait for
 }
 
 func newStores() *stores {
@@ -42,72 +50,69 @@ func newStores() *stores {
 		services:   newStore(s, stripService),
 		slices:     newStore(s, stripEndpointSlice),
 		leases:     newStore(s, stripLease),
+		handed:     handed{map[string]bool{}, map[string]bool{}, map[string]map[types.NamespacedName]bool{}},
+		announced:  newAnnounced(),
 	}
 	out.pods.share = func(p *corev1.Pod, pods int) {
 		out.common.limit(pods)
 		out.common.pod(p)
 	}
+	out.pods.changed = out.announced.count
 	return out
 }
 
-// snapshot is what all stores hold at this moment; the lock is held. It costs a clone of
-// the map of each kind that changed since the last one.
-func (s *stores) snapshot(nodeName string) (*policy.Cluster, *source.Nodes) {
-	c := &policy.Cluster{}
-	c.Pods, _ = s.pods.handOut()
-	c.NetworkPolicies, _ = s.policies.handOut()
-	c.Services, _ = s.services.handOut()
-	c.EndpointSlices, _ = s.slices.handOut()
-	s.addNamespaces(c)
+// takeChanges is what the stores hold other than when it was called last; the lock is held.
+func (s *stores) takeChanges(nodeName string) (*policy.Changes, *source.Nodes) {
+	c := &policy.Changes{NetworkPolicies: s.policies.take(), Services: s.services.take(), EndpointSlices: s.slices.take()}
+	c.Namespaces = s.takeNamespaces()
+	c.Pods = s.takePods(c.Namespaces)
 	s.addAnnounced(c)
-	if nodes, fresh := s.nodes.handOut(); fresh {
-		s.lastNodes = nodesOf(nodes, nodeName)
+	if len(s.nodes.dirty) > 0 || s.lastNodes == nil {
+		s.nodes.take()
+		s.lastNodes = nodesOf(s.nodes.objects, nodeName)
 	}
 	return c, s.lastNodes
 }
 
-// addNamespaces: kinds are watched one by one, so a pod can be seen before its namespace,
-// and the end of a namespace before that of its pods. Without its namespace's labels a
-// pod would be somebody else to selectors: a pod waits for its namespace, and a
-// namespace that pods were in stays until they are gone.
-func (s *stores) addNamespaces(c *policy.Cluster) {
-	objects, fresh := s.namespaces.handOut()
-	if fresh || s.namesGone() {
-		c.Namespaces = make(map[string]*corev1.Namespace, len(objects))
-		for key, n := range objects {
-			c.Namespaces[key.Name] = n
-		}
-	} else {
-		c.Namespaces = s.lastNamespaces
-	}
-	early := map[string]bool{}
-	for name := range s.pods.perNamespace {
-		switch last := s.lastNamespaces[name]; {
-		case c.Namespaces[name] != nil:
-		case last != nil:
-			c.Namespaces[name] = last
-		default:
-			early[name] = true
+func (s *stores) takeNamespaces() map[string]*corev1.Namespace {
+	out, h := map[string]*corev1.Namespace{}, &s.handed
+	for key, n := range s.namespaces.take() {
+		if n != nil {
+			out[key.Name], h.namespaces[key.Name] = n, true
+			delete(h.lingering, key.Name)
+		} else if h.namespaces[key.Name] {
+			h.lingering[key.Name] = true
 		}
 	}
-	s.lastNamespaces = c.Namespaces
-	if len(early) > 0 {
-		c.Pods = maps.Clone(c.Pods)
-		maps.DeleteFunc(c.Pods, func(key types.NamespacedName, _ *corev1.Pod) bool { return early[key.Namespace] })
+	for name := range h.lingering {
+		if s.pods.perNamespace[name] == 0 {
+			out[name] = nil
+			delete(h.lingering, name)
+			delete(h.namespaces, name)
+		}
 	}
+	return out
 }
 
-// namesGone reports whether a namespace stayed for pods that are gone now.
-func (s *stores) namesGone() bool {
-	if len(s.lastNamespaces) <= len(s.namespaces.objects) {
-		return false
-	}
-	for name := range s.lastNamespaces {
-		if s.namespaces.objects[types.NamespacedName{Name: name}] == nil && s.pods.perNamespace[name] == 0 {
-			return true
+func (s *stores) takePods(namespaces map[string]*corev1.Namespace) map[types.NamespacedName]*corev1.Pod {
+	out, h := s.pods.take(), &s.handed
+	for name := range namespaces {
+		for key := range h.early[name] {
+			out[key] = s.pods.objects[key]
 		}
+		delete(h.early, name)
 	}
-	return false
+	for key := range out {
+		if h.namespaces[key.Namespace] {
+			continue
+		}
+		if h.early[key.Namespace] == nil {
+			h.early[key.Namespace] = map[types.NamespacedName]bool{}
+		}
+		h.early[key.Namespace][key] = true
+		out[key] = nil // it may have been there with a namespace that is gone
+	}
+	return out
 }
 
 // firstRevision is what revisions begin with, so that they grow across restarts without

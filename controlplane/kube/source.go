@@ -1,8 +1,8 @@
 // Package kube is the cluster as an API server has it. It watches what policy is made
-// from and hands out snapshots of it, as package source does of a directory; it tells the
+// from and hands out what changes of it, as package source does of a directory; it tells the
 // owners of objects, by events on them, what of them is not enforced.
 //
-//	API server --watch--> reflector --> strip -> store --snapshot--> Update
+//	API server --watch--> reflector --> strip -> store --Changes--> Update
 //	                                    (one per kind)
 //
 // A store changes only by what the API server says: while it does not answer, or refuses,
@@ -102,11 +102,11 @@ func (s *Source) publish(update func(source.Update)) bool {
 		s.stores.Unlock()
 		return true
 	}
-	cluster, nodes := s.stores.snapshot(s.NodeName)
+	differs, nodes := s.stores.takeChanges(s.NodeName)
 	if s.base == 0 {
 		s.base = s.stores.firstRevision(changes)
 	}
-	u := source.Update{Revision: s.base + changes, Cluster: cluster, Errors: []api.ObjectError{}, Nodes: nodes}
+	u := source.Update{Revision: s.base + changes, Changes: differs, Errors: []api.ObjectError{}, Nodes: nodes}
 	s.stores.Unlock()
 
 	s.sayNodes(nodes)

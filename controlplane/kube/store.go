@@ -2,7 +2,6 @@ package kube
 
 import (
 	"fmt"
-	"maps"
 	"strconv"
 	"sync"
 
@@ -48,9 +47,9 @@ func (s *shelf) rouse() {
 	}
 }
 
-// store holds the objects of one kind as its reflector says, stripped. A relist changes
-// it in one step, so what vanished unseen goes together with what came. Of what it hands
-// out nothing is ever changed: the map is cloned when it changed since.
+// store holds the objects of one kind as its reflector says, stripped, and remembers which of
+// them changed since it was asked last. A relist changes it in one step, so what vanished
+// unseen goes together with what came. No object is ever changed.
 type store[T any, P object[T]] struct {
 	*shelf
 	strip    func(P) P
@@ -59,8 +58,9 @@ type store[T any, P object[T]] struct {
 	versions map[types.NamespacedName]uint64 // the resource versions of objects
 	version  uint64                          // all up to it was seen
 	synced   bool
-	coming   map[P]bool                 // stripped, and on their way to Replace
-	out      map[types.NamespacedName]P // what was handed out, nil after a change
+	coming   map[P]bool                    // stripped, and on their way to Replace
+	dirty    map[types.NamespacedName]bool // changed since they were taken
+	changed  func(was, is P)               // is told of every change, unless nil
 
 	perNamespace map[string]int // objects
 }
@@ -73,7 +73,8 @@ var (
 func newStore[T any, P object[T]](s *shelf, strip func(P) P) *store[T, P] {
 	return &store[T, P]{
 		shelf: s, strip: strip, perNamespace: map[string]int{},
-		objects: map[types.NamespacedName]P{}, versions: map[types.NamespacedName]uint64{}, coming: map[P]bool{},
+		objects: map[types.NamespacedName]P{}, versions: map[types.NamespacedName]uint64{}, dirty: map[types.NamespacedName]bool{},
+		coming: map[P]bool{},
 	}
 }
 
@@ -228,30 +229,40 @@ func (s *store[T, P]) put(is seen[P]) bool {
 	if !ok {
 		s.perNamespace[is.key.Namespace]++
 	}
-	s.objects[is.key], s.out = is.stripped, nil
+	s.objects[is.key] = is.stripped
+	s.note(is.key, was, is.stripped)
 	return true
 }
 
 func (s *store[T, P]) remove(key types.NamespacedName) bool {
-	if _, ok := s.objects[key]; !ok {
+	was, ok := s.objects[key]
+	if !ok {
 		return false
 	}
 	delete(s.objects, key)
 	delete(s.versions, key)
-	s.out = nil
+	s.note(key, was, nil)
 	if s.perNamespace[key.Namespace]--; s.perNamespace[key.Namespace] == 0 {
 		delete(s.perNamespace, key.Namespace)
 	}
 	return true
 }
 
-// handOut hands out the objects; the lock is held. fresh: they are others than before.
-func (s *store[T, P]) handOut() (objects map[types.NamespacedName]P, fresh bool) {
-	if s.out != nil {
-		return s.out, false
+func (s *store[T, P]) note(key types.NamespacedName, was, is P) {
+	s.dirty[key] = true
+	if s.changed != nil {
+		s.changed(was, is)
 	}
-	s.out = maps.Clone(s.objects)
-	return s.out, true
+}
+
+// take returns what changed since it was called last; the lock is held.
+func (s *store[T, P]) take() map[types.NamespacedName]P {
+	out := make(map[types.NamespacedName]P, len(s.dirty))
+	for key := range s.dirty {
+		out[key] = s.objects[key]
+	}
+	s.dirty = map[types.NamespacedName]bool{}
+	return out
 }
 
 // behind reports whether a list of the API at version has what the store has not seen yet;

@@ -9,6 +9,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weirnet/weir/controlplane/policy"
 )
 
 // world is stores that are told what an API server would tell them; every call has the
@@ -16,7 +18,8 @@ import (
 type world struct {
 	*testing.T
 	*stores
-	rv uint64
+	rv    uint64
+	shown policy.Cluster // what was handed out until now
 }
 
 func newWorld(t *testing.T) *world { return &world{T: t, stores: newStores()} }
@@ -53,12 +56,20 @@ func (w *world) counted(f func() error) uint64 {
 	return w.changes - before
 }
 
-// shows is the pods of a snapshot as "namespace/name pod-label namespace-label", sorted.
+// take adds what changed to what was handed out.
+func (w *world) take() *policy.Changes {
+	w.Lock()
+	defer w.Unlock()
+	c, _ := w.takeChanges("node")
+	w.shown.Apply(c)
+	return c
+}
+
+// shows is the pods that were handed out as "namespace/name pod-label namespace-label", sorted.
 func (w *world) shows(want ...string) {
 	w.Helper()
-	w.Lock()
-	c, _ := w.snapshot("node")
-	w.Unlock()
+	w.take()
+	c := &w.shown
 	got := map[string]bool{}
 	for key, p := range c.Pods {
 		label := "?"
@@ -69,11 +80,11 @@ func (w *world) shows(want ...string) {
 	}
 	for _, line := range want {
 		if !got[line] {
-			w.Errorf("snapshot lacks %q: %v", line, got)
+			w.Errorf("pods lack %q: %v", line, got)
 		}
 	}
 	if len(got) != len(want) {
-		w.Errorf("snapshot has %v, want %v", got, want)
+		w.Errorf("pods are %v, want %v", got, want)
 	}
 }
 
@@ -134,28 +145,31 @@ func TestStoreReplaceIsOneStep(t *testing.T) {
 	}
 }
 
-// TestSnapshotNeverChanges: what was handed out stays as it was, and what did not change is
-// handed out again.
-func TestSnapshotNeverChanges(t *testing.T) {
+// TestOnlyWhatChangedIsHandedOut, as objects that never change.
+func TestOnlyWhatChangedIsHandedOut(t *testing.T) {
 	w := newWorld(t)
+	a := types.NamespacedName{Namespace: "x", Name: "a"}
 	w.must(w.namespaces.Replace([]any{w.namespace("x", "n")}, "1"))
 	w.must(w.pods.Add(w.pod("x", "a", "1")))
 	w.must(w.policies.Add(&networkingv1.NetworkPolicy{ObjectMeta: w.meta("x", "p")}))
-	first, _ := w.snapshot("node")
+	first := w.take()
+	if len(first.Pods) != 1 || len(first.NetworkPolicies) != 1 || len(first.Namespaces) != 1 {
+		t.Errorf("first %v", first)
+	}
 	w.must(w.pods.Update(w.pod("x", "a", "2")))
 	w.must(w.pods.Add(w.pod("x", "b", "1")))
-	second, _ := w.snapshot("node")
-	if len(first.Pods) != 1 || first.Pods[types.NamespacedName{Namespace: "x", Name: "a"}].Labels["l"] != "1" {
-		t.Errorf("the first snapshot changed: %v", first.Pods)
+	second := w.take()
+	if len(second.Pods) != 2 || second.Pods[a].Labels["l"] != "2" || first.Pods[a].Labels["l"] != "1" || len(second.NetworkPolicies)+len(second.Namespaces) != 0 {
+		t.Errorf("second %v, first %v", second, first)
 	}
-	if len(second.Pods) != 2 {
-		t.Errorf("the second snapshot has %v", second.Pods)
+	if third := w.take(); !third.Empty() {
+		t.Errorf("nothing changed, but %v", third)
 	}
-	third, _ := w.snapshot("node")
-	delete(third.Pods, types.NamespacedName{Namespace: "x", Name: "a"}) // they are the same map
-	if len(second.Pods) != 1 {
-		t.Error("pods were cloned though none changed")
+	w.must(w.pods.Delete(w.pod("x", "a", "2")))
+	if last := w.take(); len(last.Pods) != 1 || last.Pods[a] != nil {
+		t.Errorf("it went: %v", last)
 	}
+	w.shows("x/b 1 n")
 }
 
 // TestPodsWaitForTheirNamespace: a pod is never shown without the labels of its namespace.
@@ -173,7 +187,7 @@ func TestPodsWaitForTheirNamespace(t *testing.T) {
 	w.shows("x/a 1 n", "y/b 1 m")
 	w.must(w.pods.Delete(w.pod("x", "a", "1")))
 	w.shows("y/b 1 m")
-	if c, _ := w.snapshot("node"); c.Namespaces["x"] != nil || len(c.Namespaces) != 2 {
+	if c := &w.shown; c.Namespaces["x"] != nil || len(c.Namespaces) != 2 {
 		t.Errorf("namespaces %v", c.Namespaces)
 	}
 	w.must(w.pods.Add(w.pod("x", "a", "2"))) // of a new namespace x

@@ -57,3 +57,17 @@ func (u Update) Place(kind string, name types.NamespacedName) (file string, docu
 	e, ok := u.places[key{kind, name}]
 	return e.file, e.document, ok
 }
+
+// Whole hands on updates with the whole Cluster, for who keeps none: it costs a clone of all
+// of it for every update with Changes.
+func Whole(update func(Update)) func(Update) {
+	cluster := &policy.Cluster{}
+	return func(u Update) {
+		if u.Changes != nil {
+			cluster = cluster.Clone()
+			cluster.Apply(u.Changes)
+			u.Cluster, u.Changes = cluster, nil
+		}
+		update(u)
+	}
+}

@@ -83,7 +83,7 @@ func (s *scene) watch(kubeconfig string) {
 	s.updates = nil
 	s.mu.Unlock()
 	from, ended := s.source, s.ended
-	go func() { ended <- from.Run(ctx, s.take) }()
+	go func() { ended <- from.Run(ctx, source.Whole(s.take)) }()
 	s.Cleanup(func() {
 		cancel()
 		if s.Failed() {
