@@ -114,8 +114,7 @@ type Agent struct {
 	people peoples
 
 	dirty    chan struct{} // has one element when there is something to commit
-	savedIDs uint64        // ids.Changed() that is on disk; of the commit loop alone
-	idsOnce  bool          // the id tables were saved since the start
+	saved    savedIDs      // of the commit loop alone
 	versions versions      // of the commit loop alone
 	seen     *node.State   // of networkChanged alone
 	left     chan struct{} // has one element when backends went that sockets may be connected to
@@ -141,8 +140,6 @@ type input struct {
 	network *node.State
 }
 
-const idsFile = "ids.json"
-
 // New reads the state directory. It changes nothing in the kernel.
 func New(c Config) (*Agent, error) {
 	if c.AddWait == 0 {
@@ -153,7 +150,8 @@ func New(c Config) (*Agent, error) {
 		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}},
 	}
-	found, err := c.StateDir.Load(idsFile, a.ids)
+	a.saved.dir = c.StateDir
+	found, err := a.saved.load(a.ids)
 	if err != nil {
 		return nil, fmt.Errorf("%w: it says what the numbers in the kernel mean; to start anew remove %s and %s (all pods stop until they are added again)",
 			err, c.StateDir.Path(), c.BPFFSDir)
@@ -162,7 +160,6 @@ func New(c Config) (*Agent, error) {
 		return nil, fmt.Errorf("%s is missing, and the maps in %s are in use (epoch %d): give the --state-dir they were made with, or remove %s to start anew",
 			c.StateDir.Path(idsFile), c.BPFFSDir, c.Kernel.Epoch(), c.BPFFSDir)
 	}
-	a.savedIDs = a.ids.Changed()
 	if a.versions, err = openVersions(c.StateDir); err != nil {
 		c.Log.Error("a policy's version in force is lost: if what it is now is refused, it isolates its pods", "error", err)
 	}

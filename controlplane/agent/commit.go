@@ -170,11 +170,8 @@ func lessen(limits *datapath.Limits, name string, needed datapath.Limits) bool {
 }
 
 func (a *Agent) enforce(t *attempt) (uint64, error) {
-	if changed := a.ids.Changed(); changed != a.savedIDs || !a.idsOnce {
-		if err := a.StateDir.Save(idsFile, a.ids); err != nil {
-			return 0, err
-		}
-		a.savedIDs, a.idsOnce = changed, true
+	if err := a.saved.save(a.ids); err != nil {
+		return 0, err
 	}
 	for _, r := range t.refreshed {
 		if err := a.records.Update(r); err != nil {

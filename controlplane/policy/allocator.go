@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -22,7 +20,9 @@ import (
 type Allocator struct {
 	mu      sync.RWMutex
 	changed uint64
-	turn    uint64 // counts compilations
+	given   []givenOut // and not saved yet
+	last    uint64     // turn of the last of all that were ever given out
+	turn    uint64     // counts compilations
 
 	identities map[identity.Number]identity.Labels
 	numbers    map[string]identity.Number // by canonical text of labels
@@ -374,7 +374,7 @@ func (a *Allocator) identity(l identity.Labels) identity.Number {
 		}
 	}
 	a.numbers[text], a.identities[n], a.usedLabels[n] = n, l, a.turn
-	a.changed++
+	a.give(givenOut{Number: uint32(n), Labels: &l})
 	return n
 }
 
@@ -393,20 +393,28 @@ func (a *Allocator) block(p netip.Prefix) identity.Number {
 	n := a.nextBlock
 	a.nextBlock++
 	a.blocks[p], a.cidrs[n] = n, p
-	a.changed++
+	a.give(givenOut{Number: uint32(n), Block: &p})
 	return n
 }
 
-func (a *Allocator) set(text string) uint32 { return a.content(&a.sets, text) }
-
-func (a *Allocator) ruleset(text string) uint32 { return a.content(&a.rulesets, text) }
-
-func (a *Allocator) content(c *counter, text string) uint32 {
+func (a *Allocator) set(text string) uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	id, fresh := c.id(digest(text), a.turn)
+	key := digest(text)
+	id, fresh := a.sets.id(key, a.turn)
 	if fresh {
-		a.changed++
+		a.give(givenOut{Number: id, Set: key})
+	}
+	return id
+}
+
+func (a *Allocator) ruleset(text string) uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := digest(text)
+	id, fresh := a.rulesets.id(key, a.turn)
+	if fresh {
+		a.give(givenOut{Number: id, Ruleset: key})
 	}
 	return id
 }
@@ -430,7 +438,7 @@ func (a *Allocator) keyedRule(r Rule, key string) uint32 {
 	if fresh {
 		r.ID = id
 		a.rules[id] = r
-		a.changed++
+		a.give(givenOut{Number: id, RuleKey: key, Rule: &r})
 	}
 	return id
 }
@@ -439,57 +447,4 @@ func (a *Allocator) keyedRule(r Rule, key string) uint32 {
 func digest(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:16])
-}
-
-// saved is the Allocator's JSON form.
-type saved struct {
-	Identities map[identity.Number]identity.Labels `json:"identities"`
-	Retired    []identity.Number                   `json:"retired,omitempty"`
-	Blocks     map[identity.Number]netip.Prefix    `json:"blocks"`
-	NextBlock  identity.Number                     `json:"nextBlock"`
-	Sets       counter                             `json:"sets"`
-	Rulesets   counter                             `json:"rulesets"`
-	RuleIDs    counter                             `json:"ruleIDs"`
-	Rules      map[uint32]Rule                     `json:"rules"`
-}
-
-// MarshalJSON implements json.Marshaler.
-func (a *Allocator) MarshalJSON() ([]byte, error) {
-	a.mu.RLock()
-	defer a.mu.RUnlock()
-	return json.Marshal(saved{a.identities, slices.Sorted(maps.Keys(a.retired)), a.cidrs, a.nextBlock, a.sets, a.rulesets, a.ruleIDs, a.rules})
-}
-
-// UnmarshalJSON implements json.Unmarshaler; what was given out before is forgotten.
-func (a *Allocator) UnmarshalJSON(data []byte) error {
-	fresh := NewAllocator()
-	s := saved{fresh.identities, nil, fresh.cidrs, fresh.nextBlock, fresh.sets, fresh.rulesets, fresh.ruleIDs, fresh.rules}
-	if err := json.Unmarshal(data, &s); err != nil {
-		return fmt.Errorf("read id tables: %w", err)
-	}
-	if s.Sets.Next == 0 || s.Rulesets.Next == 0 || s.RuleIDs.Next < datapath.RuleFirst {
-		return fmt.Errorf("read id tables: a counter is missing")
-	}
-	for n, l := range s.Identities {
-		fresh.numbers[l.String()] = n
-	}
-	for _, n := range s.Retired {
-		fresh.retired[n] = true
-	}
-	for n, p := range s.Blocks {
-		fresh.blocks[p] = n
-		s.NextBlock = max(s.NextBlock, n+1)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.changed = 0
-	a.identities, a.numbers, a.retired = s.Identities, fresh.numbers, fresh.retired
-	a.cidrs, a.blocks, a.nextBlock = s.Blocks, fresh.blocks, s.NextBlock
-	a.usedLabels, a.usedBlocks = fresh.usedLabels, fresh.usedBlocks
-	a.released, a.idleRules, a.idleBytes, a.idleLabels = nil, fresh.idleRules, 0, fresh.idleLabels
-	for _, c := range []*counter{&s.Sets, &s.Rulesets, &s.RuleIDs} {
-		c.index()
-	}
-	a.sets, a.rulesets, a.ruleIDs, a.rules = s.Sets, s.Rulesets, s.RuleIDs, s.Rules
-	return nil
 }

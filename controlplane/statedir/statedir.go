@@ -91,6 +91,37 @@ func (d *Dir) Save(name string, v any) error {
 	return nil
 }
 
+// Append adds data to a file, which is made if it is not there: whoever reads it after a crash
+// finds the old content and perhaps a part of data. Like Save it does not sync.
+func (d *Dir) Append(name string, data []byte) error {
+	f, err := os.OpenFile(d.Path(name), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("append to %s: %w", name, err)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		if _, err = f.Write(data); err != nil { // half of it would spoil what comes after
+			err = errors.Join(err, f.Truncate(size))
+		}
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("append to %s: %w", name, err)
+	}
+	return nil
+}
+
+// Read is the content of a file, nil if there is none.
+func (d *Dir) Read(name string) ([]byte, error) {
+	data, err := os.ReadFile(d.Path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return data, nil
+}
+
 // Load reads a file that Save wrote into v; false: there is none.
 func (d *Dir) Load(name string, v any) (bool, error) {
 	data, err := os.ReadFile(d.Path(name))
