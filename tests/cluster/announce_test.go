@@ -92,7 +92,7 @@ func (s *scene) announcer(r *rights, node, as string, update func(source.Update)
 	made := kube.New(kube.Config{Client: client, NodeName: as, AnnounceIn: "kube-system", Log: testLog(&lines{})})
 	ctx, cancel := context.WithCancel(context.Background())
 	s.Cleanup(cancel)
-	go func() { _ = made.Run(ctx, update) }()
+	go func() { _ = made.Run(ctx, source.Whole(update)) }()
 	return made
 }
 
