@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -110,8 +111,10 @@ type Agent struct {
 	// makes changes in place under live, which is locked before mu.
 	inc    *policy.Incremental
 	limits datapath.Limits // the kernel's when inc was made
-	live   sync.RWMutex
-	people peoples
+	// refreshed are the objects that records say the same of; of the commit loop alone.
+	refreshed map[*endpoint.Record]*corev1.Pod
+	live      sync.RWMutex
+	people    peoples
 
 	dirty    chan struct{} // has one element when there is something to commit
 	saved    savedIDs      // of the commit loop alone
@@ -149,6 +152,7 @@ func New(c Config) (*Agent, error) {
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
 		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}},
+		refreshed: map[*endpoint.Record]*corev1.Pod{},
 	}
 	a.saved.dir = c.StateDir
 	found, err := a.saved.load(a.ids)

@@ -46,6 +46,7 @@ type attempt struct {
 	nodes     *source.Nodes
 	locals    []policy.Local
 	refreshed []*endpoint.Record // their pods' objects changed
+	same      []recorded         // what is found to be so now
 	result    *policy.Result
 
 	pending policy.Changes
@@ -59,7 +60,7 @@ type attempt struct {
 // outcome is t without what only its making needs.
 func (t *attempt) outcome() attempt {
 	out := *t
-	out.refreshed, out.pending, out.pods, out.inc, out.step = nil, policy.Changes{}, nil, nil, nil
+	out.same, out.refreshed, out.pending, out.pods, out.inc, out.step = nil, nil, policy.Changes{}, nil, nil, nil
 	return out
 }
 

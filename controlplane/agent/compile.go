@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/datapath"
@@ -27,6 +28,12 @@ const (
 func (a *Agent) settle(t *attempt) {
 	if t.err == nil {
 		a.inc = t.inc
+		for _, r := range t.same {
+			a.refreshed[r.record] = r.pod
+		}
+		if len(a.refreshed) > 2*len(t.locals)+64 { // of records that are no more
+			clear(a.refreshed)
+		}
 	} else {
 		if t.step != nil {
 			a.inc.Undo(t.step)
@@ -145,10 +152,19 @@ func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
 			t.pods[r.Pod()] = r.LastPod
 			t.warnings = append(t.warnings, "Pod "+r.Pod().String()+": is gone from "+a.SourceName+
 				" and its interface is still there: it keeps the policy of its last labels until it is deleted")
-		} else if fresh := r.WithPod(p); fresh != r {
-			t.refreshed = append(t.refreshed, fresh)
+		} else if a.refreshed[r] != p {
+			fresh := r.WithPod(p)
+			if t.same = append(t.same, recorded{fresh, p}); fresh != r {
+				t.refreshed = append(t.refreshed, fresh)
+			}
 		}
 	}
+}
+
+// recorded is a record that says of a pod what its object does.
+type recorded struct {
+	record *endpoint.Record
+	pod    *corev1.Pod
 }
 
 // lastSeen is what is pending, where pods here are as they were last seen if they are gone.
