@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -78,37 +79,84 @@ func (s *Source) SyncPolicies(ctx context.Context, namespace string) error {
 
 // versions of a kind's objects, of one namespace or all, from a consistent read.
 func (s *Source) versions(ctx context.Context, k kind, namespace string) (version uint64, listed map[types.NamespacedName]uint64, err error) {
-	answer := request(s.Client.groups[k.group], k, metav1.ListOptions{}).Namespace(namespace).SetHeader("Accept", versionsOnly).Do(ctx)
-	if err := answer.Error(); err != nil { // that of Raw lacks the server's words
-		return 0, nil, err
-	}
-	text, err := answer.Raw()
+	body, err := request(s.Client.groups[k.group], k, metav1.ListOptions{}).Namespace(namespace).SetHeader("Accept", versionsOnly).Stream(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
-	type meta struct {
-		Namespace       string `json:"namespace"`
-		Name            string `json:"name"`
-		ResourceVersion string `json:"resourceVersion"`
-	}
-	var list struct {
-		Metadata meta `json:"metadata"`
-		Items    []struct {
-			Metadata meta `json:"metadata"`
-		} `json:"items"`
-	}
-	if err := json.Unmarshal(text, &list); err != nil {
+	defer body.Close()
+	return readVersions(body)
+}
+
+// objectMeta is what is read of an object's metadata, or a list's.
+type objectMeta struct {
+	Namespace       string `json:"namespace"`
+	Name            string `json:"name"`
+	ResourceVersion string `json:"resourceVersion"`
+}
+
+// readVersions of a list as JSON, an object at a time: the metadata of all pods of a large cluster
+// are tens of MiB.
+func readVersions(from io.Reader) (version uint64, listed map[types.NamespacedName]uint64, err error) {
+	var meta objectMeta
+	listed = map[types.NamespacedName]uint64{}
+	d := json.NewDecoder(from)
+	if err := expect(d, json.Delim('{')); err != nil {
 		return 0, nil, err
 	}
-	listed = make(map[types.NamespacedName]uint64, len(list.Items))
-	for _, item := range list.Items {
-		m := item.Metadata
-		if listed[types.NamespacedName{Namespace: m.Namespace, Name: m.Name}], err = parseVersion(m.ResourceVersion); err != nil {
+	for d.More() {
+		name, err := d.Token()
+		switch {
+		case err != nil:
+		case name == "metadata":
+			err = d.Decode(&meta)
+		case name == "items":
+			err = readItems(d, listed)
+		default:
+			var skipped json.RawMessage
+			err = d.Decode(&skipped)
+		}
+		if err != nil {
 			return 0, nil, err
 		}
 	}
-	version, err = parseVersion(list.Metadata.ResourceVersion)
+	if err := expect(d, json.Delim('}')); err != nil {
+		return 0, nil, err
+	}
+	version, err = parseVersion(meta.ResourceVersion)
 	return version, listed, err
+}
+
+func readItems(d *json.Decoder, listed map[types.NamespacedName]uint64) error {
+	switch begin, err := d.Token(); {
+	case err != nil:
+		return err
+	case begin == nil: // there are none
+		return nil
+	case begin != json.Delim('['):
+		return fmt.Errorf("a list's items begin with %v", begin)
+	}
+	for d.More() {
+		var item struct {
+			Metadata objectMeta `json:"metadata"`
+		}
+		if err := d.Decode(&item); err != nil {
+			return err
+		}
+		version, err := parseVersion(item.Metadata.ResourceVersion)
+		if err != nil {
+			return err
+		}
+		listed[types.NamespacedName{Namespace: item.Metadata.Namespace, Name: item.Metadata.Name}] = version
+	}
+	return expect(d, json.Delim(']'))
+}
+
+func expect(d *json.Decoder, want json.Delim) error {
+	got, err := d.Token()
+	if err == nil && got != want {
+		err = fmt.Errorf("a list has %v where %v was to be", got, want)
+	}
+	return err
 }
 
 // await returns when done says so; it is called with the lock held, at first and whenever
