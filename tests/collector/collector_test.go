@@ -52,6 +52,7 @@ type sink struct {
 	header   string // authorization
 	metrics  map[string]pmetric.Metric
 	err      error // the answer to logs
+	forget   bool
 }
 
 func (*sink) Capabilities() consumer.Capabilities { return consumer.Capabilities{} }
@@ -64,6 +65,9 @@ func (s *sink) ConsumeLogs(ctx context.Context, l plog.Logs) error {
 	}
 	if h := client.FromContext(ctx).Metadata.Get("authorization"); len(h) > 0 {
 		s.header = h[0]
+	}
+	if s.forget {
+		return nil
 	}
 	for _, rl := range l.ResourceLogs().All() {
 		s.resource = rl.Resource().Attributes().AsRaw()
@@ -108,7 +112,7 @@ func (s *sink) all() []plog.LogRecord {
 }
 
 // freeAddress is one that nobody listens at.
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -117,7 +121,7 @@ func freeAddress(t *testing.T) string {
 }
 
 // collect starts a receiver; tls are its settings, if any.
-func collect(t *testing.T, protocol, address string, tls map[string]any) (s *sink, stop func()) {
+func collect(t testing.TB, protocol, address string, tls map[string]any) (s *sink, stop func()) {
 	t.Helper()
 	server := map[string]any{"endpoint": address, "include_metadata": true}
 	if tls != nil {
@@ -145,14 +149,14 @@ func collect(t *testing.T, protocol, address string, tls map[string]any) (s *sin
 	return s, stop
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func to(t *testing.T, scheme, protocol, address string) otlp.Options {
+func to(t testing.TB, scheme, protocol, address string) otlp.Options {
 	t.Helper()
 	u, err := otlp.ParseEndpoint(scheme+"://"+address, protocol)
 	must(t, err)
