@@ -58,7 +58,7 @@ func TestTop(t *testing.T) {
 		{"src", "shop/web-1 2 0 51 4.1 kB 40.0|shop/web-3 2 2 2 60 B 40.0|shop/web-2 1 0 5 100.0 kB 20.0"},
 		{"src --by bytes", "shop/web-2 1 0 5 100.0 kB 96.0|shop/web-1 2 0 51 4.1 kB 3.9|shop/web-3 2 2 2 60 B 0.1"},
 		{"dst --by packets", "shop/db-0 5 2 58 104.1 kB 100.0"},
-		{"policy", "not isolated 5 2 58 104.1 kB 50.0|shop/db[0] 3 0 56 104.1 kB 30.0|default deny of shop/db 2 2 2 60 B 20.0"},
+		{"policy", "not isolated 3 0 56 104.1 kB 37.5|shop/db[0] 3 0 56 104.1 kB 37.5|default deny of shop/db 2 2 2 60 B 25.0"},
 		{"process", `curl\x1b[2J 5 2 58 104.1 kB 100.0`},
 		{"reason", "policy 2 2 2 60 B 100.0"},
 		{"port", "6379/TCP 5 2 58 104.1 kB 100.0"},

@@ -34,18 +34,16 @@ func Process(p *api.FlowProcess) string {
 }
 
 // Policies are what decided about a flow, each once: "shop/web[0]", "default deny of shop/a",
-// "not isolated".
+// "not isolated". Where one denied, it decided alone.
 func Policies(x api.FlowExtension) []string {
 	var out []string
 	for _, s := range sides(x) {
-		var name string
 		if s.rule.Verdict == flowpb.Verdict_DROPPED.String() {
+			return []string{rule(s.rule)}
+		}
+		name := allowedBy(s.rule)
+		if s.rule.Name != "" {
 			name = rule(s.rule)
-		} else {
-			name = allowedBy(s.rule)
-			if s.rule.Name != "" {
-				name = rule(s.rule)
-			}
 		}
 		if len(out) == 0 || out[0] != name {
 			out = append(out, name)
