@@ -22,7 +22,7 @@ type State func() (endpoints []api.Endpoint, policies []api.Policy, changed <-ch
 const (
 	eventsKept = 1024
 	// settle is how long changes are let gather: what came and went in it was not there.
-	settle = 200 * time.Millisecond
+	settle = time.Second
 )
 
 // events are the newest of what happened to the agent. One writer, any number of readers.
