@@ -207,10 +207,8 @@ func serve(ctx context.Context, o *options, p parts) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.agent.Run(ctx) })
 	group.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-p.agent.Ready():
+		if err := awaitReady(ctx, o, p.agent); err != nil || ctx.Err() != nil {
+			return err
 		}
 		group.Go(func() error { p.exports.run(ctx); return nil })
 		group.Go(func() error { return readFlows(ctx, o, p.flows, p.inForce) })
@@ -224,6 +222,24 @@ func serve(ctx context.Context, o *options, p parts) error {
 	err := group.Wait()
 	o.log.Info("agent ends; what is enforced stays")
 	return err
+}
+
+// awaitReady says in the state directory what it waits for: nobody is answered before.
+func awaitReady(ctx context.Context, o *options, a *agent.Agent) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.Ready():
+			return api.SayWaiting(o.stateDir, nil)
+		case <-time.After(time.Second):
+		}
+		if w, ok := a.Source.(interface{ Warnings() []string }); ok {
+			if err := api.SayWaiting(o.stateDir, w.Warnings()); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func readFlows(ctx context.Context, o *options, flows *flowlog.Log, inForce <-chan struct{}) error {

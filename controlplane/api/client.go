@@ -206,7 +206,11 @@ func (c *Client) failed(ctx context.Context, method, path string, err error) err
 	}
 	var op *net.OpError
 	if errors.Is(err, ErrNoAgent) && errors.As(err, &op) {
-		return fmt.Errorf("%w at %s: %w", ErrNoAgent, c.socket, op.Err)
+		err := fmt.Errorf("%w at %s: %w", ErrNoAgent, c.socket, op.Err)
+		if why := waitingFor(filepath.Dir(c.socket)); why != "" {
+			err = fmt.Errorf("%w; it is starting and waits: %s", err, why)
+		}
+		return err
 	}
 	if ctx.Err() != nil {
 		err = ctx.Err()

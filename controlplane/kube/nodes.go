@@ -113,5 +113,62 @@ func nodeWarnings(n *source.Nodes, own string) (out []string) {
 			widest = i
 		}
 	}
+	for _, node := range nodes {
+		for _, a := range node.Addresses {
+			if whose, p, ok := podRange(n, nodes, a); ok {
+				out = append(out, fmt.Sprintf("Node %s: status.addresses: %s lies in spec.podCIDRs %s of node %s: what is for the node would go to a pod; pods need a range that nothing else has", node.Name, a, p, whose))
+			}
+		}
+	}
 	return out
+}
+
+// podRange is whose range of pods' addresses has an address, if any's does.
+func podRange(n *source.Nodes, nodes []source.Node, a netip.Addr) (node string, p netip.Prefix, ok bool) {
+	i, exact := slices.BinarySearchFunc(n.PodCIDRs, a, func(p netip.Prefix, a netip.Addr) int { return p.Addr().Compare(a) })
+	if !exact {
+		i--
+	}
+	if i < 0 || !n.PodCIDRs[i].Contains(a) {
+		return "", p, false
+	}
+	for _, node := range nodes {
+		for _, p := range node.PodCIDRs {
+			if p.Contains(a) {
+				return node.Name, p, true
+			}
+		}
+	}
+	return "", p, false
+}
+
+// serviceWarning names a Service whose address is in a range of pods; they come all from one
+// range, so that one is enough.
+func serviceWarning(n *source.Nodes, services map[types.NamespacedName]*corev1.Service) []string {
+	if n == nil {
+		return nil
+	}
+	nodes := slices.Clone(n.Others)
+	if n.Own != nil {
+		nodes = append(nodes, *n.Own)
+	}
+	first := ""
+	for key, s := range services {
+		for _, text := range s.Spec.ClusterIPs {
+			a, err := netip.ParseAddr(text)
+			if err != nil { // headless
+				continue
+			}
+			if node, p, ok := podRange(n, nodes, a); ok {
+				line := fmt.Sprintf("Service %s: spec.clusterIPs: %s lies in spec.podCIDRs %s of node %s: the range of Services (kube-apiserver's --service-cluster-ip-range) and that of pods must not overlap", key, a, p, node)
+				if first == "" || line < first {
+					first = line
+				}
+			}
+		}
+	}
+	if first == "" {
+		return nil
+	}
+	return []string{first}
 }

@@ -70,6 +70,9 @@ func TestNodeWarnings(t *testing.T) {
 			"Node own: spec.podCIDRs: 10.1.0.0/24 overlaps 10.1.0.0/16 of node b",
 			"Node c: spec.podCIDRs: 10.1.3.0/24 overlaps 10.1.0.0/16 of node b",
 			"Node c: spec.podCIDRs: fd01::/64 overlaps fd01::/64 of node b"}},
+		{"the nodes' own network", nodes(node("own", "10.0.0.0/24", "10.0.1.1"), node("b", "10.0.1.0/24", "10.0.2.2", "fd00::2"), node("c", "10.0.3.0/24", "10.0.3.7")), []string{
+			"Node c: status.addresses: 10.0.3.7 lies in spec.podCIDRs 10.0.3.0/24 of node c",
+			"Node own: status.addresses: 10.0.1.1 lies in spec.podCIDRs 10.0.1.0/24 of node b"}},
 	} {
 		got := nodeWarnings(nodesOf(c.all, "own"), "own")
 		if len(got) != len(c.want) {
@@ -84,6 +87,24 @@ func TestNodeWarnings(t *testing.T) {
 	}
 	if nodeWarnings(nil, "own") != nil {
 		t.Error("warnings before anything is known")
+	}
+}
+
+func TestServiceWarning(t *testing.T) {
+	n := nodesOf(nodes(node("own", "10.1.0.0/24"), node("b", "10.1.1.0/24 fd01::/64")), "own")
+	services := map[types.NamespacedName]*corev1.Service{}
+	add := func(name string, ips ...string) {
+		services[types.NamespacedName{Namespace: "shop", Name: name}] = &corev1.Service{Spec: corev1.ServiceSpec{ClusterIPs: ips}}
+	}
+	add("web", "10.96.0.1", "fd96::1")
+	add("headless", "None")
+	if got := serviceWarning(n, services); got != nil || serviceWarning(nil, services) != nil {
+		t.Errorf("%q", got)
+	}
+	add("db", "10.96.0.2", "fd01::2")
+	add("cart", "10.1.1.9")
+	if got := serviceWarning(n, services); len(got) != 1 || !strings.HasPrefix(got[0], "Service shop/cart: spec.clusterIPs: 10.1.1.9 lies in spec.podCIDRs 10.1.1.0/24 of node b") {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -156,8 +157,9 @@ func (s *Source) awaitPublished(ctx context.Context) (revision uint64, err error
 func (s *Source) Warnings() []string {
 	s.stores.Lock()
 	nodes := s.nodes
+	services := serviceWarning(nodes, s.stores.services.objects)
 	s.stores.Unlock()
-	return append(s.health.lines(), nodeWarnings(nodes, s.NodeName)...)
+	return slices.Concat(s.health.lines(), nodeWarnings(nodes, s.NodeName), services)
 }
 
 // sayNodes logs what is new about the nodes; of Run's goroutine alone.

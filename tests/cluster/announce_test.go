@@ -128,6 +128,10 @@ func TestAnnounce(t *testing.T) {
 		t.Errorf("the lease's owner is %v: it would outlive the node", o)
 	}
 
+	if lease.Spec.RenewTime != nil || lease.Spec.AcquireTime != nil {
+		t.Errorf("the lease has times, %v and %v: nodes' clocks may differ", lease.Spec.AcquireTime, lease.Spec.RenewTime)
+	}
+
 	// kubelet says so, too, and something else.
 	web.Status.PodIP, web.Status.PodIPs = "10.244.1.8", []corev1.PodIP{{IP: "10.244.1.8"}}
 	_, err = s.Admin.CoreV1().Pods("shop").UpdateStatus(t.Context(), web, metav1.UpdateOptions{})
