@@ -22,9 +22,9 @@ import (
 // Protocol marks our routes in the kernel's tables (ip route: "proto 119").
 const Protocol = 119
 
-// unreachableMetric loses to the routes of pods, which are longer anyway, and to anything
+// nowhereMetric loses to the routes of pods, which are longer anyway, and to anything
 // an administrator adds.
-const unreachableMetric = 1 << 16
+const nowhereMetric = 1 << 16
 
 // address of a node in the family of p.
 func address(n source.Node, p netip.Prefix) (netip.Addr, bool) {
@@ -43,12 +43,16 @@ type route struct {
 	via   netip.Addr // the node, as next hop
 	node  netip.Addr // the node, as the far end of the tunnel
 	dev   int
+	kind  int // of a route to nowhere: RTN_PROHIBIT; older versions had RTN_UNREACHABLE
 }
 
-func unreachable(self source.Node) map[route]bool {
+// nowhere are the routes for addresses that no pod has. "Prohibited" is what a connected UDP
+// socket's owner hears of at the next call; "host unreachable" is not, and what was connected
+// to a pod that is gone would go on sending.
+func nowhere(self source.Node) map[route]bool {
 	out := map[route]bool{}
 	for _, cidr := range self.PodCIDRs {
-		out[route{table: unix.RT_TABLE_MAIN, to: cidr.Masked()}] = true
+		out[route{table: unix.RT_TABLE_MAIN, to: cidr.Masked(), kind: unix.RTN_PROHIBIT}] = true
 	}
 	return out
 }
@@ -56,7 +60,7 @@ func unreachable(self source.Node) map[route]bool {
 // Routes makes the routes to other nodes' pods what they should be (mode native). What
 // cannot be routed is in the error, by node; the rest is routed.
 func Routes(self source.Node, others []source.Node) error {
-	wanted := unreachable(self)
+	wanted := nowhere(self)
 	var errs []error
 	for _, n := range others {
 		for _, cidr := range n.PodCIDRs {
@@ -97,8 +101,9 @@ func reconcile(wanted map[route]bool) error {
 	}
 	var errs []error
 	type place struct {
-		table int
-		to    netip.Prefix
+		table   int
+		to      netip.Prefix
+		unicast bool // else it has another metric
 	}
 	replaced := map[place]bool{}
 	for _, r := range sorted(wanted) {
@@ -107,12 +112,12 @@ func reconcile(wanted map[route]bool) error {
 		}
 		if err := netlink.RouteReplace(r.kernel()); err != nil {
 			errs = append(errs, fmt.Errorf("route %s: %w", r, err))
-		} else if r.isUnicast() {
-			replaced[place{r.table, r.to}] = true
+		} else {
+			replaced[place{r.table, r.to, r.isUnicast()}] = true
 		}
 	}
 	for _, r := range sorted(have) {
-		if wanted[r] || r.isUnicast() && replaced[place{r.table, r.to}] {
+		if wanted[r] || replaced[place{r.table, r.to, r.isUnicast()}] {
 			continue // gone by the replacement
 		}
 		if err := netlink.RouteDel(r.kernel()); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -163,6 +168,9 @@ func ours() (map[route]bool, error) {
 
 func read(head *nl.RtMsg, rest []byte) (route, error) {
 	r := route{table: int(head.Table)}
+	if head.Type != unix.RTN_UNICAST {
+		r.kind = int(head.Type)
+	}
 	attrs, err := nl.ParseRouteAttr(rest)
 	if err != nil {
 		return r, err
@@ -202,7 +210,10 @@ func (r route) String() string {
 	case r.via.IsValid():
 		return fmt.Sprintf("%s via %s", r.to, r.via)
 	}
-	return fmt.Sprintf("unreachable %s", r.to)
+	if r.kind != unix.RTN_PROHIBIT {
+		return fmt.Sprintf("to nowhere (type %d) %s", r.kind, r.to)
+	}
+	return fmt.Sprintf("prohibit %s", r.to)
 }
 
 func (r route) kernel() *netlink.Route {
@@ -211,7 +222,7 @@ func (r route) kernel() *netlink.Route {
 		Dst: &net.IPNet{IP: r.to.Addr().AsSlice(), Mask: net.CIDRMask(r.to.Bits(), r.to.Addr().BitLen())},
 	}
 	if !r.isUnicast() {
-		k.Type, k.Priority = unix.RTN_UNREACHABLE, unreachableMetric
+		k.Type, k.Priority = r.kind, nowhereMetric
 		return k
 	}
 	k.Type, k.LinkIndex = unix.RTN_UNICAST, r.dev

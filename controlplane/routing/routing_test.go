@@ -81,7 +81,7 @@ func TestRoutesFollowTheNodes(t *testing.T) {
 	must(t, netlink.RouteAdd(foreign))
 	moved := two
 	moved.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("2001:db8::3")}
-	own := "unreachable 10.0.1.0/24, unreachable fd00:1::/64"
+	own := "prohibit 10.0.1.0/24, prohibit fd00:1::/64"
 	for _, step := range []struct {
 		nodes []source.Node
 		want  string
@@ -103,6 +103,30 @@ func TestRoutesFollowTheNodes(t *testing.T) {
 	}
 	if all, err := netlink.RouteListFiltered(netlink.FAMILY_V4, foreign, netlink.RT_FILTER_DST); err != nil || len(all) != 1 {
 		t.Errorf("somebody else's route: %v, %v", all, err)
+	}
+}
+
+// An older version's routes for addresses that no pod has told no connected UDP socket's owner
+// that its peer is gone.
+func TestOlderRoutesToNowhere(t *testing.T) {
+	sandbox.Netns(t)
+	device(t, "up", "192.0.2.1/24", "2001:db8::1/64")
+	for _, p := range self.PodCIDRs {
+		old := route{table: unix.RT_TABLE_MAIN, to: p, kind: unix.RTN_UNREACHABLE}
+		must(t, netlink.RouteAdd(old.kernel()))
+	}
+	for range 2 {
+		must(t, Routes(self, nil))
+		if got, want := listed(t), "prohibit 10.0.1.0/24, prohibit fd00:1::/64"; got != want {
+			t.Fatalf("got  %s\nwant %s", got, want)
+		}
+	}
+	for _, network := range []string{"udp4", "udp6"} {
+		to := map[string]string{"udp4": "10.0.1.9:53", "udp6": "[fd00:1::9]:53"}[network]
+		if conn, err := net.Dial(network, to); err == nil { // here at once; by an ICMP error for those who are routed
+			conn.Close()
+			t.Errorf("%s: connected", to)
+		}
 	}
 }
 

@@ -48,7 +48,7 @@ func (v VXLAN) Route(nodes *source.Nodes, cluster []netip.Prefix) error {
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	wanted := unreachable(*nodes.Own)
+	wanted := nowhere(*nodes.Own)
 	for _, w := range reached {
 		for _, r := range w.routes(dev, nodes.Own.PodCIDRs) {
 			wanted[r] = true

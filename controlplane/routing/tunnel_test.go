@@ -100,7 +100,7 @@ func tables(t *testing.T) int {
 }
 
 const (
-	ownRoutes = "unreachable 10.0.1.0/24, unreachable fd00:1::/64"
+	ownRoutes = "prohibit 10.0.1.0/24, prohibit fd00:1::/64"
 	ownRules  = "1190 from 10.0.1.0/24 table 119, 1190 from fd00:1::/64 table 119"
 )
 
