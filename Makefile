@@ -11,7 +11,8 @@
 #   test-conformance  cyclonus' cases on a node of namespaces
 #   test-api   the agent on a real kube-apiserver (built at first: ten minutes)
 #   test-cluster  a real Kubernetes of two nodes (built at first: twelve minutes), Weir installed on it,
-#              Kubernetes' own tests (SHARD=1/4: the first quarter of those; CLUSTERFLAGS="-only smoke")
+#              Kubernetes' own tests (SHARD=1/4: the first quarter of those, and no helm, kube-proxy or other CNI;
+#              CLUSTERFLAGS="-only helm,proxy,chained": those; without either: all)
 #   cluster    the same, left up to look around in until interrupted
 #   bench-scale  the agent among 10,000 pods, that kwok plays, and 1,000 policies: its memory, time and
 #              latencies (PODS=10000 POLICIES=1000 LOCAL=100 ROUNDS=50; docs/scale.md)

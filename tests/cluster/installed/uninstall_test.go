@@ -38,6 +38,12 @@ func (w *world) takeOff(pod string) {
 	_, err := w.KubectlWith(w.ctx, w.manifest("uninstall=true"), "delete", "-f", "-", "--wait")
 	w.must(err)
 	w.kubectl("-n", "kube-system", "delete", "configmap", "weir-agent")
+	w.isOff()
+}
+
+// isOff wants nothing of Weir to be left, but for its leases, which this removes.
+func (w *world) isOff() {
+	w.Helper()
 	w.kubectl("-n", "kube-system", "delete", "lease", "-l", "app.kubernetes.io/name=weir")
 	for _, n := range w.Nodes {
 		w.nothingOn(n)
