@@ -29,3 +29,5 @@ volatile const __u64 cfg_seed = 0x9e3779b97f4a7c15ULL;
 /* The pods' gateways, in wire order: nobody has these addresses, both ends know the MAC. */
 volatile const __u8 cfg_gateway4[4] = { 169, 254, 1, 1 };
 volatile const __u8 cfg_gateway6[16] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee };
+/* A flow that goes on is told of again after so long if it has had packets, ms; 0 = never. */
+volatile const __u64 cfg_update = 60000;

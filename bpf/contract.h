@@ -90,6 +90,7 @@ enum drop_reason {
 	DROP_TUNNEL_NODE,      /* out of the tunnel, from an address that is no node's */
 	DROP_TUNNEL_SOURCE,    /* out of the tunnel, from a sender that is not of the node that sent it */
 	DROP_TUNNEL_BYPASSED,  /* from another node's pod, and not by the tunnel */
+	DROP_KERNEL,           /* the kernel's own, outside our hooks: event.kernel_reason says why */
 	DROP_REASON_MAX,
 };
 
@@ -110,6 +111,7 @@ enum counter {
 	COUNT_DENIAL_CACHED,     /* denials answered without a scan */
 	COUNT_PARKED,            /* first packets handed to the agent: their peer is not known yet */
 	COUNT_UNTRACKED,         /* forwarded without a flow entry: strays and races */
+	COUNT_FLOW_UPDATED,      /* periodic events of long flows */
 	COUNT_DROP = 32,
 	COUNT_MAX = 96,
 };
@@ -168,7 +170,10 @@ enum flow_state {
 	FLOW_PICKED_UP = 1 << 7,
 	FLOW_TWO_WAY = 1 << 9, /* begun mid-stream: who began it is not known, and both ways have to be allowed */
 	FLOW_CLAIMED = 1 << 8, /* being taken over or deleted: leave it alone */
-	FLOW_END_SHIFT = 16,   /* enum flow_end, once closed */
+	FLOW_OWNER = 1 << 10,  /* the side (0 or 1) whose endpoint is charged for the entry */
+	FLOW_TCP_0 = 1 << 11,  /* side 0's socket has closed: errors[0] is how its connection went */
+	FLOW_TCP_1 = 1 << 12,
+	FLOW_END_SHIFT = 16, /* enum flow_end, once closed */
 };
 
 /* GONE: a pod of it is not there any more. */
@@ -182,6 +187,15 @@ struct flow_side {
 	__u16 mark;  /* what its packets carry through the stack: enum mark_bits | endpoint number */
 };
 
+/* How a TCP connection went for a socket, in 32 bits: segments sent again (65535 = at least), and
+ * its smoothed round-trip time in us, a mantissa of 11 bits << an exponent of 5. */
+enum flow_tcp {
+	TCP_RETRANSMITS_SHIFT = 16,
+	TCP_RETRANSMITS_MOST = 0xffff,
+	TCP_EXPONENT_SHIFT = 11,
+	TCP_MANTISSA = 0x7ff,
+};
+
 /* Entries of another build's table are taken over field by field, by name: a field whose
  * meaning changes gets another name. */
 struct flow {
@@ -193,11 +207,11 @@ struct flow {
 	__u32 rule[2];     /* by direction: rule ids */
 	__u32 identity[2]; /* by side */
 	__u32 endpoint[2]; /* by side: endpoint numbers, 0 = none here */
-	__u32 owner;       /* endpoint charged for the entry */
 	__u32 tcp_flags;   /* union of flags seen: side 0 in bits 0..7, side 1 in 8..15 */
+	__u32 told;        /* clock (ms), low half: when closed; before, of the newest periodic event */
 	__u64 created;     /* ktime, ns */
-	__u64 ended;       /* clock (ms) when closed */
-	__u32 errors[2];   /* by side that is sent ICMP errors: second (clock) << 8 | how many in it */
+	__u32 errors[2];  /* by side that is sent ICMP errors: second (clock) << 8 | how many in it; or enum flow_tcp */
+	__u32 process[2]; /* by side: number of the process whose socket it is, 0 = not known */
 	struct flow_side side[2];
 };
 
@@ -338,6 +352,38 @@ struct frontend_key {
 	__u8 family;
 };
 
+/* A process's number is given to it when a socket first names it, and never again. With this bit
+ * the process did not open the socket: it is the oldest that held it. */
+enum process_number { PROCESS_HELD = 0x80000000 };
+
+struct process_key {
+	__u64 start; /* CLOCK_BOOTTIME, ns */
+	__u32 pid;   /* in the initial PID namespace */
+	__u32 exec;  /* how often it has become another program */
+};
+
+/* Room for a process's description; the first two are powers of two. */
+enum process_limits {
+	PROCESS_EXE_MAX = 256,
+	PROCESS_CGROUP_MAX = 128,
+	PROCESS_NAME_MAX = 128, /* of one name, its end included */
+	PROCESS_DEPTH = 32,     /* names and mounts of a path */
+	PROCESS_CGROUPS = 8,
+};
+
+/* What is known of a process. Paths are names, each with its end (0), the last one first. */
+struct process {
+	struct process_key key;
+	__u16 exe_length;
+	__u16 cgroup_length;
+	__u8 exe_whole; /* its path is there up to the root */
+	__u8 pad[7];
+	__u32 busy; /* in the draft: being written */
+	char name[16];
+	char exe[PROCESS_EXE_MAX + PROCESS_NAME_MAX];
+	char cgroup[PROCESS_CGROUP_MAX + PROCESS_NAME_MAX];
+};
+
 /* What a Service's address and port stand for: a list in backends, of a head and then
  * count backends by address and port. A list is immutable while a word names it. */
 struct backend_list {
@@ -405,6 +451,12 @@ struct denial_count {
 	__u64 bytes;
 };
 
+/* What the kernel dropped of an endpoint's packets, and its own reason (enum skb_drop_reason). */
+struct kernel_drop_key {
+	__u32 endpoint;
+	__u32 reason;
+};
+
 /* A first fragment that was let through. check is a mix of what names the datagram:
  * 0 while the place is written, and where nothing is. */
 struct fragment {
@@ -416,7 +468,7 @@ struct fragment {
 	__u8 pad[3];
 };
 
-enum event_kind { EVENT_NEW = 1, EVENT_ENDED = 2, EVENT_REVOKED = 3, EVENT_DENIED = 4 };
+enum event_kind { EVENT_NEW = 1, EVENT_ENDED = 2, EVENT_REVOKED = 3, EVENT_DENIED = 4, EVENT_UPDATE = 5 };
 
 /* What leaves by the rings. tuple is in the initiator's orientation for flows, the
  * packet's for denials. */
@@ -443,6 +495,10 @@ struct event {
 	__u8 picked_up;
 	__u64 packets[2]; /* by source, destination */
 	__u64 bytes[2];
+	__u32 process[2];    /* by source, destination: numbers, 0 = not known */
+	__u32 tcp[2];        /* likewise: enum flow_tcp, for those that tcp_known has a bit for (1, 2) */
+	__u32 kernel_reason; /* enum skb_drop_reason of the running kernel, for DROP_KERNEL */
+	__u32 tcp_known;
 };
 
 /* A frame of a peer that is not known yet, see park.h. */
@@ -464,7 +520,7 @@ _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
 _Static_assert(sizeof(struct port_group) == 24, "port_group");
 _Static_assert(sizeof(struct port_span) == 40, "port_span");
 _Static_assert(WIDE_WORDS * 64 == WIDE_MAX, "wide_mask");
-_Static_assert(sizeof(struct event) == 144, "event");
+_Static_assert(sizeof(struct event) == 168, "event");
 _Static_assert(sizeof(struct backend_list) == sizeof(struct backend), "backend_list");
 _Static_assert(sizeof(struct backend) == 24, "backend");
 _Static_assert(sizeof(struct translation) == 40, "translation");

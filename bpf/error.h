@@ -59,6 +59,8 @@ static __always_inline int error_budget(struct flow *f, int side)
 {
 	__u32 *errors = &f->errors[side & 1], was = READ_ONCE(*errors), second = node.clock / 1000 << 8;
 
+	if (READ_ONCE(f->state) & (side & 1 ? FLOW_TCP_1 : FLOW_TCP_0))
+		return 0; /* the socket that it was for has closed */
 	if ((was ^ second) >> 8)
 		CMPXCHG(*errors, was, second);
 	return (READ_ONCE(*errors) & 0xff) < ERROR_BUDGET && (ADD(*errors, 1) & 0xff) < ERROR_BUDGET;

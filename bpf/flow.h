@@ -42,6 +42,12 @@ static __always_inline int is_closing(__u32 state)
 	return state & FLOW_RST || (state & (FLOW_FIN_0 | FLOW_FIN_1)) == (FLOW_FIN_0 | FLOW_FIN_1);
 }
 
+/* The first packet of who did not begin. */
+static __always_inline int is_answer(__u32 state, int side)
+{
+	return !(state & FLOW_REPLIED) && (state & FLOW_INITIATOR) != side;
+}
+
 static __always_inline int is_opener(struct packet *p)
 {
 	return p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;

@@ -144,11 +144,11 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 	w->end[0].iface = w->ifindex;
 	if (!way)
 		way = from_pod_decide(skb, w);
-	f = walk_settle(w, w->ifindex, way);
+	f = walk_settle(skb, w, w->ifindex, way);
 	if (way == DROP_NONE)
 		return f ? deliver(skb, f, w->side) : TC_DROP;
 	if (way < NO_ENTRY) {
-		refuse(w);
+		refuse(skb, w);
 		park(skb, w, 1);
 		return TC_DROP;
 	}

@@ -39,7 +39,7 @@ static __always_inline struct flow *walk_entry(struct walk *w)
 }
 
 /* Counts and reports what goes on, remembers first fragments; returns the entry to deliver by. */
-static __always_inline struct flow *walk_settle(struct walk *w, __u32 iface, int way)
+static __always_inline struct flow *walk_settle(struct __sk_buff *skb, struct walk *w, __u32 iface, int way)
 {
 	struct flow *f = 0;
 
@@ -47,6 +47,8 @@ static __always_inline struct flow *walk_settle(struct walk *w, __u32 iface, int
 		fragment_first(w, iface, way == DROP_NONE);
 	if (way == DROP_NONE)
 		f = bpf_map_lookup_elem(&flows, &w->key);
+	if (f && !READ_ONCE(f->process[w->side & 1]))
+		flow_process(skb, f, w->side);
 	if (f)
 		flow_count(f, &w->packet, w->side);
 	if (f && w->started)

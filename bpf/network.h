@@ -27,9 +27,9 @@ static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w
 		w->end[1].iface = IFACE_OUTSIDE;
 		way = to_tunnel_port(w) ? walk_drop(w, DROP_TUNNEL) : decide_new(w, walk_entry(w), 0);
 	}
-	walk_settle(w, iface, way);
+	walk_settle(skb, w, iface, way);
 	if (way != DROP_NONE && way < NO_ENTRY)
-		return refuse(w);
+		return refuse(skb, w);
 	mark_write(skb, sender | MARK_EGRESS);
 	return TC_NEXT;
 }
@@ -65,11 +65,11 @@ static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk 
 		if (is_anew(w, way))
 			return TC_NEXT;
 		if (!way) {
-			walk_settle(w, IFACE_OUTSIDE, way);
+			walk_settle(skb, w, IFACE_OUTSIDE, way);
 			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
 		}
 	}
-	return way ? refuse(w) : TC_NEXT;
+	return way ? refuse(skb, w) : TC_NEXT;
 }
 
 /* What comes from outside and may be what it says it is. */
@@ -90,9 +90,9 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct walk *w)
 }
 
 /* Drops what never got to a walk. */
-static __always_inline int refuse_for(struct walk *w, int reason)
+static __always_inline int refuse_for(struct __sk_buff *skb, struct walk *w, int reason)
 {
 	walk_slow(w);
 	walk_drop(w, reason);
-	return refuse(w);
+	return refuse(skb, w);
 }

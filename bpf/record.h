@@ -1,26 +1,41 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Counting (per CPU, so without atomics), and what leaves by the rings: nothing is dropped
- * without a count, and no event is lost without one. */
+/* What leaves by the rings: nothing is dropped without a count, and no event is lost without
+ * one. */
 #pragma once
+#include "budget.h"
+#include "socket.h"
 #include "walk.h"
 
 #define TC_NEXT -1 /* accept: other people's filters still run */
 #define TC_DROP 2
-
-static __always_inline void count(__u32 index)
-{
-	__u64 *n = bpf_map_lookup_elem(&counters, &index);
-
-	if (n)
-		*n += 1;
-}
 
 static __always_inline __u32 packets_of(struct packet *p)
 {
 	return p->segments > 1 ? p->segments : 1;
 }
 
-static __always_inline void denial_emit(struct walk *w)
+/* The number of the process whose socket a packet left. A SYN+ACK has its listener's; what the
+ * kernel says by itself (RST, ICMP) has no process, and an accepted socket no opener: who
+ * listens did not have to accept it. */
+static __always_inline __u32 sender_process(struct __sk_buff *skb, int answers)
+{
+	struct bpf_sock *sk = skb->sk, *full;
+	__u32 *number;
+
+	if (!sk)
+		return 0;
+	full = bpf_sk_fullsock(sk);
+	if (full && answers && full->protocol == IPPROTO_TCP)
+		return 0;
+	if (!full)
+		full = bpf_get_listener_sock(sk);
+	if (!full)
+		return 0;
+	number = bpf_sk_storage_get(&socket_process, full, 0, 0);
+	return number ? *number : 0;
+}
+
+static __always_inline void denial_emit(struct __sk_buff *skb, struct walk *w)
 {
 	struct event *e = bpf_ringbuf_reserve(&denial_events, sizeof(*e), 0);
 
@@ -49,46 +64,15 @@ static __always_inline void denial_emit(struct walk *w)
 	e->tcp_flags = w->packet.tcp_flags;
 	e->packets[0] = packets_of(&w->packet);
 	e->bytes[0] = w->packet.length;
+	if (w->end[0].endpoint)
+		e->process[0] = sender_process(skb, 0);
 	bpf_ringbuf_submit(e, 0);
 	count(COUNT_DENIAL_EMITTED);
 }
 
-/* A tenth of a second's worth of clock is lost at worst: the window is the clock's second. */
-static __always_inline int denial_budget(__u32 number)
-{
-	struct endpoint_state *s = bpf_map_lookup_elem(&endpoint_states, &number);
-	__u64 second = READ_ONCE(node.clock) / 1000 + 1, was;
-
-	if (!s)
-		return 0;
-	was = READ_ONCE(s->window);
-	if (was != second && CMPXCHG(s->window, was, second) == was)
-		WRITE_ONCE(s->recorded, 0);
-	if (READ_ONCE(s->recorded) < DENIED_BUDGET && ADD(s->recorded, 1) < DENIED_BUDGET)
-		return 1;
-	ADD(s->suppressed, 1);
-	return 0;
-}
-
-static __always_inline void denial_count(struct denial_count_key *key, struct packet *p)
-{
-	struct denial_count *n = bpf_map_lookup_elem(&denial_counts, key), zero = {};
-
-	if (!n) {
-		bpf_map_update_elem(&denial_counts, key, &zero, BPF_NOEXIST);
-		n = bpf_map_lookup_elem(&denial_counts, key);
-	}
-	if (n) {
-		n->packets += packets_of(p);
-		n->bytes += p->length;
-	} else {
-		count(COUNT_DENIAL_UNCOUNTED);
-	}
-}
-
 /* Counts and records the walk's packet as dropped. Charged to the local sender, else to
  * the pod whose policy denied: a scanner must not blind its victim's log. */
-__noinline int refuse(struct walk *w)
+__noinline int refuse(struct __sk_buff *skb, struct walk *w)
 {
 	struct denial_count_key key = {};
 
@@ -98,12 +82,12 @@ __noinline int refuse(struct walk *w)
 	key.rule = w->direction == DIRECTION_EGRESS ? w->rule[0] : w->direction == DIRECTION_INGRESS ? w->rule[1] : 0;
 	key.direction = w->direction;
 	key.reason = w->reason;
-	denial_count(&key, &w->packet);
+	denial_count(&key, packets_of(&w->packet), w->packet.length);
 	count(COUNT_DROP + w->reason);
 	if (w->reason == DROP_NEIGHBOUR || w->reason == DROP_MULTICAST)
 		return TC_DROP; /* every host's chatter: counted, not recorded */
 	if (denial_budget(key.endpoint))
-		denial_emit(w);
+		denial_emit(skb, w);
 	else
 		count(COUNT_DENIAL_SUPPRESSED);
 	return TC_DROP;
@@ -126,6 +110,10 @@ static __always_inline void event_orient(struct event *e, struct flow *f, struct
 	e->bytes[1] = READ_ONCE(f->side[b].bytes);
 	e->tcp_flags = (f->tcp_flags >> (8 * a) & 0xff) | (f->tcp_flags >> (8 * b) & 0xff) << 8;
 	e->ifindex = f->ifindex[a];
+	e->process[0] = READ_ONCE(f->process[a]);
+	e->process[1] = READ_ONCE(f->process[b]);
+	e->tcp[0] = READ_ONCE(f->errors[a]);
+	e->tcp[1] = READ_ONCE(f->errors[b]);
 }
 
 /* Clock of the flow's newest packet. */
@@ -173,9 +161,27 @@ __noinline int flow_emit(struct flow *f, struct flow_key *key, __u32 kind, __u32
 	e->path = state & FLOW_PATH_BPF ? PATH_BPF : PATH_STACK;
 	e->end = kind == EVENT_REVOKED ? END_REVOKED : state >> FLOW_END_SHIFT;
 	e->picked_up = !!(state & FLOW_PICKED_UP);
+	e->tcp_known = !!(state & (state & FLOW_INITIATOR ? FLOW_TCP_1 : FLOW_TCP_0)) |
+		       !!(state & (state & FLOW_INITIATOR ? FLOW_TCP_0 : FLOW_TCP_1)) << 1;
 	if (key->protocol == 1 || key->protocol == 58)
 		e->icmp_type = key->protocol == 1 ? 8 : 128;
 	bpf_ringbuf_submit(e, 0);
 	count(COUNT_EVENT_EMITTED);
+	return 0;
+}
+
+/* Notes whose socket a side's packet left, once it is known of that side. */
+__noinline int flow_process(struct __sk_buff *skb, struct flow *f, __u32 side)
+{
+	__u32 number;
+
+	if (!f)
+		return 0;
+	side &= 1;
+	if (!f->endpoint[side] || READ_ONCE(f->process[side]))
+		return 0;
+	number = sender_process(skb, (READ_ONCE(f->state) & FLOW_INITIATOR) != side);
+	if (number)
+		WRITE_ONCE(f->process[side], number);
 	return 0;
 }

@@ -2,17 +2,9 @@
 /* What Services stand for, and the choice of a backend. */
 #pragma once
 #include "access.h"
+#include "socket.h"
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
-
-/* Network namespaces of this agent's endpoints: nobody else's sockets are touched. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, ENDPOINT_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);   /* cookie */
-	__type(value, __u32); /* endpoint number */
-} netns_endpoints SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

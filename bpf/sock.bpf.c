@@ -10,7 +10,12 @@
  *   sendmsg        likewise for each Service that an unconnected socket sends to
  *   recvmsg        the backend -> the Service that the socket asked for
  *   getpeername    likewise
+ *
+ * And they note whose socket it is, where no tracepoint tells: of all but TCP (observe.bpf.c).
+ *
+ *   socket, bind, connect, sendmsg    the newest of these counts
  */
+#include "process.h"
 #include "service.h"
 #include <bpf/bpf_endian.h>
 
@@ -106,13 +111,21 @@ static __always_inline void remember(struct translation *t, struct frontend_key 
 	t->position = s->position;
 }
 
-/* The list of the Service that an endpoint's socket names; 0 = nothing to translate. */
+static __always_inline int is_named_elsewhere(__u32 protocol)
+{
+	return !cfg_process || protocol == PROTOCOL_TCP || protocol == PROTOCOL_MPTCP;
+}
+
+/* The list of the Service that an endpoint's socket names; 0 = nothing to translate. Whose the
+ * socket is has been noted then. */
 static __always_inline __u32 named_list(struct bpf_sock_addr *ctx, enum socket_family f, struct frontend_key *k,
 					__u64 *netns)
 {
 	*netns = bpf_get_netns_cookie(ctx);
 	if (!bpf_map_lookup_elem(&netns_endpoints, netns))
 		return 0;
+	if (!is_named_elsewhere(ctx->protocol) && ctx->sk)
+		socket_name(ctx->sk, process_named(bpf_get_current_task_btf()));
 	name_read(ctx, f, k);
 	return service_list(k);
 }
@@ -224,7 +237,22 @@ static __always_inline int shows(struct bpf_sock_addr *ctx, enum socket_family f
 	return PASS;
 }
 
+static __always_inline int belongs(struct bpf_sock *sk)
+{
+	__u64 netns;
+
+	if (is_named_elsewhere(sk->protocol))
+		return PASS;
+	netns = bpf_get_netns_cookie(sk);
+	if (bpf_map_lookup_elem(&netns_endpoints, &netns))
+		socket_name(sk, process_named(bpf_get_current_task_btf()));
+	return PASS;
+}
+
 /* clang-format off */
+SEC("cgroup/sock_create") int sock_create(struct bpf_sock *sk) { return belongs(sk); }
+SEC("cgroup/post_bind4") int post_bind4(struct bpf_sock *sk) { return belongs(sk); }
+SEC("cgroup/post_bind6") int post_bind6(struct bpf_sock *sk) { return belongs(sk); }
 SEC("cgroup/connect4") int connect4(struct bpf_sock_addr *ctx) { return connects(ctx, V4); }
 SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) { return connects(ctx, V6); }
 SEC("cgroup/sendmsg4") int sendmsg4(struct bpf_sock_addr *ctx) { return sends(ctx, V4); }

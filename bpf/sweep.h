@@ -28,7 +28,7 @@ static __always_inline __u64 flow_timeout(struct flow_key *key, __u32 state)
 
 static __always_inline void flow_delete(struct flow_key *slot, struct flow *f, __u32 at, __u32 state)
 {
-	__u32 owner = f->owner;
+	__u32 owner = flow_owner(f, state);
 
 	if (CMPXCHG(f->state, state, state | FLOW_CLAIMED) != state)
 		return;
@@ -51,6 +51,20 @@ static __always_inline int is_gone(struct flow *f, int side)
 		return 0;
 	is = READ_ONCE(ep->ifindex);
 	return is ? is != was && was < IFACE_OUTSIDE : !word;
+}
+
+/* Tells of a long flow, if there is something to tell since the last time. */
+static __always_inline void flow_update(struct flow *f, struct flow_key *key, __u64 now)
+{
+	__u32 told = READ_ONCE(f->told);
+	__u64 ago = now - f->created / 1000000;
+
+	if (told)
+		ago = (__u32)now - told;
+	if (ago < cfg_update || now - flow_last(f) >= ago || CMPXCHG(f->told, told, (__u32)now | 1) != told)
+		return;
+	count(COUNT_FLOW_UPDATED);
+	flow_emit(f, key, EVENT_UPDATE, 0, DIRECTION_NONE);
 }
 
 struct slice {
@@ -78,7 +92,7 @@ static long sweep_slot(__u32 i, struct slice *slice)
 	if (state & FLOW_CLAIMED || !stamp)
 		return 0;
 	if (state & FLOW_CLOSED) {
-		if (now - READ_ONCE(f->ended) >= cfg_linger)
+		if ((__u32)now - READ_ONCE(f->told) >= cfg_linger)
 			flow_delete(slot, f, at, state);
 		return 0;
 	}
@@ -87,6 +101,8 @@ static long sweep_slot(__u32 i, struct slice *slice)
 		flow_close(f, slot, state, end == END_TIMEOUT ? END_GONE : end);
 	else if (now - flow_last(f) >= flow_timeout(slot, state))
 		flow_close(f, slot, state, end);
+	else if (cfg_update && !(stamp & STAMP_DROP))
+		flow_update(f, slot, now);
 	return 0;
 }
 

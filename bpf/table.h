@@ -32,6 +32,14 @@ static __always_inline int share_take(__u32 owner)
 	return 0;
 }
 
+/* The endpoint that is charged for an entry. */
+static __always_inline __u32 flow_owner(struct flow *f, __u32 state)
+{
+	__u32 a = READ_ONCE(f->endpoint[0]), b = READ_ONCE(f->endpoint[1]);
+
+	return state & FLOW_OWNER ? b : a;
+}
+
 static __always_inline void share_give(__u32 owner)
 {
 	struct endpoint_state *s = bpf_map_lookup_elem(&endpoint_states, &owner);
@@ -116,14 +124,16 @@ static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owne
 		return NO_ENTRY;
 
 	WRITE_ONCE(f->stamp, 0);
-	f->owner = owner;
 	f->tcp_flags = 0;
 	f->created = bpf_ktime_get_ns();
-	f->ended = 0;
+	f->told = 0;
 	f->errors[0] = f->errors[1] = 0;
+	f->process[0] = f->process[1] = 0;
 	f->side[0].packets = f->side[0].bytes = f->side[1].packets = f->side[1].bytes = 0;
 	f->side[0].last = f->side[1].last = node.clock;
 	flow_fill(f, w, reversed);
+	if ((w->end[0].endpoint == owner ? w->side : w->side ^ 1) & 1)
+		how |= FLOW_OWNER;
 	WRITE_ONCE(f->state, how | ((w->side ^ reversed) & FLOW_INITIATOR));
 	WRITE_ONCE(f->stamp, stamp_of(w, reversed));
 	count(COUNT_FLOW_NEW);
@@ -172,14 +182,17 @@ static __always_inline void flow_restore(struct flow *f, struct flow *was)
 	__builtin_memcpy(f->ifindex, was->ifindex, sizeof(f->ifindex));
 	__builtin_memcpy(f->rule, was->rule, sizeof(f->rule));
 	__builtin_memcpy(f->identity, was->identity, sizeof(f->identity));
-	__builtin_memcpy(f->endpoint, was->endpoint, sizeof(f->endpoint));
+	if (was->endpoint[0])
+		f->endpoint[0] = was->endpoint[0];
+	if (was->endpoint[1])
+		f->endpoint[1] = was->endpoint[1];
 	f->side[0].mark = was->side[0].mark;
 	f->side[1].mark = was->side[1].mark;
 	__builtin_memcpy(f->side[0].mac, was->side[0].mac, 6);
 	__builtin_memcpy(f->side[1].mac, was->side[1].mac, 6);
 	f->created = was->created;
 	WRITE_ONCE(f->basis, 0);
-	WRITE_ONCE(f->state, was->state);
+	WRITE_ONCE(f->state, (was->state & ~FLOW_OWNER) | (f->state & FLOW_OWNER));
 	WRITE_ONCE(f->stamp, was->stamp);
 }
 
@@ -190,7 +203,7 @@ static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 {
 	struct flow_key *slot;
 	struct flow *f;
-	__u32 at = 0;
+	__u32 at = 0, owner;
 
 	f = bpf_map_lookup_elem(&flows, key);
 	if (f) {
@@ -206,17 +219,24 @@ static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 					    was->state & (FLOW_REPLIED | FLOW_FIN_0 | FLOW_FIN_1 | FLOW_RST));
 		return NO_ENTRY;
 	}
-	if (!share_take(was->owner))
+	/* Charged as when it was made, whatever the build before said of that. */
+	was->state &= ~FLOW_OWNER;
+	if (!!(was->state & FLOW_INITIATOR) != !!(was->state & FLOW_PICKED_UP))
+		was->state |= FLOW_OWNER;
+	if (!flow_owner(was, was->state))
+		was->state ^= FLOW_OWNER;
+	owner = flow_owner(was, was->state);
+	if (!share_take(owner))
 		return DROP_FLOW_SHARE;
 	if (!slot_take(&at)) {
-		share_give(was->owner);
+		share_give(owner);
 		return DROP_FLOW_TABLE_FULL;
 	}
 	was->slot = at;
 	slot = bpf_map_lookup_elem(&flow_slots, &at);
 	if (!slot || bpf_map_update_elem(&flows, key, was, BPF_NOEXIST)) {
 		bpf_map_push_elem(&flow_free, &at, BPF_ANY);
-		share_give(was->owner);
+		share_give(owner);
 		return DROP_FLOW_TABLE_FULL;
 	}
 	ADD(node.flows, 1);
@@ -240,7 +260,7 @@ __noinline int flow_close(struct flow *f, struct flow_key *key, __u32 state, __u
 
 	if (!f || !key)
 		return 0;
-	WRITE_ONCE(f->ended, node.clock); /* first: the sweep deletes what it sees closed and long ended */
+	WRITE_ONCE(f->told, (__u32)node.clock); /* first: the sweep deletes what it sees closed and long ended */
 	if (CMPXCHG(f->state, state, closed) != state)
 		return 0;
 	count(COUNT_FLOW_ENDED);
@@ -287,7 +307,7 @@ __noinline int flow_take_over(struct walk *w, struct flow *f, __u32 owner, __u32
 		WRITE_ONCE(f->state, state);
 		return NO_ENTRY;
 	}
-	was = f->owner;
+	was = flow_owner(f, state);
 	if (was != owner) {
 		if (!share_take(owner)) {
 			WRITE_ONCE(f->state, state);

@@ -104,10 +104,10 @@ static __always_inline int to_pod_slow(struct __sk_buff *skb, struct walk *w, __
 	w->end[1].iface = w->ifindex;
 	if (!way)
 		way = to_pod_decide(skb, w, iface, sender);
-	walk_settle(w, iface, way);
+	walk_settle(skb, w, iface, way);
 	if (way == DROP_NONE || way >= NO_ENTRY)
 		return TC_NEXT;
-	refuse(w);
+	refuse(skb, w);
 	park(skb, w, 0);
 	return TC_DROP;
 }

@@ -29,6 +29,8 @@ SEC("tc") int from_pod(struct __sk_buff *skb)
 	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
 		f = walk_flow(&w, w.ifindex, SENDER);
 		if (f && w.hit == HIT_LIVE) {
+			if (is_answer(READ_ONCE(f->state), w.side))
+				flow_process(skb, f, w.side); /* the first answer names who listens */
 			walk_live(&w, f, w.ifindex);
 			return deliver(skb, f, w.side);
 		}
@@ -86,7 +88,7 @@ SEC("tc") int from_network(struct __sk_buff *skb)
 
 	walk_begin(skb, &w);
 	if (cfg_tunnel_port && is_untunnelled(&w))
-		return refuse_for(&w, DROP_TUNNEL_BYPASSED);
+		return refuse_for(skb, &w, DROP_TUNNEL_BYPASSED);
 	return from_outside(skb, &w);
 }
 
@@ -100,7 +102,7 @@ SEC("tc") int from_tunnel(struct __sk_buff *skb)
 	walk_begin(skb, &w);
 	reason = tunnel_check(skb, &w);
 	if (reason)
-		return refuse_for(&w, reason);
+		return refuse_for(skb, &w, reason);
 	if (bpf_skb_change_type(skb, PACKET_HOST))
 		return TC_DROP;
 	return from_outside(skb, &w);
@@ -169,6 +171,10 @@ EXPORT(enum, flow_end);
 EXPORT(enum, endpoint_flags);
 EXPORT(enum, group_flags);
 EXPORT(enum, event_kind);
+EXPORT(enum, process_number);
+EXPORT(enum, flow_tcp);
+EXPORT(enum, process_limits);
+EXPORT(struct, process);
 EXPORT(struct, event);
 EXPORT(struct, parked);
 EXPORT(struct, slots);

@@ -87,7 +87,9 @@ type Counters struct {
 	DenialsEmitted, DenialsLost, DenialsSuppressed, DenialsUncounted, DenialsCached  uint64
 	Parked                                                                           uint64 // dropped, and handed to the agent to send again
 	Untracked                                                                        uint64 // forwarded without a flow entry
+	FlowsUpdated                                                                     uint64 // periodic events
 	Drops                                                                            map[Reason]uint64
+	KernelDrops                                                                      map[string]uint64 // Drops[ReasonKernel] by the kernel's own reasons
 }
 
 // DenialCount is an exact count of denied packets.

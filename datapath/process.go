@@ -11,7 +11,10 @@ import (
 type Process struct {
 	PID   uint32    // as the initial PID namespace has it
 	Start time.Time // of the process, not of the program
-	// What follows is "" when it is not known (any more): PID and Start alone name it.
+	// Held: the socket is older than those who note who opens sockets, and this is the oldest
+	// process that held it then.
+	Held bool
+	// What follows is "" when it is not known.
 	Name       string // the thread group leader's, as in /proc/PID/comm
 	Executable string // path in the mount namespace of the process
 	Cgroup     string // path, as much of its end as was kept

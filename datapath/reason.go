@@ -12,6 +12,7 @@ const (
 	ReasonUnmanagedPeer Reason = 2 // a ruleset said no to an address the cluster has not shown yet
 	ReasonNoEndpoint    Reason = 3
 	ReasonNoRuleset     Reason = 4
+	ReasonKernel        Reason = 34 // the kernel's own, Event.KernelReason says which
 )
 
 // reasonNames are the words of the enum's names; a test in datapath/maps compares them.
@@ -20,7 +21,7 @@ var reasonNames = [...]string{
 	"foreign source", "ethertype", "vlan", "truncated", "bad header", "ip options", "extension header",
 	"fragment short", "fragment unknown", "tcp flags", "tcp stray", "icmp type", "icmp unrelated",
 	"neighbour", "multicast", "family", "tunnel", "flow table full", "flow share", "shield", "quarantine",
-	"destination", "icmp rate", "tunnel network", "tunnel node", "tunnel source", "tunnel bypassed",
+	"destination", "icmp rate", "tunnel network", "tunnel node", "tunnel source", "tunnel bypassed", "kernel",
 }
 
 // Reasons is how many there are.

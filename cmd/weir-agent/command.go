@@ -39,6 +39,8 @@ type options struct {
 	tunnelPort   uint16
 	addWait      time.Duration
 	pickUp       time.Duration
+	process      bool
+	flowUpdate   time.Duration
 	recheck      time.Duration
 	mapSizes     []string
 	flowLog      int
@@ -125,6 +127,8 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network), vxlan (a tunnel over any network) or none (not in standalone)")
 	f.Uint16Var(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")
 	f.BoolVar(&o.masquerade, "masquerade", true, "translate pods' addresses on the way out of the cluster (not in standalone)")
+	f.BoolVar(&o.process, "process", true, "note which process opened a pod's socket, for flow records (UDP's with --cgroup-root only)")
+	f.DurationVar(&o.flowUpdate, "flow-update", time.Minute, "how often a flow that goes on gets a record; 0 = only when it begins and ends")
 	f.DurationVar(&o.pickUp, "pick-up", 10*time.Minute, "how long TCP goes on without a record after a node that has pods lost its flow table (docs/flows.md); 0 = it does not")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
 	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s)")
@@ -178,6 +182,9 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.markShift > 16 {
 		return usage("--mark-shift %d: 16 bits must fit, it is 16 at most", o.markShift)
+	}
+	if o.flowUpdate < 0 || o.flowUpdate > 0 && o.flowUpdate < time.Second {
+		return usage("--flow-update %s must be 0 or at least 1s", o.flowUpdate)
 	}
 	if o.pickUp < 0 {
 		return usage("--pick-up %s must not be negative", o.pickUp)

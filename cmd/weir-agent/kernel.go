@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +26,12 @@ type kernel struct {
 	set     string
 	next    *loader.Loaded // nil: nothing is to be replaced
 	inForce chan struct{}  // closed once these programs are
+	named   bool           // sockets older than the programs have been looked for
+	older   bool           // there may be some
 	lock    *os.File
+
+	mu       sync.Mutex
+	warnings []string
 }
 
 var _ datapath.Kernel = (*kernel)(nil)
@@ -42,9 +49,11 @@ func load(o *options, state *statedir.Dir) (_ *kernel, err error) {
 		return nil, err
 	}
 	programs := o.programs()
-	if pods, err := endpoint.Any(state); err == nil && !pods {
+	pods, err := endpoint.Any(state)
+	if err == nil && !pods {
 		programs.Pickup = -1 // no connection can have lost its record
 	}
+	k.older = pods && !loader.NamesSockets(o.bpffsDir)
 	loaded, err := loader.Load(programs)
 	if err != nil {
 		return nil, err
@@ -61,6 +70,7 @@ func load(o *options, state *statedir.Dir) (_ *kernel, err error) {
 		return k, err
 	}
 	close(k.inForce)
+	k.warn(loaded.Unobserved)
 	o.log.Info("programs are in force", "bpffsDir", o.bpffsDir, "adopted", loaded.Adopted, "abi", loaded.Abi)
 	if err := loaded.Close(); err != nil {
 		return nil, fmt.Errorf("close programs: %w", err)
@@ -72,8 +82,12 @@ func load(o *options, state *statedir.Dir) (_ *kernel, err error) {
 // Commit implements datapath.Kernel. The first that succeeds puts the programs in force.
 func (k *kernel) Commit(s *datapath.State) (uint64, error) {
 	epoch, err := k.Kernel.Commit(s)
-	if err != nil || k.next == nil {
+	if err != nil {
 		return epoch, err
+	}
+	defer k.nameSockets()
+	if k.next == nil {
+		return epoch, nil
 	}
 	begun := time.Now()
 	taken, left, err := k.next.Switch(k.Kernel)
@@ -82,9 +96,47 @@ func (k *kernel) Commit(s *datapath.State) (uint64, error) {
 	}
 	k.o.log.Info("programs are in force on new maps", "abi", k.next.Abi, "flows", taken, "flowsLeft", left, "took", time.Since(begun))
 	close(k.inForce)
+	k.warn(k.next.Unobserved)
 	err = k.next.Close()
 	k.next = nil
 	return epoch, err
+}
+
+// nameSockets looks, once there are endpoints, for sockets that the programs did not see open.
+func (k *kernel) nameSockets() {
+	if k.named || !k.o.process || k.next != nil {
+		return
+	}
+	k.named = true
+	if k.older && !inInitialPIDNamespace() {
+		k.warn(errors.New("processes of connections older than this version are not known: the agent sees no other container's processes (hostPID would show them)"))
+	}
+	if err := loader.NameSockets(k.o.programs()); err != nil {
+		k.warn(fmt.Errorf("processes of connections older than the agent are not known: %w", err))
+	}
+}
+
+func inInitialPIDNamespace() bool {
+	ns, err := os.Readlink("/proc/self/ns/pid")
+	return err == nil && ns == "pid:[4026531836]" // PROC_PID_INIT_INO of the kernel
+}
+
+// warn says what is not observed; nothing else depends on it.
+func (k *kernel) warn(err error) {
+	if err == nil {
+		return
+	}
+	k.o.log.Warn("flow records have less", "error", err)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.warnings = append(k.warnings, "flow records have less: "+err.Error())
+}
+
+// Warnings are for status.
+func (k *kernel) Warnings() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.warnings)
 }
 
 func (k *kernel) close() error {

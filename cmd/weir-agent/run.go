@@ -280,7 +280,11 @@ func answer(ctx context.Context, o *options, p parts) error {
 }
 
 func (o *options) programs() loader.Config {
-	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot, Pickup: o.pickUp}
+	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot, Pickup: o.pickUp,
+		NoProcess: !o.process, Update: o.flowUpdate}
+	if o.flowUpdate == 0 {
+		c.Update = -1
+	}
 	if o.pickUp == 0 {
 		c.Pickup = -1
 	}

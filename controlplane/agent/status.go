@@ -138,6 +138,12 @@ func (a *Agent) status() (api.Status, error) {
 			s.Drops[reason.String()] = counters.Drops[reason]
 		}
 	}
+	for reason, n := range counters.KernelDrops {
+		s.Drops["kernel: "+reason] = n
+	}
+	if len(counters.KernelDrops) > 0 {
+		delete(s.Drops, datapath.ReasonKernel.String()) // their sum
+	}
 	people := a.forPeople()
 	a.live.RLock()
 	defer a.live.RUnlock()
@@ -170,6 +176,9 @@ func (a *Agent) status() (api.Status, error) {
 	}
 	if a.Unready != nil {
 		s.Unready = a.Unready()
+	}
+	if w, ok := a.Kernel.(warner); ok {
+		s.Warnings = append(s.Warnings, w.Warnings()...)
 	}
 	s.Warnings = append(s.Warnings, a.routed.warnings...)
 	s.Warnings = append(s.Warnings, a.last.warnings...)

@@ -80,11 +80,13 @@ type FlowCount struct {
 // FlowProcess is a process as it was when it opened the socket. Fields that are absent are
 // not known.
 type FlowProcess struct {
-	PID         uint32     `json:"pid"` // as the node's initial PID namespace has it
-	Name        string     `json:"name,omitempty"`
-	Executable  string     `json:"executable,omitempty"` // path in the process's mount namespace
-	ContainerID string     `json:"container_id,omitempty"`
-	Start       *time.Time `json:"start,omitempty"` // of the process: tells processes of one PID apart
+	PID         uint32 `json:"pid"` // as the node's initial PID namespace has it
+	Name        string `json:"name,omitempty"`
+	Executable  string `json:"executable,omitempty"` // path in the process's mount namespace
+	ContainerID string `json:"container_id,omitempty"`
+	// Held: the socket is older than Weir's notes, and this is the oldest process that held it.
+	Held  bool       `json:"held,omitempty"`
+	Start *time.Time `json:"start,omitempty"` // of the process: tells processes of one PID apart
 }
 
 // FlowTCP is how a connection went for one of its ends.

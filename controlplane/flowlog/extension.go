@@ -101,7 +101,7 @@ func processOf(p *datapath.Process) *api.FlowProcess {
 	if p == nil {
 		return nil
 	}
-	out := &api.FlowProcess{PID: p.PID, Name: p.Name, Executable: p.Executable, ContainerID: p.ContainerID()}
+	out := &api.FlowProcess{PID: p.PID, Name: p.Name, Executable: p.Executable, ContainerID: p.ContainerID(), Held: p.Held}
 	if !p.Start.IsZero() {
 		out.Start = &p.Start
 	}

@@ -433,7 +433,7 @@ func Remove(bpffsDir string) error {
 		return err
 	}
 	errs := []error{DetachAll(bpffsDir), DetachSockets(bpffsDir)}
-	for _, sub := range []string{linksDir, socketsDir, progsDir, mapsDir} {
+	for _, sub := range []string{linksDir, socketsDir, observersDir, progsDir, mapsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(bpffsDir, sub)))
 	}
 	return errors.Join(errs...)

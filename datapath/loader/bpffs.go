@@ -17,6 +17,8 @@ const (
 	progsDir   = "progs"
 	linksDir   = "links"
 	socketsDir = "sockets" // links of the programs of sockets
+
+	observersDir = "observers" // and of those on tracepoints
 )
 
 // checkBPFFS makes dir and its folders; it must be on a bpffs.
@@ -27,7 +29,7 @@ func checkBPFFS(dir string) error {
 	if err := onBPFFS(dir); err != nil {
 		return err
 	}
-	for _, sub := range []string{mapsDir, progsDir, linksDir, socketsDir} {
+	for _, sub := range []string{mapsDir, progsDir, linksDir, socketsDir, observersDir} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return fmt.Errorf("make bpffs directory: %w", err)
 		}

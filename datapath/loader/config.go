@@ -24,6 +24,8 @@ type Config struct {
 	CgroupRoot      string // directory of cgroup2 whose processes' sockets get Services translated; none = nobody's
 	FlowShare       uint32 // entries each endpoint is sure of
 	Timeouts        Timeouts
+	NoProcess       bool          // sockets do not get the name of their process
+	Update          time.Duration // how often a long flow is told of; 0 = 1 min, below 0 = never
 	Pickup          time.Duration // how long after the flow table was made TCP flows without an entry are picked up; 0 = 10 min, below 0 = never
 }
 
@@ -66,6 +68,9 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 	}
 	if c.FlowShare != 0 {
 		knobs[bpf.WeirVarCfgFlowShare] = c.FlowShare
+	}
+	if c.Update != 0 {
+		knobs[bpf.WeirVarCfgUpdate] = uint64(max(c.Update, 0).Milliseconds())
 	}
 	c.Sizes.set(spec)
 	if capacity := c.Sizes[bpf.WeirMapFlows]; capacity != 0 {

@@ -47,6 +47,12 @@ type Loaded struct {
 	stubs    *ebpf.Collection
 	weir     *ebpf.Collection
 	sockets  *ebpf.Collection
+	observed *ebpf.Collection // nil: the kernel would not have it
+
+	// Unobserved is why the programs on tracepoints are not in force: who connects by TCP,
+	// how it went and what the kernel drops is not known.
+	Unobserved error
+
 	cfg      Config
 	flows    *flowCarrier
 	switched bool
@@ -54,7 +60,7 @@ type Loaded struct {
 
 // Close lets go of programs and maps.
 func (l *Loaded) Close() error {
-	for _, c := range []*ebpf.Collection{l.sockets, l.weir, l.stubs} {
+	for _, c := range []*ebpf.Collection{l.observed, l.sockets, l.weir, l.stubs} {
 		if c != nil {
 			c.Close()
 		}
@@ -96,16 +102,17 @@ func Load(cfg Config) (*Loaded, error) {
 	if err := attachSockets(cfg.BPFFSDir, cfg.CgroupRoot, l.sockets.Programs); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	l.Unobserved = errors.Join(l.Unobserved, l.observe())
 	return l, nil
 }
 
 func (l *Loaded) load() (err error) {
 	dir := l.cfg.BPFFSDir
-	weir, sock, err := l.cfg.specs()
+	weir, sock, observe, err := l.cfg.specs()
 	if err != nil {
 		return err
 	}
-	set, err := chooseSet(dir, weir, sock)
+	set, err := chooseSet(dir, weir, sock, observe)
 	if err != nil {
 		return err
 	}
@@ -121,20 +128,38 @@ func (l *Loaded) load() (err error) {
 		return err
 	}
 	l.Programs, l.Maps = l.weir.Programs, l.weir.Maps
-	l.sockets, err = loadCollection(dir, set, sock)
-	return err
+	if l.sockets, err = loadCollection(dir, set, sock); err != nil {
+		return err
+	}
+	if l.observed, err = loadCollection(dir, set, observe); err != nil {
+		l.Unobserved = explain(err)
+	}
+	return nil
 }
 
-// specs are the programs of packets and of sockets, as configured.
-func (c Config) specs() (weir, sock *ebpf.CollectionSpec, err error) {
+// specs are the programs of packets, of sockets and on tracepoints, as configured.
+func (c Config) specs() (weir, sock, observe *ebpf.CollectionSpec, err error) {
 	if weir, err = bpf.LoadWeir(); err != nil {
-		return nil, nil, fmt.Errorf("read embedded programs: %w", err)
+		return nil, nil, nil, fmt.Errorf("read embedded programs: %w", err)
 	}
 	if sock, err = bpf.LoadSock(); err != nil {
-		return nil, nil, fmt.Errorf("read embedded programs: %w", err)
+		return nil, nil, nil, fmt.Errorf("read embedded programs: %w", err)
 	}
 	c.Sizes.set(sock)
-	return weir, sock, c.set(weir)
+	if err := c.set(weir); err != nil {
+		return nil, nil, nil, err
+	}
+	if observe, err = observeSpec(c, weir, sock); err != nil {
+		return nil, nil, nil, err
+	}
+	if c.NoProcess {
+		for _, spec := range []*ebpf.CollectionSpec{sock, observe} {
+			if err := spec.Variables[bpf.SockVarCfgProcess].Set(uint32(0)); err != nil {
+				return nil, nil, nil, fmt.Errorf("set %s: %w", bpf.SockVarCfgProcess, err)
+			}
+		}
+	}
+	return weir, sock, observe, nil
 }
 
 // loadStubs adopts the pinned stubs; only those that are missing are loaded.

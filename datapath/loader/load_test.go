@@ -178,7 +178,7 @@ func idOf(t testing.TB, m *ebpf.Map) ebpf.MapID {
 
 func loadPrograms(t *testing.T, cfg Config) *ebpf.Collection {
 	t.Helper()
-	weir, _, err := cfg.specs()
+	weir, _, _, err := cfg.specs()
 	must(t, err)
 	c, err := loadCollection(cfg.BPFFSDir, maps.InForce, weir)
 	must(t, err)

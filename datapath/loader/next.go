@@ -28,6 +28,7 @@ import (
 var carried = []string{
 	bpf.WeirMapCounters, bpf.WeirMapDenialCounts, bpf.WeirMapFlowEvents, bpf.WeirMapDenialEvents, bpf.WeirMapShieldDeny,
 	bpf.SockMapConnected, bpf.SockMapTalking, bpf.SockMapUdpSockets, bpf.SockMapAffinities,
+	bpf.SockMapProcesses, bpf.SockMapProcessNumbers, bpf.SockMapProcessCount, bpf.SockMapSocketProcess, bpf.ObserveMapKernelDrops,
 }
 
 var stubMaps = []string{bpf.StubMapTcProgs, bpf.StubMapXdpProgs, "abi"}

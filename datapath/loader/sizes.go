@@ -23,7 +23,7 @@ var sizable = map[string]bool{
 	bpf.WeirMapFlows: false, bpf.WeirMapAddresses: false, bpf.WeirMapPrefixes: false, bpf.WeirMapFacts: false,
 	bpf.WeirMapRulesets: false, bpf.WeirMapExactGroups: false, bpf.WeirMapPortGroups: false, bpf.WeirMapRuleIds: false,
 	bpf.WeirMapPortSpans: false, bpf.WeirMapPeerMasks: false, bpf.WeirMapFrontends: false, bpf.WeirMapOrigins: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false,
-	bpf.SockMapServices: false, bpf.SockMapBackends: false, bpf.SockMapAffinities: false, bpf.SockMapUdpSockets: false,
+	bpf.SockMapServices: false, bpf.SockMapBackends: false, bpf.SockMapAffinities: false, bpf.SockMapUdpSockets: false, bpf.SockMapProcesses: false, bpf.ObserveMapKernelDrops: false,
 	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true, bpf.WeirMapParkedFrames: true,
 }
 
@@ -68,6 +68,9 @@ func (s Sizes) set(spec *ebpf.CollectionSpec) {
 	// An address or prefix has a peer, an address and port of a Service a list; index 0 is none.
 	if m := spec.Maps[bpf.WeirMapPeers]; m != nil {
 		m.MaxEntries = 1 + spec.Maps[bpf.WeirMapAddresses].MaxEntries + spec.Maps[bpf.WeirMapPrefixes].MaxEntries
+	}
+	if m := spec.Maps[bpf.SockMapProcessNumbers]; m != nil {
+		m.MaxEntries = spec.Maps[bpf.SockMapProcesses].MaxEntries
 	}
 	if m := spec.Maps[bpf.SockMapServiceLists]; m != nil {
 		m.MaxEntries = 1 + spec.Maps[bpf.SockMapServices].MaxEntries

@@ -49,14 +49,15 @@ func TestBadSizes(t *testing.T) {
 func everyMap(t *testing.T) map[string]*ebpf.MapSpec {
 	t.Helper()
 	out := map[string]*ebpf.MapSpec{}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadWeir, bpf.LoadSock} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadWeir, bpf.LoadSock, bpf.LoadObserve} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for name, m := range spec.Maps {
-			if out[name] != nil && !strings.HasPrefix(name, ".") {
-				t.Errorf("two programs have a map %s of their own", name)
+			if was := out[name]; was != nil && !strings.HasPrefix(name, ".") &&
+				(was.Type != m.Type || was.KeySize != m.KeySize || was.ValueSize != m.ValueSize || was.MaxEntries != m.MaxEntries || was.Flags != m.Flags) {
+				t.Errorf("two programs have maps %s that are not the same", name)
 			}
 			out[name] = m
 		}
@@ -73,7 +74,9 @@ func TestEveryMapHasASize(t *testing.T) {
 		bpf.SockMapNetnsEndpoints: true,                           // by endpoint number
 		bpf.SockMapServiceLists:   true,                           // as services
 		bpf.SockMapConnected:      true, bpf.SockMapTalking: true, // kept with each socket
-		bpf.WeirMapCounters: true, bpf.WeirMapSweepTimer: true,
+		bpf.SockMapSocketProcess: true, bpf.SockMapProcessNumbers: true, bpf.SockMapProcessCount: true,
+		bpf.SockMapProcessDraft: true, // one a CPU
+		bpf.WeirMapCounters:     true, bpf.WeirMapSweepTimer: true,
 	}
 	for name := range everyMap(t) {
 		if _, ok := sizable[name]; !ok && !fixed[name] && !strings.HasPrefix(name, ".") {

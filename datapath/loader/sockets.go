@@ -26,6 +26,9 @@ var socketHooks = []struct {
 	{bpf.SockProgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
 	{bpf.SockProgConnect4, ebpf.AttachCGroupInet4Connect},
 	{bpf.SockProgConnect6, ebpf.AttachCGroupInet6Connect},
+	{bpf.SockProgSockCreate, ebpf.AttachCGroupInetSockCreate},
+	{bpf.SockProgPostBind4, ebpf.AttachCGroupInet4PostBind},
+	{bpf.SockProgPostBind6, ebpf.AttachCGroupInet6PostBind},
 }
 
 // attachSockets puts programs in force for the sockets of all processes below the cgroup

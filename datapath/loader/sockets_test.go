@@ -76,8 +76,8 @@ func TestSocketsAreAttachedReplacedAndDetached(t *testing.T) {
 	load(t, cfg)
 	intact(true)
 	first, programs := socketLinks(t, cfg.BPFFSDir)
-	if n := attachedToCgroup(t, cfg.CgroupRoot); len(first) != 8 || programs != 8 || n != 8 {
-		t.Fatalf("%d links of %d programs, %d in the cgroup, want 8 of each", len(first), programs, n)
+	if n := attachedToCgroup(t, cfg.CgroupRoot); len(first) != 11 || programs != 11 || n != 11 {
+		t.Fatalf("%d links of %d programs, %d in the cgroup, want 11 of each", len(first), programs, n)
 	}
 
 	load(t, cfg).Close()
@@ -87,8 +87,8 @@ func TestSocketsAreAttachedReplacedAndDetached(t *testing.T) {
 			t.Errorf("link %d is new: there was a moment without one", id)
 		}
 	}
-	if n := attachedToCgroup(t, cfg.CgroupRoot); n != 8 {
-		t.Errorf("%d programs in the cgroup after the second load, want 8", n)
+	if n := attachedToCgroup(t, cfg.CgroupRoot); n != 11 {
+		t.Errorf("%d programs in the cgroup after the second load, want 11", n)
 	}
 
 	must(t, os.Remove(socketPin(cfg.BPFFSDir, "connect4")))
@@ -101,8 +101,8 @@ func TestSocketsAreAttachedReplacedAndDetached(t *testing.T) {
 	intact(false)
 	load(t, cfg)
 	intact(true)
-	if was, is := attachedToCgroup(t, old), attachedToCgroup(t, cfg.CgroupRoot); was != 0 || is != 8 {
-		t.Errorf("after the root moved: %d programs at the old one, %d at the new, want 0 and 8", was, is)
+	if was, is := attachedToCgroup(t, old), attachedToCgroup(t, cfg.CgroupRoot); was != 0 || is != 11 {
+		t.Errorf("after the root moved: %d programs at the old one, %d at the new, want 0 and 11", was, is)
 	}
 
 	at := cfg.CgroupRoot

@@ -86,6 +86,7 @@ func (l *Loaded) Switch(k *maps.Kernel) (taken, left int, err error) {
 	if err := attachSockets(l.cfg.BPFFSDir, l.cfg.CgroupRoot, l.sockets.Programs); err != nil {
 		return 0, 0, err
 	}
+	l.Unobserved = errors.Join(l.Unobserved, l.observe())
 	if err := k.Promote(func() error { return renameSets(l.cfg.BPFFSDir) }); err != nil {
 		return 0, 0, err
 	}

@@ -21,7 +21,7 @@ func Verify(w io.Writer) error {
 	}
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(out, "program\tinstructions verified\ttranslated\tjited\t")
-	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadWeir, bpf.LoadSock, bpf.LoadStub} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadWeir, bpf.LoadSock, bpf.LoadObserve, bpf.LoadStub} {
 		spec, err := load()
 		if err != nil {
 			return fmt.Errorf("read embedded programs: %w", err)

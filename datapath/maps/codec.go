@@ -155,7 +155,7 @@ func decodeFlow(k bpf.WeirFlowKey, v bpf.WeirFlow) Flow {
 		Closed:   has(bpf.WeirFlowStateFLOW_CLOSED),
 		Dropped:  v.Stamp&uint64(bpf.WeirStampBitsSTAMP_DROP) != 0,
 		Judged:   uint8(v.Stamp) & uint8(bpf.WeirStampBitsSTAMP_EGRESS|bpf.WeirStampBitsSTAMP_INGRESS),
-		Endpoint: v.Endpoint, Owner: v.Owner, Rule: v.Rule,
+		Endpoint: v.Endpoint, Owner: v.Endpoint[v.State/uint32(bpf.WeirFlowStateFLOW_OWNER)&1], Rule: v.Rule,
 	}
 	for side := range f.Ends {
 		f.Ends[side] = netip.AddrPortFrom(address(k.Addr[side], k.Family), k.Port[side])

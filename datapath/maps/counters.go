@@ -38,7 +38,12 @@ func (k *Kernel) Counters() (datapath.Counters, error) {
 		DenialsCached:     sums[bpf.WeirCounterCOUNT_DENIAL_CACHED],
 		Parked:            sums[bpf.WeirCounterCOUNT_PARKED],
 		Untracked:         sums[bpf.WeirCounterCOUNT_UNTRACKED],
+		FlowsUpdated:      sums[bpf.WeirCounterCOUNT_FLOW_UPDATED],
 		Drops:             map[datapath.Reason]uint64{},
+	}
+	var err error
+	if c.KernelDrops, err = k.kernelDrops(); err != nil {
+		return datapath.Counters{}, err
 	}
 	for i, n := range sums[bpf.WeirCounterCOUNT_DROP:] {
 		if n > 0 {
@@ -46,6 +51,27 @@ func (k *Kernel) Counters() (datapath.Counters, error) {
 		}
 	}
 	return c, nil
+}
+
+// kernelDrops are summed over endpoints and CPUs; nil where the kernel's drops are not observed.
+func (k *Kernel) kernelDrops() (map[string]uint64, error) {
+	m := k.maps[bpf.ObserveMapKernelDrops]
+	if m == nil {
+		return nil, nil
+	}
+	out := map[string]uint64{}
+	var key bpf.ObserveKernelDropKey
+	var perCPU []bpf.WeirDenialCount
+	entries := m.Iterate()
+	for entries.Next(&key, &perCPU) {
+		for _, n := range perCPU {
+			out[KernelReason(key.Reason)] += n.Packets
+		}
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read map %s: %w", bpf.ObserveMapKernelDrops, err)
+	}
+	return out, nil
 }
 
 // FlowsOf returns how many flow entries are charged to an endpoint number.

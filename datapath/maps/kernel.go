@@ -3,6 +3,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -122,6 +123,13 @@ func (k *Kernel) open() error {
 			return fmt.Errorf("open map %s: %w", PathIn(k.dir, k.set, name), err)
 		}
 		k.maps[name] = m
+	}
+	path := PathIn(k.dir, k.set, bpf.ObserveMapKernelDrops)
+	switch m, err := ebpf.LoadPinnedMap(path, nil); {
+	case err == nil:
+		k.maps[bpf.ObserveMapKernelDrops] = m
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("open map %s: %w", path, err)
 	}
 	if err := k.mapMemories(); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/datapath"
+	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/identity"
 )
 
@@ -46,7 +47,22 @@ func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 		TCPFlags:    e.TcpFlags,
 		Packets:     e.Packets,
 		Bytes:       e.Bytes,
+
+		Process:      r.processes.of(e.Process[0]),
+		Listener:     r.processes.of(e.Process[1]),
+		TCP:          [2]datapath.TCPEnd{tcpEnd(&e, 0), tcpEnd(&e, 1)},
+		KernelReason: maps.KernelReason(e.KernelReason),
 	}, true
+}
+
+// tcpEnd unpacks enum flow_tcp.
+func tcpEnd(e *bpf.WeirEvent, end int) datapath.TCPEnd {
+	if e.TcpKnown>>end&1 == 0 {
+		return datapath.TCPEnd{}
+	}
+	v := e.Tcp[end]
+	rtt := uint64(v&uint32(bpf.WeirFlowTcpTCP_MANTISSA)) << (v & 0xffff >> bpf.WeirFlowTcpTCP_EXPONENT_SHIFT)
+	return datapath.TCPEnd{Known: true, RTT: time.Duration(rtt) * time.Microsecond, Retransmits: uint64(v >> bpf.WeirFlowTcpTCP_RETRANSMITS_SHIFT)}
 }
 
 // age is 0 for denials: they belong to no flow. A flow ended with its newest packet, long

@@ -4,6 +4,7 @@ package reader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"sync"
@@ -33,6 +34,8 @@ type reader struct {
 	epoll int
 	wake  int // eventfd: closing
 	clock clock
+
+	processes processes
 
 	batch  []datapath.Event
 	next   int
@@ -80,6 +83,10 @@ func (r *reader) open(dir string) error {
 		if err := r.watch(m.FD()); err != nil {
 			return err
 		}
+	}
+	path := maps.Path(dir, bpf.SockMapProcesses)
+	if r.processes.table, err = ebpf.LoadPinnedMap(path, nil); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open map %s: %w", path, err)
 	}
 	return nil
 }

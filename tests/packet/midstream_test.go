@@ -34,7 +34,7 @@ func TestPickedUpFlow(t *testing.T) {
 		f := begin(r, layers.IPProtocolTCP, 1000, v6)
 		push := answer(f, "PA")
 		w.from(t, "push", w.b, push, redirected)
-		if flow := w.flow(f); !w.began(f) || flow.Owner != w.b.Number || flow.Rule != [2]uint32{datapath.RuleNotIsolated, ruleAAny} {
+		if flow := w.flow(f); !w.began(f) || owner(flow) != w.b.Number || flow.Rule != [2]uint32{datapath.RuleNotIsolated, ruleAAny} {
 			t.Errorf("picked up as %+v, want a's flow, charged to b", flow)
 		}
 		if e := w.events(datapath.EventNew, f, 1); len(e) != 1 || !e[0].PickedUp {
@@ -100,7 +100,7 @@ func TestPickedUpFromOutside(t *testing.T) {
 	f := tcp(w.a.Addr4, 1000, outside, 80, "A")
 	w.network(t, "the uplink leaves it to the pod's door", "from_network", answer(f, "PA"), w.uplink, 0, next)
 	w.to(t, "push", w.a, answer(f, "PA"), w.uplink, 0, next)
-	if flow := w.flow(f); !w.began(f) || flow.Owner != w.a.Number {
+	if flow := w.flow(f); !w.began(f) || owner(flow) != w.a.Number {
 		t.Errorf("picked up as %+v, want a's flow, charged to a", flow)
 	}
 	w.to(t, "push of another", w.a, tcp("198.51.100.1", 80, w.a.Addr4, 1000, "PA"), w.uplink, 0, policyDrop)

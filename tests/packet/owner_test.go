@@ -96,8 +96,8 @@ func (w *watch) inherit(atOnce, free bool) {
 				w.from(w.t, what+": a answers the new pod", w.a, answer(g, h.back), policyDrop)
 				continue
 			}
-			if w.flow(f).Owner != w.a.Number || w.flow(g).Owner != d.Number {
-				w.t.Errorf("%s: charged to %d and %d, want %d and %d", what, w.flow(f).Owner, w.flow(g).Owner, w.a.Number, d.Number)
+			if owner(w.flow(f)) != w.a.Number || owner(w.flow(g)) != d.Number {
+				w.t.Errorf("%s: charged to %d and %d, want %d and %d", what, owner(w.flow(f)), owner(w.flow(g)), w.a.Number, d.Number)
 			}
 		}
 	}

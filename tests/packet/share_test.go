@@ -224,7 +224,7 @@ func TestTakingOverMovesTheCharge(t *testing.T) {
 	}
 	w.from(t, "another of b's", w.b, testnode.UDP(w.b.Addr4, 1, outside, 53), next)
 	w.from(t, "b's share is spent", w.b, answer(flows[1], "S"), shareSpent)
-	if f := w.flow(flows[1]); f == nil || !isClosed(f) || f.Owner != w.a.Number {
+	if f := w.flow(flows[1]); f == nil || !isClosed(f) || owner(f) != w.a.Number {
 		t.Errorf("what b could not take over is %+v, want a's, closed", f)
 	}
 	w.from(t, "a may have it again", w.a, flows[1], redirected)

@@ -136,7 +136,7 @@ func (w *watch) reopen(r *reopened) {
 		w.t.Errorf("%s: untracked %v, want %v", r, got, r.want == untracked)
 	}
 	if r.want != fresh {
-		if is := w.flow(r.first); is.State != was.State || is.Created != was.Created || is.Owner != was.Owner {
+		if is := w.flow(r.first); is.State != was.State || is.Created != was.Created || owner(is) != owner(was) {
 			w.t.Errorf("%s: the entry changed from %+v to %+v", r, was, is)
 		}
 		return
@@ -154,7 +154,7 @@ func (w *watch) goesOn(what string, opener testnode.Pod, syn testnode.Frame) {
 	if opener == w.a {
 		peer = w.b
 	}
-	if !w.began(syn) || w.flow(syn).Owner != opener.Number {
+	if !w.began(syn) || owner(w.flow(syn)) != opener.Number {
 		w.t.Errorf("%s: the flow is not the opener's: %+v", what, w.flow(syn))
 	}
 	w.from(w.t, what+": answered", peer, answer(syn, "SA"), redirected)

@@ -94,6 +94,9 @@ func (w *watch) flow(f testnode.Frame) *bpf.WeirFlow {
 	return &flow
 }
 
+// owner is the endpoint that is charged for an entry.
+func owner(f *bpf.WeirFlow) uint32 { return f.Endpoint[f.State/uint32(bpf.WeirFlowStateFLOW_OWNER)&1] }
+
 func isClosed(f *bpf.WeirFlow) bool {
 	return f.State&uint32(bpf.WeirFlowStateFLOW_CLOSED) != 0
 }

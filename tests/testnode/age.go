@@ -24,7 +24,9 @@ func (t *Tables) Age(key *bpf.WeirFlowKey, d time.Duration) error {
 	ms := uint64(d.Milliseconds())
 	f.Side[0].Last -= ms
 	f.Side[1].Last -= ms
-	f.Ended -= ms
+	if f.State&uint32(bpf.WeirFlowStateFLOW_CLOSED) != 0 {
+		f.Told -= uint32(ms)
+	}
 	if err := t.flows.Update(key, &f, ebpf.UpdateExist); err != nil {
 		return fmt.Errorf("age flow: %w", err)
 	}

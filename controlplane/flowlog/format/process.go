@@ -38,6 +38,9 @@ func processText(p *api.FlowProcess, s Style) string {
 	if p.Start != nil {
 		text += "  since " + s.time(*p.Start, time.RFC3339)
 	}
+	if p.Held {
+		text += "  (the oldest that held the socket)"
+	}
 	return text
 }
 

@@ -19,6 +19,8 @@ announce-in: {{ .Release.Namespace }}
 routing: {{ .Values.routing }}
 tunnel-port: {{ int64 .Values.tunnelPort }}
 masquerade: {{ .Values.masquerade }}
+process: {{ .Values.process }}
+flow-update: {{ .Values.flowUpdate | quote }}
 {{- with .Values.clusterCIDRs }}
 cluster-cidr: {{ toJson . }}
 {{- end }}
