@@ -275,6 +275,9 @@ func answer(ctx context.Context, o *options, p parts) error {
 		return err
 	}
 	defer os.Remove(o.stateDir + "/" + api.SocketName)
+	if _, err := releaseProgram(); err != nil {
+		o.log.Debug("the pages that the start used stay mapped", "error", err)
+	}
 	o.log.Info("agent is ready", "node", o.nodeName, "version", build.Read().String(), "stateDir", o.stateDir, "bpffsDir", o.bpffsDir)
 	return api.Serve(ctx, socket, api.NewHandler(p.node, p.agent, p.flows), o.log)
 }
