@@ -52,9 +52,15 @@ type rig struct {
 	rings []*ringbuf.Reader
 }
 
-func newRig() (*rig, error) {
+// newRig has room for so many of the floor's entries, of which a flow takes two.
+func newRig(entries uint32) (*rig, error) {
 	r := &rig{}
-	if err := yard.LoadYardObjects(&r.yard, nil); err != nil {
+	spec, err := yard.LoadYard()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps["floor_flows"].MaxEntries = entries
+	if err := spec.LoadAndAssign(&r.yard, nil); err != nil {
 		return nil, fmt.Errorf("load the yardsticks: %w", err)
 	}
 	return r, r.read(r.yard.FloorEvents)

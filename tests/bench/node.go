@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/datapath/loader"
 	"github.com/weirnet/weir/datapath/maps"
@@ -82,7 +83,7 @@ func (n *node) load(config loader.Config) (err error) {
 	if n.kernel, err = maps.Open(n.root()); err != nil {
 		return err
 	}
-	if n.rig, err = newRig(); err != nil {
+	if n.rig, err = newRig(2 * max(config.Sizes[bpf.WeirMapFlows], 1024)); err != nil {
 		return err
 	}
 	if err = n.readWeir(n.root()); err != nil {

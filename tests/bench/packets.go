@@ -245,14 +245,14 @@ func (n *node) byIdentities(m *measurement) error {
 	const ruleset, set = 900, 900
 	n.state.Rulesets[ruleset] = datapath.Ruleset{Default: 300, Groups: []datapath.PortGroup{{Protocol: datapath.TCP, Low: 80, High: 80, Set: set, Labels: true, Rules: []uint32{301}}}}
 	n.state.Facts[datapath.Fact{Set: set, Identity: pod1}] = 0
-	const number = 200
-	if err := n.pod(number, 1, ruleset); err != nil {
-		return err
-	}
 	var established []float64
 	added := 0
-	for _, c := range counts {
+	for i, c := range counts {
 		m.progress("%d identities", c)
+		number := 200 + i // a receiver for each: there are only so many source ports
+		if err := n.pod(number, 1, ruleset); err != nil {
+			return err
+		}
 		for ; added < c; added++ {
 			id := identity.Number(100000 + added)
 			a := netip.AddrFrom4([4]byte{10, byte(64 + added>>16), byte(added >> 8), byte(added)})
@@ -265,7 +265,6 @@ func (n *node) byIdentities(m *measurement) error {
 		data := n.shot(establishedRow, testnode.TCP(address(1, 4), 1000, address(number, 4), 80, "A"), 1, m.repeat(), redirect)
 		data.opened = n.shot("SYN", testnode.TCP(address(1, 4), 1000, address(number, 4), 80, "S"), 1, 1, redirect)
 		first := n.first(1, number, 4, 80, false)
-		first.next = uint32(firstRepeat * (m.rounds + 1) * len(rows[1].Cells))
 		denied := n.shot("denied", testnode.TCP(address(1, 4), 1000, address(3, 4), 80, "S"), 1, m.repeat()/4, drop)
 		samples, err := n.rounds(m.rounds, append(n.base(4, m.repeat()), data, first, denied))
 		if err != nil {
@@ -289,7 +288,7 @@ func (n *node) byFlows(m *measurement) error {
 	t := &report.Table{Name: "flows", Title: "More flows", Head: "ns, by open flows", Plot: report.Lines,
 		Note: "Random: each packet is of another flow, taken at random, in one loop. Cold: one packet at a time, after other memory was walked."}
 	rows := []report.Row{{Name: "Weir, random"}, {Name: "floor, random"}, {Name: "Weir, cold"}, {Name: "floor, cold"}, {Name: "Weir to floor, random"}}
-	const number, ruleset = 201, 901
+	const number, ruleset = 220, 901
 	n.state.Rulesets[ruleset] = datapath.Ruleset{Default: datapath.RuleNotIsolated, Allow: true}
 	if err := n.pod(number, 1, ruleset); err != nil {
 		return err
