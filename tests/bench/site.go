@@ -57,10 +57,10 @@ func podAddress(n, pod int) string { return fmt.Sprintf("10.244.%d.%d", n+1, 10+
 
 // newSite makes the nodes; pods come by addPods or by Weir.
 func newSite(m *measurement, name string, nodes int, o lab.Options) (*site, error) {
-	s := &site{run: fmt.Sprintf("/run/weirt-b%s", name)}
+	s := &site{run: fmt.Sprintf("/run/weirt-bench-%s", name)}
 	for i := range nodes {
 		o.Name = "node-" + string(rune('a'+i))
-		o.Prefix, o.Run = fmt.Sprintf("weirt-b%s%s-", name, o.Name[5:]), s.run+o.Name[5:]
+		o.Prefix, o.Run = fmt.Sprintf("weirt-bench-%s%s-", name, o.Name[5:]), s.run+o.Name[5:]
 		o.Bin, o.Pool4, o.Pool6 = m.bin, podCIDR(i), fmt.Sprintf("fd44:%d::/112", i+1)
 		n, err := lab.Up(o)
 		if err != nil {
