@@ -238,13 +238,13 @@ func (s *scene) outputs(t *testing.T) {
 func (s *scene) verbs(t *testing.T) {
 	s.t = t
 	for args, want := range map[string]string{
-		"status":                        `Healthcheck \(via unix://.*/hubble\.sock\): Ok\nCurrent/Max Flows: \d+/65,535|Current/Max Flows: \d+/65,536`,
-		"list nodes":                    `worker-1 +Connected`,
-		"list nodes -o json":            `"seen_flows": ?"?\d+`,
-		"list namespaces":               `(?s)other.*shop`,
-		"watch peers":                   "", // below: it does not end
+		"status":                         `Healthcheck \(via unix://.*/hubble\.sock\): Ok\nCurrent/Max Flows: \d+/65,535|Current/Max Flows: \d+/65,536`,
+		"list nodes":                     `worker-1 +Connected`,
+		"list nodes -o json":             `"seen_flows": ?"?\d+`,
+		"list namespaces":                `(?s)other.*shop`,
+		"watch peers":                    "", // below: it does not end
 		"observe agent-events --last 50": `(?s)AGENT_STARTED.*ENDPOINT_CREATED \(id: 3, namespace: other, pod name: probe\)`,
-		"observe debug-events --last 5": `^$`,
+		"observe debug-events --last 5":  `^$`,
 	} {
 		if want == "" {
 			continue
