@@ -17,7 +17,7 @@ type Target interface {
 	// Send hands on records in their order, some of lost events, and returns how many of the
 	// first are settled.
 	// A *RefusedError says that some after these will never be taken; after any other error
-	// what is not settled is sent again later.
+	// what is not settled is sent again later. None at all is to look whether it could.
 	Send(context.Context, []*flowlog.Record) (settled int, err error)
 	// Close lets go of what the target holds; nothing is sent after it.
 	Close() error
@@ -145,6 +145,9 @@ func (e *Exporter) sendAll(ctx context.Context) {
 	final, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	context.AfterFunc(ctx, func() { time.AfterFunc(e.Final, cancel) })
+	if _, err := e.Target.Send(final, nil); err != nil {
+		e.away(err) // what is wrong on this node is told before the first flow
+	}
 	for {
 		batch := e.queue.next(e.Batch, e.Linger)
 		if batch == nil {

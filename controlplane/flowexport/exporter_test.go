@@ -291,3 +291,17 @@ func TestBehind(t *testing.T) {
 	}
 	n.same(to.all(), append([]string{"lost 92 "}, ports(93, 100)...))
 }
+
+// broken is a target that cannot be opened.
+type broken struct{ err error }
+
+func (b broken) Send(context.Context, []*flowlog.Record) (int, error) { return 0, b.err }
+func (broken) Close() error                                           { return nil }
+
+func TestTargetThatCannotBeIsToldOfBeforeTheFirstFlow(t *testing.T) {
+	n := newNode(t, 0)
+	e, _ := n.start(flowexport.Config{Name: "test", Target: broken{errors.New("no such directory")}})
+	n.until(e, "an error", func(s api.ExportStatus) bool {
+		return s.Error == "no such directory" && s.Failures == 1 && s.Taken == 0
+	})
+}
