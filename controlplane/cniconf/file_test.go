@@ -162,11 +162,13 @@ func TestFileFollowsASinglePlugin(t *testing.T) {
 		if err != nil || list.Name != "cbr0" || list.CNIVersion != "0.3.1" || len(list.Plugins) != 2 {
 			t.Fatalf("%+v, %v", list, err)
 		}
+		//lint:ignore SA1019 what runtimes read such files with
 		one, err := libcni.ConfFromFile(single)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := libcni.ConfListFromConf(one) // the runtime's
+		//lint:ignore SA1019 likewise
+		want, err := libcni.ConfListFromConf(one)
 		if err != nil {
 			t.Fatal(err)
 		}
