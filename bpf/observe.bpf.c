@@ -19,6 +19,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Reasons that are none, by number (a bit each): what was consumed, what nobody gave a reason
  * for, and what TC and XDP dropped: our own is recorded where it is done. */
 volatile const __u64 cfg_reasons_left[4];
+/* The reason of packets that no socket is there for. */
+volatile const __u32 cfg_reason_no_socket;
 /* Whether kfree_skb tells the socket that a packet was for. */
 volatile const __u32 cfg_reason_socket;
 /* The network namespace of the pods' host sides (cookie). */
@@ -180,6 +182,16 @@ static __always_inline void packet_tuple(struct sk_buff *skb, struct event *e)
 	}
 }
 
+/* Who pings by a raw socket has got a copy; the packet itself goes to sockets of another kind. */
+static __always_inline int is_echo_reply(struct sk_buff *skb)
+{
+	struct event e = {};
+
+	packet_tuple(skb, &e);
+	return (e.tuple.protocol == IPPROTO_ICMP && e.icmp_type == 0) ||
+	       (e.tuple.protocol == IPPROTO_ICMPV6_ && e.icmp_type == 129);
+}
+
 static __always_inline __u32 identity_at(__u8 *addr, __u8 family)
 {
 	struct end end;
@@ -246,7 +258,7 @@ SEC("raw_tp/kfree_skb") int kernel_drop(struct bpf_raw_tracepoint_args *ctx)
 	if (reason < 256 && cfg_reasons_left[reason >> 6 & 3] >> (reason & 63) & 1)
 		return 0;
 	endpoint = packet_endpoint(skb, cfg_reason_socket ? (void *)ctx->args[3] : 0);
-	if (!endpoint)
+	if (!endpoint || (reason == cfg_reason_no_socket && is_echo_reply(skb)))
 		return 0;
 	length = BPF_CORE_READ(skb, len);
 	drop_count(endpoint, reason, length);

@@ -159,7 +159,7 @@ func placed[T any](list []*T, at int) *T {
 }
 
 var cborEncoding = func() cbor.EncMode {
-	m, err := cbor.EncOptions{Time: cbor.TimeUnix}.EncMode()
+	m, err := cbor.EncOptions{Time: cbor.TimeRFC3339Nano}.EncMode()
 	if err != nil {
 		panic(err) // constants
 	}

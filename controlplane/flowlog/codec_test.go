@@ -22,7 +22,7 @@ func filled(v reflect.Value, n *int) {
 	case reflect.Struct:
 		switch v.Addr().Interface().(type) {
 		case *time.Time:
-			v.Set(reflect.ValueOf(time.Unix(1_700_000_000+int64(*n), 0)))
+			v.Set(reflect.ValueOf(time.Unix(1_700_000_000+int64(*n), 1001).UTC()))
 			return
 		case *netip.Addr:
 			v.Set(reflect.ValueOf(netip.AddrFrom4([4]byte{10, 0, 0, byte(*n)})))

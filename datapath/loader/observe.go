@@ -109,9 +109,14 @@ func setDropReasons(spec *ebpf.CollectionSpec) error {
 	}
 	var left [4]uint64
 	left[0] = 1 // 0 is no reason
+	var noSocket uint32
 	for _, v := range reasons.Values {
-		if name := strings.TrimPrefix(strings.TrimPrefix(v.Name, "SKB_DROP_REASON_"), "SKB_"); slices.Contains(reasonsLeft, name) && v.Value < 256 {
+		name := strings.TrimPrefix(strings.TrimPrefix(v.Name, "SKB_DROP_REASON_"), "SKB_")
+		if slices.Contains(reasonsLeft, name) && v.Value < 256 {
 			left[v.Value/64] |= 1 << (v.Value % 64)
+		}
+		if name == "NO_SOCKET" {
+			noSocket = uint32(v.Value)
 		}
 	}
 	netns, err := netnsCookie()
@@ -119,7 +124,8 @@ func setDropReasons(spec *ebpf.CollectionSpec) error {
 		return err
 	}
 	for name, value := range map[string]any{
-		bpf.ObserveVarCfgReasonsLeft: left, bpf.ObserveVarCfgReasonSocket: dropTellsSocket(kernel), bpf.ObserveVarCfgNetns: netns,
+		bpf.ObserveVarCfgReasonsLeft: left, bpf.ObserveVarCfgReasonNoSocket: noSocket,
+		bpf.ObserveVarCfgReasonSocket: dropTellsSocket(kernel), bpf.ObserveVarCfgNetns: netns,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)

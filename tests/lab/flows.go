@@ -54,12 +54,14 @@ func (n *Node) Flows(ctx context.Context, args ...string) ([]Flow, error) {
 	var flows []Flow
 	for lines := bufio.NewScanner(strings.NewReader(r.Stdout)); lines.Scan(); {
 		var response struct {
-			Flow Flow `json:"flow"`
+			Flow *Flow `json:"flow"` // nil: some were lost
 		}
 		if err := json.Unmarshal(lines.Bytes(), &response); err != nil {
 			return nil, fmt.Errorf("weir flows: %w: %s", err, lines.Text())
 		}
-		flows = append(flows, response.Flow)
+		if response.Flow != nil {
+			flows = append(flows, *response.Flow)
+		}
 	}
 	return flows, nil
 }

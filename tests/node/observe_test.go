@@ -142,6 +142,10 @@ func TestKernelsDrops(t *testing.T) {
 			return nil
 		}))
 	}
+	e.check(probe{"ns/a", "ns/b", "icmp", 0, yes}) // by a raw socket, which gets a copy of the reply
+	if n := e.status().Drops["kernel: NO_SOCKET"] - before["kernel: NO_SOCKET"]; n > 0 {
+		t.Errorf("%d packets dropped, where pings were answered", n)
+	}
 	send(refused, 9999)
 	e.eventually("records of what no socket wanted", 5*time.Second, func() bool {
 		n := 0

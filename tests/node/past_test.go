@@ -41,7 +41,7 @@ func TestAccountAddsUpAfterAKill(t *testing.T) {
 	e := newEnv(t, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress))
 	e.add("ns/a", "ns/b", "ns/c")
 	for range 3 {
-		e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, no}, probe{"ns/b", "outside", "icmp", 0, yes})
+		e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, no}, probe{"ns/b", "node", "icmp", 0, yes})
 		e.must("kill the agent", e.KillAgent()) // what it read within a second is on no disk
 		e.must("start it", e.StartAgent(e.ctx))
 	}
