@@ -277,6 +277,8 @@ func next(s api.Status) string {
 		return "Mend what the errors name: each says what is enforced until then."
 	case s.Revision.Applied < s.Revision.Desired:
 		return "The newest revision is on its way: 'weir status --wait' returns when it is enforced."
+	case s.Unprotected > 0:
+		return "Restart the pods that the warning names: all others are enforced."
 	case s.Endpoints == 0:
 		return "No pod is attached yet: the CNI plugin weir-cni attaches them as they start."
 	}

@@ -208,3 +208,14 @@ func TestOnATerminal(t *testing.T) {
 		t.Errorf("errors are not red:\n%q", out.String())
 	}
 }
+
+func TestNotAllIsEnforcedOnUnprotectedPods(t *testing.T) {
+	s := healthy()
+	if got := next(s); !strings.HasPrefix(got, "All is enforced.") {
+		t.Error(got)
+	}
+	s.Unprotected = 1
+	if got := next(s); !strings.HasPrefix(got, "Restart the pods that the warning names") {
+		t.Error(got)
+	}
+}

@@ -128,6 +128,7 @@ type Agent struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed, and made anew, when what follows changes
 	input   input
+	hosted  hosted
 	last    attempt // the latest
 	applied attempt // the latest that succeeded
 	since   map[types.NamespacedName]policyRevision
@@ -151,7 +152,7 @@ func New(c Config) (*Agent, error) {
 	a := &Agent{
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
 		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
-		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}},
+		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}}, hosted: hosted{},
 		refreshed: map[*endpoint.Record]*corev1.Pod{},
 	}
 	a.saved.dir = c.StateDir
@@ -234,14 +235,19 @@ func (a *Agent) collect() error {
 
 func (a *Agent) sourceChanged(u source.Update) {
 	was := a.lastNodes
-	a.change(func(in *input) { in.take(&u) })
+	a.change(func(in *input) {
+		changes := in.take(&u)
+		if u.Nodes != nil { // an API server's: elsewhere a Pod object says of no node
+			a.hosted.take(a.NodeName, changes.Pods, time.Now())
+		}
+	})
 	if a.lastNodes = u.Nodes; u.Nodes != was {
 		a.routeAgain()
 	}
 }
 
-// take an update, whose objects become the input's.
-func (in *input) take(u *source.Update) {
+// take an update, whose objects become the input's, and return what changes.
+func (in *input) take(u *source.Update) *policy.Changes {
 	changes := u.Changes
 	if changes == nil {
 		all := in.cluster.ChangesTo(u.Cluster)
@@ -252,6 +258,7 @@ func (in *input) take(u *source.Update) {
 	update := *u
 	update.Cluster, update.Changes = nil, nil // they would be held in memory
 	in.update = &update
+	return changes
 }
 
 // networkChanged is called by one goroutine, and often: for every veth that comes or goes.

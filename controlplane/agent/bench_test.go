@@ -31,6 +31,8 @@ type bench struct {
 
 	agent *Agent
 	stop  func()
+
+	source Source // nil: the manifests
 }
 
 func newBench(t *testing.T) *bench {
@@ -53,8 +55,12 @@ func (b *bench) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	from := b.source
+	if from == nil {
+		from = directory
+	}
 	b.agent, err = New(Config{
-		StateDir: state, Source: directory, Kernel: b.kernel, Hooks: b.hooks, Network: b.network, Log: log,
+		StateDir: state, Source: from, Kernel: b.kernel, Hooks: b.hooks, Network: b.network, Log: log,
 		NodeName: "node", SourceName: "DIR", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
 		AddWait: b.addWait,
 	})

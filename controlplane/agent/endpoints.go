@@ -236,7 +236,7 @@ func (a *Agent) remove(ctx context.Context, records ...*endpoint.Record) error {
 	for _, r := range records {
 		errs = append(errs, a.records.Remove(r))
 	}
-	change := a.change(func(*input) {})
+	change := a.change(func(*input) { a.hosted.lost(records, time.Now()) })
 	errs = append(errs, a.await(ctx, func() (bool, error) {
 		if a.applied.change >= change {
 			return true, nil

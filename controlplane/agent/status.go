@@ -160,6 +160,10 @@ func (a *Agent) status() (api.Status, error) {
 			s.Chained++
 		}
 	}
+	if pods := a.hosted.unprotected(a.records.All(), time.Now()); len(pods) > 0 {
+		s.Unprotected = len(pods)
+		s.Warnings = append(s.Warnings, unprotectedWarning(pods))
+	}
 	s.Services = a.serviceStatus()
 	s.Errors = a.last.allErrors()
 	s.Degraded = len(s.Errors) > 0

@@ -137,23 +137,24 @@ const (
 
 // Status is the agent's state.
 type Status struct {
-	Node      string            `json:"node"`
-	Version   string            `json:"version"`
-	Started   time.Time         `json:"started"`
-	Revision  Revision          `json:"revision"`
-	Epoch     uint64            `json:"epoch"`
-	Degraded  bool              `json:"degraded"` // Errors has the causes
-	Endpoints int               `json:"endpoints"`
-	Chained   int               `json:"chained"` // of these, on interfaces that another plugin made
-	Flows     FlowStatus        `json:"flows"`
-	Services  ServiceStatus     `json:"services"`
-	Errors    []ObjectError     `json:"errors"`            // empty, not null, when all is well
-	Drops     map[string]uint64 `json:"drops"`             // packets by reason since the maps were made
-	Hooks     []string          `json:"hooks"`             // what is attached, e.g. "to_network eth0 (tcx)"
-	Maps      []MapUse          `json:"maps"`              // how full the kernel's maps are
-	Warnings  []string          `json:"warnings"`          // not errors: things the user should know
-	Unready   []string          `json:"unready,omitempty"` // why the container runtime does not hand new pods to us
-	Exports   []ExportStatus    `json:"exports,omitempty"`
+	Node        string            `json:"node"`
+	Version     string            `json:"version"`
+	Started     time.Time         `json:"started"`
+	Revision    Revision          `json:"revision"`
+	Epoch       uint64            `json:"epoch"`
+	Degraded    bool              `json:"degraded"` // Errors has the causes
+	Endpoints   int               `json:"endpoints"`
+	Chained     int               `json:"chained"`     // of these, on interfaces that another plugin made
+	Unprotected int               `json:"unprotected"` // pods of this node, as an API server has them, that have no endpoint
+	Flows       FlowStatus        `json:"flows"`
+	Services    ServiceStatus     `json:"services"`
+	Errors      []ObjectError     `json:"errors"`            // empty, not null, when all is well
+	Drops       map[string]uint64 `json:"drops"`             // packets by reason since the maps were made
+	Hooks       []string          `json:"hooks"`             // what is attached, e.g. "to_network eth0 (tcx)"
+	Maps        []MapUse          `json:"maps"`              // how full the kernel's maps are
+	Warnings    []string          `json:"warnings"`          // not errors: things the user should know
+	Unready     []string          `json:"unready,omitempty"` // why the container runtime does not hand new pods to us
+	Exports     []ExportStatus    `json:"exports,omitempty"`
 }
 
 // ExportStatus is what became of the flows that were meant for one export's target:

@@ -86,6 +86,7 @@ var (
 	errorsNow       = gauge("errors", "Objects, or parts of them, that are not enforced as written; weir status names them.")
 	warningsNow     = gauge("warnings", "Things that weir status warns of.")
 	endpoints       = gauge("endpoints", "Pods' interfaces on this node.", "chained")
+	unprotectedPods = gauge("unprotected_pods", "Pods of this node, as the API server has them, that no policy is enforced on; weir status names them.")
 	mapEntries      = gauge("map_entries", "Entries of a kernel map in use.", "map")
 	mapCapacity     = gauge("map_capacity_entries", "Entries of a kernel map that may be in use; beyond that objects are refused or flows dropped.", "map")
 
@@ -178,6 +179,7 @@ func (c *collector) status(ctx context.Context, e emitter) error {
 	e.add(warningsNow, float64(len(s.Warnings)))
 	e.add(endpoints, float64(s.Chained), "true")
 	e.add(endpoints, float64(s.Endpoints-s.Chained), "false")
+	e.add(unprotectedPods, float64(s.Unprotected))
 	for _, m := range s.Maps {
 		e.add(mapEntries, float64(m.Used), m.Name)
 		e.add(mapCapacity, float64(m.Most), m.Name)

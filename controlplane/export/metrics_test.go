@@ -44,7 +44,7 @@ func node() Sources {
 		Status: func(context.Context) (api.Status, error) {
 			return api.Status{
 				Node: "worker-1", Version: "0.1.0", Started: time.Unix(1e9, 0), Revision: api.Revision{Desired: 8, Applied: 7}, Epoch: 12,
-				Endpoints: 5, Chained: 2, Errors: make([]api.ObjectError, 3), Maps: []api.MapUse{{Name: "facts", Used: 10, Most: 100}},
+				Endpoints: 5, Chained: 2, Unprotected: 6, Errors: make([]api.ObjectError, 3), Maps: []api.MapUse{{Name: "facts", Used: 10, Most: 100}},
 				Flows:   api.FlowStatus{Active: 9, Parked: 4, Resent: 3, Log: &api.FlowLogStatus{Spill: &api.FlowSpillStatus{Bytes: 1}, Read: 77, Readers: []api.FlowReader{{Name: "hubble", Open: 1, Taken: 5, Lost: 6, Cut: 1}}}},
 				Exports: []api.ExportStatus{{Export: "otlp", Exported: 11, Queued: 3, Lost: map[string]uint64{"queue": 5}, Failures: 2, Error: "away"}},
 			}, nil
@@ -80,7 +80,7 @@ func TestMetrics(t *testing.T) {
 	m.Committed(3*time.Second, errors.New("no"))
 	text := scrape(t, m)
 	for _, line := range []string{
-		`weir_policy_revision_desired 8`, `weir_policy_revision_applied 7`, `weir_errors 3`, `weir_endpoints{chained="true"} 2`, `weir_endpoints{chained="false"} 3`,
+		`weir_policy_revision_desired 8`, `weir_policy_revision_applied 7`, `weir_errors 3`, `weir_endpoints{chained="true"} 2`, `weir_endpoints{chained="false"} 3`, `weir_unprotected_pods 6`,
 		`weir_policies{enforced="last-good"} 1`, `weir_policies{enforced="isolates"} 0`, `weir_map_entries{map="facts"} 10`, `weir_map_capacity_entries{map="facts"} 100`,
 		`weir_flows_active 9`, `weir_flows_total{event="new"} 10`, `weir_flow_records_total{direction="egress",kind="new",protocol="tcp",verdict="FORWARDED"} 7`,
 		`weir_dropped_packets_total{reason="policy"} 42`, `weir_dropped_packets_total{reason="spoofed source"} 0`,

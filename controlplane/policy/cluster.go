@@ -134,9 +134,9 @@ func finished(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// statusAddresses are those that the API has for a pod; none for a hostNetwork pod,
+// StatusAddresses are those that the API has for a pod; none for a hostNetwork pod,
 // which is its node, or a finished one.
-func statusAddresses(p *corev1.Pod) []netip.Addr {
+func StatusAddresses(p *corev1.Pod) []netip.Addr {
 	if p.Spec.HostNetwork || finished(p) {
 		return nil
 	}

@@ -84,7 +84,7 @@ func (x *Incremental) claim(t *step, k *known) {
 	if x.here[k.name] {
 		return
 	}
-	for _, a := range statusAddresses(k.pod) {
+	for _, a := range StatusAddresses(k.pod) {
 		a = a.WithZone("")
 		if slices.Contains(k.elsewhere, a) {
 			continue

@@ -81,7 +81,7 @@ func (w *compiler) addressesElsewhere() (out []address) {
 		if here[name] {
 			continue
 		}
-		for _, a := range statusAddresses(w.cluster.Pods[name]) {
+		for _, a := range StatusAddresses(w.cluster.Pods[name]) {
 			out = append(out, address{a, name})
 		}
 	}

@@ -229,7 +229,7 @@ func (r *reference) party(e End) party {
 	}
 	for _, name := range sortedNames(r.cluster.Pods) {
 		pod := r.cluster.Pods[name]
-		if slices.Contains(statusAddresses(pod), p.address) {
+		if slices.Contains(StatusAddresses(pod), p.address) {
 			p.pod = pod
 			return p
 		}
