@@ -66,7 +66,7 @@ func run(ctx context.Context, o *options) error {
 	a, err := agent.New(agent.Config{
 		Committed:  func(took time.Duration, err error) { metrics.Committed(took, err) },
 		CgroupRoot: o.cgroupRoot, Sockets: left,
-		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Unready: from.unready, Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Unready: from.unready(), Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs()},
 		NodeName: o.nodeName, Version: build.Read().String(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
@@ -77,7 +77,7 @@ func run(ctx context.Context, o *options) error {
 	past, noPast := o.openSpill()
 	flows := flowlog.New(a, flowlog.Options{Spill: past, Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
 	exports := o.exports.flows(flows, o.nodeName, o.log)
-	whole := &observed{a, flows, exports, o.hubble.tcp, noPast}
+	whole := &observed{a, flows, exports, o.hubble.tcp, from.cni, noPast}
 	metrics = export.NewMetrics(export.Sources{
 		Status: func(ctx context.Context) (api.Status, error) { return whole.Status(ctx, 0) }, Policies: a.Policies,
 		Counters: kernel.Counters, Denials: kernel.Denials, Rule: a.Rule, Records: flows.Counts, Log: o.log,
@@ -103,6 +103,7 @@ type observed struct {
 	flows   *flowlog.Log
 	exports exports
 	hubble  *hubble.TCP
+	cni     *cniconf.File
 	noPast  []string // warnings
 }
 
@@ -112,6 +113,7 @@ func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, e
 	log := n.flows.Status()
 	s.Flows.Log = &log
 	s.Warnings = append(s.Warnings, n.hubble.Warnings()...)
+	s.Warnings = append(s.Warnings, n.cni.Warnings()...)
 	n.exports.add(&s)
 	s.Warnings = append(s.Warnings, n.noPast...)
 	return s, err
@@ -144,8 +146,14 @@ type cluster struct {
 	router agent.Router
 	// announce new pods to other nodes
 	announce agent.Announce
-	// unready says why the container runtime has no configuration of ours
-	unready func() []string
+	cni      *cniconf.File // nil: somebody else writes the container runtime's configuration
+}
+
+func (c cluster) unready() func() []string {
+	if c.cni == nil {
+		return nil
+	}
+	return c.cni.Unready
 }
 
 func objects(ctx context.Context, o *options) (cluster, error) {
@@ -168,7 +176,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		}
 	}
 	if o.cniConf != "" {
-		out.report, out.unready = withCNIConf(ctx, o, out.report)
+		out.report, out.cni = withCNIConf(ctx, o, out.report)
 	}
 	switch o.routing {
 	case "native":
@@ -184,21 +192,21 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 }
 
 // withCNIConf writes the container runtime's configuration, too.
-func withCNIConf(ctx context.Context, o *options, report agent.Report) (agent.Report, func() []string) {
+func withCNIConf(ctx context.Context, o *options, report agent.Report) (agent.Report, *cniconf.File) {
 	file := &cniconf.File{Path: o.cniConf, StateDir: o.stateDir, BPFFSDir: o.bpffsDir, Chain: o.cniChain, HostPorts: o.hostPorts, Log: o.log}
 	if o.cniChain != "" {
 		follow := sync.OnceFunc(func() { go file.Follow(ctx) })
 		return func(u *source.Update, r *policy.Result) {
 			report(u, r)
 			follow()
-		}, file.Unready
+		}, file
 	}
 	return func(u *source.Update, r *policy.Result) {
 		report(u, r)
 		if u.Nodes != nil && u.Nodes.Own != nil {
 			file.Want(u.Nodes.Own.PodCIDRs)
 		}
-	}, file.Unready
+	}, file
 }
 
 // serve runs everything until ctx is over or one of it fails. Nobody is answered before

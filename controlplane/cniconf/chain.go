@@ -55,7 +55,7 @@ func (f *File) find() (string, map[string]json.RawMessage, error) {
 	var others []string
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if path == f.Path || !slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(path)) {
+		if path == f.Path || !isConfiguration(path) {
 			continue
 		}
 		text, err := os.ReadFile(path)

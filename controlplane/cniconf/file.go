@@ -30,6 +30,7 @@ type File struct {
 	mu      sync.Mutex
 	failed  string // why it does not say what it should; said already
 	written bool
+	before  string // what sorts before it; said already
 }
 
 type object = map[string]any
@@ -58,6 +59,7 @@ func (f *File) Want(podCIDRs []netip.Prefix) {
 		return
 	}
 	f.want(func() ([]byte, error) { return f.Content(podCIDRs) }, "podCIDRs", podCIDRs)
+	f.sayEarlier()
 }
 
 // Follow makes the file say what the network of Chain says, and Weir after it, until ctx is

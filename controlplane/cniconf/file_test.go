@@ -217,3 +217,38 @@ func TestUnready(t *testing.T) {
 	f.Follow(ctx)
 	wants("pods that start without it are not judged: chain to network cbr0")
 }
+
+// A file that the runtime takes instead of ours is told of, once in the log; others are not.
+func TestEarlierFilesAreToldOf(t *testing.T) {
+	dir := t.TempDir()
+	var log bytes.Buffer
+	f := &File{Path: filepath.Join(dir, "05-weir.conflist"), Log: slog.New(slog.NewTextHandler(&log, nil))}
+	want := func() { f.Want([]netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}) }
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{
+		"10-other.conflist": `{"name": "other"}`, "01-readme.txt": "x", ".00-new.conf.tmp": "x",
+		"00-multus.conf": `{"type": "multus", "delegates": [{"plugins": [{"type": "weir-cni"}]}]}`,
+	} {
+		put(name, text)
+	}
+	if want(); len(f.Warnings()) != 0 || strings.Contains(log.String(), "sorts before") {
+		t.Errorf("warnings %q\n%s", f.Warnings(), &log)
+	}
+	put("04-other.conf", `{"name": "other", "type": "bridge"}`)
+	want()
+	want()
+	if got := f.Warnings(); len(got) != 1 || !strings.HasPrefix(got[0], dir+"/04-other.conf: sorts before 05-weir.conflist") || strings.Count(log.String(), "level=WARN") != 1 {
+		t.Errorf("warnings %q\n%s", got, &log)
+	}
+	if f.Chain = "other"; len(f.Warnings()) != 0 {
+		t.Error("chained: that the other's file is first is said when it is looked for")
+	}
+	if f = nil; len(f.Warnings()) != 0 {
+		t.Error("no file")
+	}
+}
