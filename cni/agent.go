@@ -15,7 +15,7 @@ import (
 
 const (
 	pingWait = 2 * time.Second
-	addWait  = api.AddWaitMax + 2*time.Second // the agent's own bound comes first and says more
+	addWait  = api.AddAnswerMax
 	delWait  = 5 * time.Second
 )
 

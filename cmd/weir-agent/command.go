@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/build"
@@ -36,7 +37,7 @@ type options struct {
 	nodeEgress   string
 	masquerade   bool
 	routing      string
-	tunnelPort   uint16
+	tunnelPort   int
 	addWait      time.Duration
 	pickUp       time.Duration
 	process      bool
@@ -125,7 +126,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
 	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network), vxlan (a tunnel over any network) or none (not in standalone)")
-	f.Uint16Var(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")
+	f.IntVar(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")
 	f.BoolVar(&o.masquerade, "masquerade", true, "translate pods' addresses on the way out of the cluster (not in standalone)")
 	f.BoolVar(&o.process, "process", true, "note which process opened a pod's socket, for flow records (UDP's with --cgroup-root only)")
 	f.DurationVar(&o.flowUpdate, "flow-update", time.Minute, "how often a flow that goes on gets a record; 0 = only when it begins and ends")
@@ -162,6 +163,9 @@ func (o *options) check(c *cobra.Command) error {
 	if o.announceIn != "" && o.standalone != "" {
 		return usage("--announce-in has no meaning with --standalone: it knows no other nodes")
 	}
+	if wrong := validation.IsDNS1123Label(o.announceIn); o.announceIn != "" && len(wrong) > 0 {
+		return usage("--announce-in %q is no namespace: %s", o.announceIn, wrong[0])
+	}
 	if o.cniChain != "" && (o.cniConf == "" || o.routing != "none") {
 		return usage("--cni-chain %q needs --cni-conf, which gets the network with Weir in it, and --routing none: packets' ways are the other plugin's", o.cniChain)
 	}
@@ -171,8 +175,8 @@ func (o *options) check(c *cobra.Command) error {
 	if !slices.Contains([]string{"native", "vxlan", "none"}, o.routing) {
 		return usage("--routing %q is none of native, vxlan, none", o.routing)
 	}
-	if o.tunnelPort == 0 {
-		return usage("--tunnel-port must not be 0")
+	if o.tunnelPort < 1 || o.tunnelPort > 65535 {
+		return usage("--tunnel-port %d must be 1 to 65535", o.tunnelPort)
 	}
 	if o.standalone != "" && (c.Flags().Changed("masquerade") && o.masquerade || c.Flags().Changed("routing")) {
 		return usage("--masquerade and --routing have no meaning with --standalone: it knows no other nodes")
@@ -189,8 +193,8 @@ func (o *options) check(c *cobra.Command) error {
 	if o.pickUp < 0 {
 		return usage("--pick-up %s must not be negative", o.pickUp)
 	}
-	if o.addWait <= 0 {
-		return usage("--add-wait %s must be more than nothing", o.addWait)
+	if o.addWait <= 0 || o.addWait > api.AddAnswerMax {
+		return usage("--add-wait %s must be above 0 and at most %s, for which the plugin waits", o.addWait, api.AddAnswerMax)
 	}
 	if o.spillSize < 1 {
 		return usage("--flow-spill-size %d must be 1 at least; --flow-spill none turns it off", o.spillSize)
@@ -215,7 +219,10 @@ func (o *options) check(c *cobra.Command) error {
 		if err != nil {
 			return usage("--cluster-cidr %q is no CIDR: write ADDRESS/LENGTH", text)
 		}
-		o.cidrs = append(o.cidrs, p.Masked())
+		if p != p.Masked() {
+			return usage("--cluster-cidr %q has bits set behind its length: write %s if that is meant", text, p.Masked())
+		}
+		o.cidrs = append(o.cidrs, p)
 	}
 	var err error
 	if o.xdp, err = loader.ParseXDPMode(o.uplinkXDP); err != nil {

@@ -119,7 +119,7 @@ func texts(flag *pflag.Flag, value *yaml.Node) ([]string, error) {
 
 func typeName(flag *pflag.Flag) string {
 	switch t := flag.Value.Type(); t {
-	case "int", "uint16", "uint32":
+	case "int", "uint32":
 		return "whole number"
 	case "duration":
 		return "duration such as 5s"

@@ -43,7 +43,7 @@ uplink:
 routing: none
 masquerade: false
 map-size: {flows: 65536, facts: 1024}
-add-wait: 3s
+add-wait: 12s
 pick-up: 0s
 flow-log: 1000
 log-format: json
@@ -53,7 +53,7 @@ node-name: from-file
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(o.cidrs) != 2 || o.uplinks[0] != "eth0" || o.routing != "none" || o.masquerade || o.addWait != 3*time.Second || o.programs().Pickup >= 0 || o.flowLog != 1000 || o.logFormat != "json" {
+	if len(o.cidrs) != 2 || o.uplinks[0] != "eth0" || o.routing != "none" || o.masquerade || o.addWait != 12*time.Second || o.programs().Pickup >= 0 || o.flowLog != 1000 || o.logFormat != "json" {
 		t.Errorf("%+v", o)
 	}
 	if len(o.mapSizes) != 2 || o.sizes["flows"] != 65536 {
@@ -74,8 +74,10 @@ func TestConfigFileIsStrict(t *testing.T) {
 		{"routing: native\nlog-levle: debug\n", `FILE:2: unknown key "log-levle" (known: add-wait, announce-in, bpffs-dir, `},
 		{"config: /etc/other.yaml\n", `FILE:1: unknown key "config"`},
 		{"help: true\n", `FILE:1: unknown key "help"`},
-		{"tunnel-port: 0\n", `FILE:1: tunnel-port must not be 0`},
-		{"tunnel-port: 65536\n", `FILE:1: tunnel-port: "65536" is no whole number`},
+		{"tunnel-port: 0\n", `FILE:1: tunnel-port 0 must be 1 to 65535`},
+		{"tunnel-port: 65536\n", `FILE:1: tunnel-port 65536 must be 1 to 65535`},
+		{"tunnel-port: -1\n", `FILE:1: tunnel-port -1 must be 1 to 65535`},
+		{"tunnel-port: vxlan\n", `FILE:1: tunnel-port: "vxlan" is no whole number`},
 		{"routing: none\ncni-chain: cbr0\n", `FILE:2: cni-chain "cbr0" needs --cni-conf`},
 		{"cni-conf: /x/05-weir.conflist\ncni-chain: cbr0\n", `FILE:2: cni-chain "cbr0" needs --cni-conf`},
 		{"\nrouting: vxlam\n", `FILE:2: routing "vxlam" is none of native, vxlan, none`},
@@ -87,6 +89,13 @@ func TestConfigFileIsStrict(t *testing.T) {
 		{"flow-log: many\n", `FILE:1: flow-log: "many" is no whole number`},
 		{"mark-shift: -1\n", `FILE:1: mark-shift: "-1" is no whole number`},
 		{"add-wait: 5\n", `FILE:1: add-wait: "5" is no duration such as 5s`},
+		{"routing: native\nadd-wait: 0s\n", `FILE:2: add-wait 0s must be above 0 and at most 12s`},
+		{"add-wait: 12001ms\n", `FILE:1: add-wait 12.001s must be above 0 and at most 12s, for which the plugin waits`},
+		{"announce-in: Kube_System\n", `FILE:1: announce-in "Kube_System" is no namespace: a lowercase RFC 1123 label`},
+		{"announce-in: kube-system.x\n", `FILE:1: announce-in "kube-system.x" is no namespace: `},
+		{"cluster-cidr: [fd00::/48, 10.244.0.1/16]\n", `FILE:1: cluster-cidr "10.244.0.1/16" has bits set behind its length: write 10.244.0.0/16 if that is meant`},
+		{"cluster-cidr: [fd00::1/48]\n", `FILE:1: cluster-cidr "fd00::1/48" has bits set behind its length: write fd00::/48 if that is meant`},
+		{"cluster-cidr: [10.0.0.0/33]\n", `FILE:1: cluster-cidr "10.0.0.0/33" is no CIDR`},
 		{"cluster-cidr: 10.0.0.0/8\n", `FILE:1: cluster-cidr: must be a list`},
 		{"cluster-cidr:\n- 10.0.0.0/8\n- [x]\n", `FILE:2: cluster-cidr: its items must be plain values`},
 		{"cluster-cidr: [10.0.0.0]\n", `FILE:1: cluster-cidr "10.0.0.0" is no CIDR: write ADDRESS/LENGTH`},

@@ -184,7 +184,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 	case "none":
 		out.router = routing.None{}
 	case routingVXLAN:
-		out.router = routing.VXLAN{Masquerade: o.masquerade, Port: int(o.tunnelPort), Attach: func(ifindex int, name string) error {
+		out.router = routing.VXLAN{Masquerade: o.masquerade, Port: o.tunnelPort, Attach: func(ifindex int, name string) error {
 			return loader.AttachNetwork(o.bpffsDir, ifindex, name, loader.Tunnel, loader.XDPOff)
 		}}
 	}
@@ -300,7 +300,7 @@ func (o *options) programs() loader.Config {
 		c.Pickup = -1
 	}
 	if o.routing == routingVXLAN {
-		c.TunnelPort = o.tunnelPort
+		c.TunnelPort = uint16(o.tunnelPort)
 	}
 	return c
 }

@@ -27,7 +27,8 @@ const (
 	CodeIncompat = 1  // incompatible CNI version
 	CodeNotReady = 50 // STATUS: the plugin cannot service ADD
 	CodeInternal = 999
-	AddWaitMax   = 10 * time.Second // an ADD waits this long for its pod by default
+	AddWaitMax   = 10 * time.Second           // an ADD waits this long for its pod by default
+	AddAnswerMax = AddWaitMax + 2*time.Second // and weir-cni for the answer: the agent's own bound comes first and says more
 )
 
 // Error is the body of a failed call.
