@@ -1,8 +1,11 @@
 package loader
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,5 +105,26 @@ func TestLimitsAreDocumented(t *testing.T) {
 		if row := fmt.Sprintf("| `%s` | %s |", name, size); !strings.Contains(string(text), row) {
 			t.Errorf("docs/limits.md has no %q", row)
 		}
+	}
+}
+
+// The chart refuses a name that the agent would.
+func TestChartKnowsTheSizes(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/chart/values.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema struct {
+		Properties struct {
+			MapSizes struct {
+				PropertyNames struct{ Enum []string }
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &schema); err != nil {
+		t.Fatal(err)
+	}
+	if want := slices.Sorted(maps.Keys(sizable)); !slices.Equal(schema.Properties.MapSizes.PropertyNames.Enum, want) {
+		t.Errorf("values.schema.json: mapSizes has the names %q, want %q", schema.Properties.MapSizes.PropertyNames.Enum, want)
 	}
 }

@@ -7,6 +7,9 @@ state-dir: {{ .Values.stateDir | quote }}
 bpffs-dir: /sys/fs/bpf/weir
 cni-conf: {{ printf "%s/05-weir.conflist" .Values.cniConfDir | quote }}
 {{- with .Values.cniChain }}
+{{- if ne $.Values.routing "none" }}
+{{- fail (printf "cniChain %s: packets' ways are the other plugin's: set routing to none" .) }}
+{{- end }}
 cni-chain: {{ . | quote }}
 {{- end }}
 host-ports: {{ .Values.hostPorts }}
@@ -21,6 +24,21 @@ tunnel-port: {{ int64 .Values.tunnelPort }}
 masquerade: {{ .Values.masquerade }}
 process: {{ .Values.process }}
 flow-update: {{ .Values.flowUpdate | quote }}
+{{- range .Values.clusterCIDRs }}
+{{- if not (contains ":" .) }}
+{{- $bits := 0 }}
+{{- range splitList "." (first (splitList "/" .)) }}
+{{- $bits = add (mul $bits 256) (int .) }}
+{{- end }}
+{{- $size := 1 }}
+{{- range until (int (sub 32 (int (last (splitList "/" .))))) }}
+{{- $size = mul $size 2 }}
+{{- end }}
+{{- if mod $bits $size }}
+{{- fail (printf "clusterCIDRs: %s has bits set behind its length: write the range's first address" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with .Values.clusterCIDRs }}
 cluster-cidr: {{ toJson . }}
 {{- end }}

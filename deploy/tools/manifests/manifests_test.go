@@ -113,6 +113,21 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"masquerade": "yes"}, "masquerade"},
 		{map[string]any{"clusterCIDRs": "10.0.0.0/8"}, "clusterCIDRs"},
 		{map[string]any{"clusterCIDRs": []any{"10.0.0.0"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"10.0.0.0/33"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"10.0.0.256/32"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"10.0.0/8"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"fd00::/129"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"fd00/48"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"fd00:1::2::/48"}}, "clusterCIDRs"},
+		{map[string]any{"clusterCIDRs": []any{"fd00::/48", "10.244.0.1/16"}}, "clusterCIDRs: 10.244.0.1/16 has bits set behind its length"},
+		{map[string]any{"clusterCIDRs": []any{"128.0.0.0/0"}}, "clusterCIDRs: 128.0.0.0/0 has bits set"},
+		{map[string]any{"cniChain": "cbr0"}, "cniChain cbr0: packets' ways are the other plugin's: set routing to none"},
+		{map[string]any{"cniChain": "cbr0", "routing": "vxlan"}, "set routing to none"},
+		{map[string]any{"flowUpdate": "a minute"}, "flowUpdate"},
+		{map[string]any{"flowUpdate": "60"}, "flowUpdate"},
+		{map[string]any{"flowUpdate": 60}, "flowUpdate"},
+		{map[string]any{"mapSizes": map[string]any{"flowz": 65536}}, "flowz"},
+		{map[string]any{"mapSizes": map[string]any{"flows": 1}}, "flows"},
 		{map[string]any{"mapSizes": map[string]any{"flows": "many"}}, "flows"},
 		{map[string]any{"uplinks": []any{"a/b"}}, "uplinks"},
 		{map[string]any{"k8sServicePort": 70000}, "k8sServicePort"},
@@ -137,6 +152,21 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		_, err := render(filepath.Join(deploy, "chart"), c.values)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v", c.values, err)
+		}
+	}
+}
+
+// What the agent takes is not refused.
+func TestRightValuesAreTaken(t *testing.T) {
+	for _, values := range []map[string]any{
+		{"clusterCIDRs": []any{"10.244.0.0/16", "0.0.0.0/0", "255.255.255.255/32", "172.16.0.0/12", "192.168.1.128/25"}},
+		{"clusterCIDRs": []any{"::/0", "fd00::/48", "2001:db8:0:1::/64", "2001:db8:1:2:3:4:5:6/128", "::1/128", "FD00:1::/112"}},
+		{"cniChain": "cbr0", "routing": "none"}, {"cniChain": ""},
+		{"flowUpdate": "0"}, {"flowUpdate": 0}, {"flowUpdate": "0s"}, {"flowUpdate": "1m30s"},
+		{"mapSizes": map[string]any{"shield_deny": 16, "flow_events": 1 << 30}},
+	} {
+		if _, err := render(filepath.Join(deploy, "chart"), values); err != nil {
+			t.Errorf("%v: %v", values, err)
 		}
 	}
 }
