@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weirnet/weir/tests/cluster/control"
 )
@@ -85,8 +86,8 @@ func (w *world) helm() {
 	w.foiled(thief)
 	flow := w.flow(friend, served, 4)
 	must(append([]string{"upgrade", "weir", chart, "--reuse-values", "--set", "logLevel=debug"}, wait...)...)
-	w.newcomers(friend)
-	w.end("IPv4 over an upgrade by helm", flow, patience)
+	w.newcomer(friend, stranger, func() {})
+	w.end("IPv4 over an upgrade by helm", flow, time.Second)
 	w.kubectl("delete", "namespace", "life", "--timeout="+patience.String())
 
 	must("upgrade", "weir", chart, "--reuse-values", "--set", "uninstall=true")
