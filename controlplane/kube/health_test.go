@@ -72,3 +72,16 @@ func TestHealth(t *testing.T) {
 	h.note(watchPods, apierrors.NewInternalError(errors.New("etcd has no leader")))
 	step("broken", 1, 1, "watch pods: Internal error")
 }
+
+// What client-go says is for debugging, errors included.
+func TestClientGoIsQuiet(t *testing.T) {
+	for level, want := range map[slog.Level]int{slog.LevelInfo: 0, slog.LevelDebug: 2} {
+		var out strings.Builder
+		log := quietLogger(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level})))
+		log.Error(errors.New("denied"), "Failed to watch")
+		log.Info("Starting")
+		if got := strings.Count(out.String(), "level=DEBUG"); got != want || strings.Count(out.String(), "\n") != want {
+			t.Errorf("at %v: %q", level, out.String())
+		}
+	}
+}

@@ -151,6 +151,9 @@ func (q quiet) Enabled(ctx context.Context, _ slog.Level) bool {
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = slog.LevelDebug
+	if !q.Handler.Enabled(ctx, r.Level) { // nobody asked that of an error
+		return nil
+	}
 	return q.Handler.Handle(ctx, r)
 }
 
