@@ -80,7 +80,9 @@ func TestOverloadIsAccountedForExactly(t *testing.T) {
 	settled := func() bool {
 		st := log.Status()
 		records := st.Records - early.Records
-		return st.Read-early.Read == emitted && sinks[0].sum() == records && sinks[1].sum() == records && sinks[0].kernelLost() == lost
+		told := sinks[0].kernelLost() // what the kernel lost is told by records: who misses those does not hear of it
+		return st.Read-early.Read == emitted && sinks[0].sum() == records && sinks[1].sum() == records &&
+			(told == lost || told < lost && sinks[0].lost() > 0)
 	}
 	for !settled() {
 		if time.Now().After(deadline) {
