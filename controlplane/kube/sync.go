@@ -34,14 +34,7 @@ func (s *Source) Sync(ctx context.Context) (uint64, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, k := range s.stores.kinds() {
 		group.Go(func() error {
-			version, listed, err := s.versions(ctx, k, "")
-			for try := 1; try < tries && classify(err) == away; try++ {
-				select {
-				case <-ctx.Done():
-				case <-time.After(tryAgain):
-				}
-				version, listed, err = s.versions(ctx, k, "")
-			}
+			version, listed, err := s.versionsTried(ctx, k, "")
 			if err != nil {
 				return fmt.Errorf("API server %s: list %s: %s", s.Client.Host, k.resource, reason(err))
 			}
@@ -63,7 +56,7 @@ func (s *Source) SyncPolicies(ctx context.Context, namespace string) error {
 			continue
 		}
 		ask, cancel := context.WithTimeout(ctx, patience)
-		_, listed, err := s.versions(ask, k, namespace)
+		_, listed, err := s.versionsTried(ask, k, namespace)
 		cancel()
 		if err != nil {
 			s.health.note(call{k.resource, "list"}, err)
@@ -75,6 +68,19 @@ func (s *Source) SyncPolicies(ctx context.Context, namespace string) error {
 	}
 	_, err := s.awaitPublished(ctx)
 	return err
+}
+
+// versionsTried are versions from a server that may have to be asked again.
+func (s *Source) versionsTried(ctx context.Context, k kind, namespace string) (version uint64, listed map[types.NamespacedName]uint64, err error) {
+	version, listed, err = s.versions(ctx, k, namespace)
+	for try := 1; try < tries && classify(err) == away && ctx.Err() == nil; try++ {
+		select {
+		case <-ctx.Done():
+		case <-time.After(tryAgain):
+		}
+		version, listed, err = s.versions(ctx, k, namespace)
+	}
+	return version, listed, err
 }
 
 // versions of a kind's objects, of one namespace or all, from a consistent read.
