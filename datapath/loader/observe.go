@@ -94,8 +94,9 @@ func observeSpec(c Config, others ...*ebpf.CollectionSpec) (*ebpf.CollectionSpec
 }
 
 // reasonsLeft are the kernel's reasons that its drops are not told of: packets that were
-// consumed, nobody knows why, or by a program of ours, which has told.
-var reasonsLeft = []string{"NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED", "TC_INGRESS", "TC_EGRESS", "XDP"}
+// consumed, nobody knows why, or by a program of ours, which has told; and the last packets of
+// TCP connections, which find theirs closed.
+var reasonsLeft = []string{"NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED", "TC_INGRESS", "TC_EGRESS", "XDP", "TCP_CLOSE"}
 
 // setDropReasons tells the program on kfree_skb what this kernel's reasons are.
 func setDropReasons(spec *ebpf.CollectionSpec) error {

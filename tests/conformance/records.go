@@ -86,6 +86,9 @@ func (r *records) take(line []byte) error {
 
 // check says what is wrong with a record. Only policies may deny here.
 func (r *records) check(f *lab.Flow, x api.FlowExtension) string {
+	if x.Reason == datapath.ReasonKernel.String() { // the pod's own, once policy has let it in
+		return ""
+	}
 	if x.Reason != datapath.ReasonPolicy.String() {
 		return "dropped for another reason than policy"
 	}
