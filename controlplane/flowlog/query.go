@@ -67,7 +67,11 @@ func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
 	if err := to.Flush(); err != nil || !s.Follow {
 		return err
 	}
-	return l.follow(ctx, next, s, to)
+	told := uint64(0)
+	if len(kept) > 0 {
+		told = kept[len(kept)-1].kernelLost()
+	}
+	return l.follow(ctx, next, told, s, to)
 }
 
 // past yields the records that s asks for among those that there are, oldest first: kept are
@@ -143,7 +147,9 @@ func (s *Selection) wants(r *record) bool {
 // late is how long after its time a record may come: the kernel's rings are read in turn.
 const late = time.Second
 
-func (l *Log) follow(ctx context.Context, next uint64, s Selection, to Sink) error {
+// follow goes on with record next; told is what the kernel lost before it. A reader that misses
+// records hears of what those told.
+func (l *Log) follow(ctx context.Context, next, told uint64, s Selection, to Sink) error {
 	within := ctx
 	if !s.Until.IsZero() {
 		var cancel context.CancelFunc
@@ -160,14 +166,25 @@ func (l *Log) follow(ctx context.Context, next uint64, s Selection, to Sink) err
 		case err != nil:
 			return err
 		}
-		if err := l.sendAll(records, lost, s, to); err != nil {
+		untold := uint64(0)
+		if len(records) > 0 {
+			untold, told = records[0].lostBefore-told, records[len(records)-1].kernelLost()
+		}
+		if err := l.sendAll(records, lost, untold, s, to); err != nil {
 			l.cutOff(r.name, err)
 			return err
 		}
 	}
 }
 
-func (l *Log) sendAll(records []*record, lost uint64, s Selection, to Sink) error {
+// sendAll sends what a reader took, after what it missed: records, and events of the kernel's
+// that those told of.
+func (l *Log) sendAll(records []*record, lost, untold uint64, s Selection, to Sink) error {
+	if untold > 0 {
+		if err := to.Send(l.lost(untold, LostFlowEvents, l.opts.Now())); err != nil {
+			return err
+		}
+	}
 	if lost > 0 {
 		if err := to.Send(l.lost(lost, "", l.opts.Now())); err != nil {
 			return err

@@ -9,6 +9,7 @@ type ring struct {
 	kept    []*record // record seq is at seq % size once the ring is full
 	size    uint64
 	next    uint64 // sequence number of the next record
+	lost    uint64 // kernelLost of the newest
 	wake    chan struct{}
 	waiting bool
 	closed  bool
@@ -21,8 +22,8 @@ func newRing(size int) *ring {
 func (g *ring) add(r *record) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	r.seq = g.next
-	g.next++
+	r.seq, r.lostBefore = g.next, g.lost
+	g.next, g.lost = g.next+1, r.kernelLost()
 	if uint64(len(g.kept)) < g.size {
 		g.kept = append(g.kept, r)
 	} else {
