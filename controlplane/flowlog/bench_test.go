@@ -1,8 +1,9 @@
 package flowlog
 
 import (
-	"bytes"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 )
 
 // What an event costs the agent, with its names looked up.
@@ -19,11 +20,24 @@ func BenchmarkLine(b *testing.B) {
 	l := newLog(shop(), 1)
 	l.add(refused())
 	kept, _ := l.ring.all()
-	var out bytes.Buffer
+	var out []byte
+	var err error
 	b.ReportAllocs()
 	for b.Loop() {
-		out.Reset()
-		if err := AppendLine(&out, l.response(kept[0])); err != nil {
+		if out, err = l.AppendRecord(out[:0], kept[0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// What it costs as a message on its way by gRPC.
+func BenchmarkMessage(b *testing.B) {
+	l := newLog(shop(), 1)
+	l.add(refused())
+	kept, _ := l.ring.all()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := proto.Marshal(l.response(kept[0])); err != nil {
 			b.Fatal(err)
 		}
 	}

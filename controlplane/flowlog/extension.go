@@ -1,8 +1,6 @@
 package flowlog
 
 import (
-	"encoding/json"
-
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -25,11 +23,7 @@ var kindNames = map[datapath.EventKind]string{
 var endNames = map[uint8]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked", 5: "gone"}
 
 func extension(r *record) *anypb.Any {
-	b, err := json.Marshal(extensionOf(r))
-	if err != nil {
-		panic(err) // strings and numbers
-	}
-	a, err := anypb.New(wrapperspb.String(string(b)))
+	a, err := anypb.New(wrapperspb.String(string(appendExtension(nil, r))))
 	if err != nil {
 		panic(err) // JSON is UTF-8
 	}

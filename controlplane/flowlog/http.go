@@ -35,7 +35,7 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	// An error is the client's leaving, or the log's end: there is nobody to tell.
-	to := &lines{w: w, control: http.NewResponseController(w)}
+	to := &lines{log: l, w: w, control: http.NewResponseController(w)}
 	to.extend()
 	_ = l.Select(r.Context(), selection, to)
 }
@@ -51,6 +51,7 @@ func refuse(w http.ResponseWriter, status int, err error) {
 
 // lines is the Sink of a response.
 type lines struct {
+	log     *Log
 	w       http.ResponseWriter
 	control *http.ResponseController
 	line    bytes.Buffer
@@ -62,10 +63,25 @@ func (s *lines) Send(m *observerpb.GetFlowsResponse) error {
 	if err := AppendLine(&s.line, m); err != nil {
 		return err
 	}
+	return s.write(s.line.Bytes())
+}
+
+// SendRecord implements recordSink.
+func (s *lines) SendRecord(r *Record) error {
+	s.line.Reset()
+	line, err := s.log.AppendRecord(s.line.AvailableBuffer(), r)
+	if err != nil {
+		return err
+	}
+	s.line.Write(line)
+	return s.write(line)
+}
+
+func (s *lines) write(line []byte) error {
 	if s.sent++; s.sent%batch == 0 {
 		s.extend()
 	}
-	_, err := s.w.Write(s.line.Bytes())
+	_, err := s.w.Write(line)
 	return err
 }
 

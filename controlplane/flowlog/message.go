@@ -3,7 +3,8 @@ package flowlog
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
+	"encoding/hex"
+	"strconv"
 	"time"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
@@ -48,12 +49,14 @@ func (l *Log) lost(n uint64, cause string, at time.Time) *observerpb.GetFlowsRes
 	}
 }
 
+const emitterName = "Weir"
+
 func (l *Log) flow(r *record) *flowpb.Flow {
 	e := r.event
 	f := &flowpb.Flow{
 		Time:             timestamppb.New(e.Time),
 		Uuid:             r.uuid(l.opts.Node),
-		Emitter:          &flowpb.Emitter{Name: "Weir", Version: l.opts.Version},
+		Emitter:          &flowpb.Emitter{Name: emitterName, Version: l.opts.Version},
 		Verdict:          verdict(e.Dropped),
 		IP:               ip(e),
 		L4:               layer4(r),
@@ -97,11 +100,14 @@ func setEventType(f *flowpb.Flow, e datapath.Event) {
 		f.DropReasonDesc = dropReason(e)
 		return
 	}
-	f.TraceObservationPoint = observationPoint(e)
-	f.TraceReason = flowpb.TraceReason_NEW
-	if e.Kind != datapath.EventNew {
-		f.TraceReason = flowpb.TraceReason_ESTABLISHED
+	f.TraceObservationPoint, f.TraceReason = observationPoint(e), traceReason(e)
+}
+
+func traceReason(e datapath.Event) flowpb.TraceReason {
+	if e.Kind == datapath.EventNew {
+		return flowpb.TraceReason_NEW
 	}
+	return flowpb.TraceReason_ESTABLISHED
 }
 
 func eventType(e datapath.Event) *flowpb.CiliumEventType {
@@ -171,10 +177,26 @@ const labelPolicy = "k8s:io.cilium.k8s.policy."
 
 // uuid is the same each time the record is asked for.
 func (r *record) uuid(node string) string {
-	e := r.event
-	b := fmt.Appendf(nil, "%s %d %d %d %s %s %d", node, e.Kind, e.Created, e.Time.UnixNano(), e.Source, e.Destination, e.Protocol)
+	e := &r.event
+	b := make([]byte, 0, 256)
+	b = append(append(b, node...), ' ')
+	b = append(strconv.AppendUint(b, uint64(e.Kind), 10), ' ')
+	b = append(strconv.AppendUint(b, e.Created, 10), ' ')
+	b = append(strconv.AppendInt(b, e.Time.UnixNano(), 10), ' ')
+	b = append(append(b, e.Source.String()...), ' ')
+	b = append(append(b, e.Destination.String()...), ' ')
+	b = strconv.AppendUint(b, uint64(e.Protocol), 10)
 	h := sha256.Sum256(binary.BigEndian.AppendUint64(b, r.seq))
 	h[6] = h[6]&0x0f | 0x80 // version 8: made by our own rule
 	h[8] = h[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", h[0:4], h[4:6], h[6:8], h[8:10], h[10:16])
+	var out [36]byte
+	at := 0
+	for _, part := range [][]byte{h[0:4], h[4:6], h[6:8], h[8:10], h[10:16]} {
+		if at > 0 {
+			out[at] = '-'
+			at++
+		}
+		at += hex.Encode(out[at:], part)
+	}
+	return string(out[:])
 }

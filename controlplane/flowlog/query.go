@@ -55,7 +55,7 @@ func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
 	kept, next := l.ring.all()
 	if !s.New {
 		for r := range l.past(s, kept, next-uint64(len(kept))) {
-			if err := to.Send(l.response(r)); err != nil {
+			if err := l.send(r, to); err != nil {
 				l.cutOff(nameOf(ctx), err)
 				return err
 			}
@@ -194,7 +194,7 @@ func (l *Log) sendAll(records []*record, lost, untold uint64, s Selection, to Si
 		if !s.wants(r) {
 			continue
 		}
-		if err := to.Send(l.response(r)); err != nil {
+		if err := l.send(r, to); err != nil {
 			return err
 		}
 	}
@@ -207,4 +207,16 @@ type Sink interface {
 	Send(*observerpb.GetFlowsResponse) error
 	// Flush is called when all there is at the moment was sent.
 	Flush() error
+}
+
+// recordSink is a Sink that makes of records what it needs itself.
+type recordSink interface {
+	SendRecord(*Record) error
+}
+
+func (l *Log) send(r *record, to Sink) error {
+	if to, ok := to.(recordSink); ok {
+		return to.SendRecord(r)
+	}
+	return to.Send(l.response(r))
 }

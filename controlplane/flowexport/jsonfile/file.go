@@ -41,6 +41,7 @@ type File struct {
 // Messages makes a record the API's; it is a *flowlog.Log.
 type Messages interface {
 	Message(*flowlog.Record) *observerpb.GetFlowsResponse
+	AppendRecord(to []byte, r *flowlog.Record) ([]byte, error)
 }
 
 // New returns a File that is opened when it is first written.
@@ -58,7 +59,7 @@ func (f *File) Send(ctx context.Context, records []*flowlog.Record) (settled int
 	}
 	var lines chunk
 	for _, r := range records {
-		if err := lines.add(f.Fields.Of(f.log.Message(r))); err != nil {
+		if err := f.add(&lines, r); err != nil {
 			n, failed := f.write(&lines)
 			if failed != nil {
 				return settled + n, failed
@@ -91,9 +92,18 @@ type chunk struct {
 	ends []int // of each line
 }
 
-func (c *chunk) add(m *observerpb.GetFlowsResponse) error {
+// add adds a record's line, if it can be made.
+func (f *File) add(c *chunk, r *flowlog.Record) error {
 	start := c.text.Len()
-	if err := flowlog.AppendLine(&c.text, m); err != nil {
+	var err error
+	if f.Fields.root == nil {
+		var line []byte
+		line, err = f.log.AppendRecord(c.text.AvailableBuffer(), r)
+		c.text.Write(line)
+	} else {
+		err = flowlog.AppendLine(&c.text, f.Fields.Of(f.log.Message(r)))
+	}
+	if err != nil {
 		c.text.Truncate(start)
 		return err
 	}

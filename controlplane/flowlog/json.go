@@ -1,0 +1,500 @@
+package flowlog
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"net/netip"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/datapath"
+)
+
+// AppendRecord adds r to to as AppendLine adds its message, to the byte, without making the
+// message: most of what a reader of JSON costs would be that and reflection on it.
+func (l *Log) AppendRecord(to []byte, r *Record) ([]byte, error) {
+	if r.lost > 0 {
+		var line bytes.Buffer
+		err := AppendLine(&line, l.response(r))
+		return append(to, line.Bytes()...), err
+	}
+	o := text(to)
+	o = append(o, `{"flow":`...)
+	l.appendFlow(&o, r)
+	o.string("node_name", l.opts.Node)
+	o.time("time", r.event.Time)
+	return append(o, '}', '\n'), nil
+}
+
+// appendFlow is flow in the order of its message's fields.
+func (l *Log) appendFlow(o *text, r *record) {
+	e := &r.event
+	o.open('{')
+	o.time("time", e.Time)
+	o.string("uuid", r.uuid(l.opts.Node))
+	o.object("emitter")
+	o.string("name", emitterName)
+	o.string("version", l.opts.Version)
+	o.close('}')
+	o.string("verdict", verdict(e.Dropped).String())
+	if v := ipVersion(*e); v != flowpb.IPVersion_IP_NOT_USED {
+		o.object("IP")
+		o.address("source", e.Source.Addr())
+		o.address("destination", e.Destination.Addr())
+		o.string("ipVersion", v.String())
+		o.close('}')
+	}
+	appendLayer4(o, r)
+	appendEnd(o, "source", r, source)
+	appendEnd(o, "destination", r, destination)
+	o.string("Type", flowpb.FlowType_L3_L4.String())
+	o.string("node_name", l.opts.Node)
+	o.strings("source_names", nodeNames(r.parties[source]))
+	o.strings("destination_names", nodeNames(r.parties[destination]))
+	kind := eventType(*e)
+	o.object("event_type")
+	o.number("type", uint64(kind.GetType()))
+	o.number("sub_type", uint64(kind.GetSubType()))
+	o.close('}')
+	appendService(o, "source_service", r.services[source])
+	appendService(o, "destination_service", r.services[destination])
+	if d := hubbleDirections[r.direction()]; d != 0 {
+		o.string("traffic_direction", d.String())
+	}
+	if reason := dropReason(*e); e.Dropped && reason != 0 {
+		o.string("drop_reason_desc", reason.String())
+	}
+	if !e.Dropped {
+		o.string("trace_observation_point", observationPoint(*e).String())
+		o.string("trace_reason", traceReason(*e).String())
+	}
+	o.key("is_reply")
+	*o = append(*o, "false"...)
+	if e.Ifindex != 0 {
+		o.object("interface")
+		o.number("index", uint64(e.Ifindex))
+		o.string("name", r.ifname)
+		o.close('}')
+	}
+	o.string("Summary", summary(r))
+	o.object("extensions")
+	o.string("@type", "type.googleapis.com/google.protobuf.StringValue")
+	o.key("value")
+	var room [1024]byte
+	o.quote(appendExtension(room[:0], r))
+	o.close('}')
+	appendPolicies(o, "egress_allowed_by", r, datapath.Egress, false)
+	appendPolicies(o, "ingress_allowed_by", r, datapath.Ingress, false)
+	appendPolicies(o, "egress_denied_by", r, datapath.Egress, true)
+	appendPolicies(o, "ingress_denied_by", r, datapath.Ingress, true)
+	o.close('}')
+}
+
+func appendLayer4(o *text, r *record) {
+	e := &r.event
+	name := ""
+	switch {
+	case r.suppressed > 0:
+	case e.Protocol == datapath.TCP:
+		name = "TCP"
+	case e.Protocol == datapath.UDP:
+		name = "UDP"
+	case e.Protocol == datapath.SCTP:
+		name = "SCTP"
+	case e.Protocol == protocolICMPv4:
+		name = "ICMPv4"
+	case e.Protocol == protocolICMPv6:
+		name = "ICMPv6"
+	}
+	if name == "" {
+		return
+	}
+	o.object("l4")
+	o.object(name)
+	if hasPorts(e.Protocol) {
+		o.number("source_port", uint64(e.Source.Port()))
+		o.number("destination_port", uint64(e.Destination.Port()))
+	} else {
+		o.number("type", uint64(e.ICMPType))
+		o.number("code", uint64(e.ICMPCode))
+	}
+	if e.Protocol == datapath.TCP {
+		o.object("flags")
+		for i, flag := range tcpFlagNames {
+			if e.TCPFlags>>i&1 == 1 {
+				o.key(flag)
+				*o = append(*o, "true"...)
+			}
+		}
+		o.close('}')
+	}
+	o.close('}')
+	o.close('}')
+}
+
+func appendEnd(o *text, key string, r *record, end int) {
+	if !r.hasEnd(end) {
+		return
+	}
+	o.object(key)
+	o.number("ID", uint64(r.event.Endpoint[end]))
+	o.number("identity", uint64(r.event.Identity[end]))
+	party := r.parties[end]
+	if party.IsPod() {
+		o.string("cluster_name", clusterName)
+		o.string("namespace", party.Namespace)
+	}
+	o.strings("labels", r.labels(end))
+	if party.IsPod() {
+		o.string("pod_name", party.Name)
+		if w := party.Workload; w.Name != "" {
+			o.key("workloads")
+			*o = append(*o, "[{"...)
+			o.string("name", w.Name)
+			o.string("kind", w.Kind)
+			*o = append(*o, "}]"...)
+		}
+	}
+	o.close('}')
+}
+
+func appendService(o *text, key string, s *Ref) {
+	if s == nil {
+		return
+	}
+	o.object(key)
+	o.string("name", s.Name)
+	o.string("namespace", s.Namespace)
+	o.close('}')
+}
+
+// appendPolicies are setPolicies' of one direction.
+func appendPolicies(o *text, key string, r *record, d datapath.Direction, denied bool) {
+	rule := r.rules[d]
+	if rule == nil || r.denied(d) != denied || rule.Name == "" && len(rule.IsolatedBy) == 0 {
+		return
+	}
+	o.key(key)
+	o.open('[')
+	if rule.Name != "" {
+		appendPolicy(o, policy.Ref{Kind: rule.Kind, Namespace: rule.Namespace, Name: rule.Name}, rule.UID, r.event.Epoch)
+	} else {
+		for _, by := range rule.IsolatedBy {
+			appendPolicy(o, by, "", r.event.Epoch)
+		}
+	}
+	o.close(']')
+}
+
+func appendPolicy(o *text, p policy.Ref, uid string, epoch uint64) {
+	o.open('{')
+	o.string("name", p.Name)
+	o.string("namespace", p.Namespace)
+	o.key("labels")
+	o.open('[')
+	for _, label := range [...]struct{ key, value string }{{"derived-from=", p.Kind}, {"name=", p.Name}, {"namespace=", p.Namespace}, {"uid=", uid}} {
+		if label.key == "uid=" && uid == "" {
+			break
+		}
+		o.separate()
+		*o = append(*o, '"')
+		*o = append(append(*o, labelPolicy...), label.key...)
+		o.escape(label.value)
+		*o = append(*o, '"')
+	}
+	o.close(']')
+	if epoch != 0 {
+		o.key("revision")
+		*o = append(strconv.AppendUint(append(*o, '"'), epoch, 10), '"')
+	}
+	o.string("kind", p.Kind)
+	o.close('}')
+}
+
+// appendExtension adds what extensionOf has, as encoding/json would.
+func appendExtension(to []byte, r *record) []byte {
+	x := extensionOf(r)
+	o := text(to)
+	o.open('{')
+	o.goString("kind", x.Kind, false)
+	o.key("epoch")
+	o = strconv.AppendUint(o, x.Epoch, 10)
+	o.goString("path", x.Path, true)
+	o.goString("reason", x.Reason, true)
+	o.goString("kernel_reason", x.KernelReason, true)
+	appendRule(&o, "egress", x.Egress)
+	appendRule(&o, "ingress", x.Ingress)
+	appendCount(&o, "packets", x.Packets)
+	appendCount(&o, "bytes", x.Bytes)
+	appendProcess(&o, "process", x.Process)
+	appendProcess(&o, "listener", x.Listener)
+	appendTCP(&o, "tcp_source", x.TCPSource)
+	appendTCP(&o, "tcp_destination", x.TCPDestination)
+	o.float("duration_seconds", x.Duration)
+	o.goString("end", x.End, true)
+	o.goString("flags_sent", x.FlagsSent, true)
+	o.goString("flags_back", x.FlagsBack, true)
+	if x.PickedUp {
+		o.key("picked_up")
+		o = append(o, "true"...)
+	}
+	o.number("suppressed", x.Suppressed)
+	o.number("ifindex", uint64(x.Interface))
+	o.close('}')
+	return o
+}
+
+func appendRule(o *text, key string, rule *api.FlowRule) {
+	o.key(key)
+	if rule == nil {
+		*o = append(*o, "null"...)
+		return
+	}
+	o.open('{')
+	o.key("id")
+	*o = strconv.AppendUint(*o, uint64(rule.ID), 10)
+	o.goString("verdict", rule.Verdict, false)
+	o.goString("kind", rule.Kind, false)
+	o.goString("namespace", rule.Namespace, true)
+	o.goString("name", rule.Name, true)
+	if rule.Index != nil {
+		o.key("index")
+		*o = strconv.AppendInt(*o, int64(*rule.Index), 10)
+	}
+	if len(rule.IsolatedBy) > 0 {
+		o.key("isolated_by")
+		o.open('[')
+		for _, by := range rule.IsolatedBy {
+			o.separate()
+			o.open('{')
+			o.goString("kind", by.Kind, false)
+			o.goString("namespace", by.Namespace, false)
+			o.goString("name", by.Name, false)
+			o.close('}')
+		}
+		o.close(']')
+	}
+	o.close('}')
+}
+
+func appendCount(o *text, key string, c *api.FlowCount) {
+	if c == nil {
+		return
+	}
+	o.object(key)
+	o.key("sent")
+	*o = strconv.AppendUint(*o, c.Sent, 10)
+	o.key("received")
+	*o = strconv.AppendUint(*o, c.Received, 10)
+	o.close('}')
+}
+
+func appendProcess(o *text, key string, p *api.FlowProcess) {
+	if p == nil {
+		return
+	}
+	o.object(key)
+	o.key("pid")
+	*o = strconv.AppendUint(*o, uint64(p.PID), 10)
+	o.goString("name", p.Name, true)
+	o.goString("executable", p.Executable, true)
+	o.goString("container_id", p.ContainerID, true)
+	if p.Held {
+		o.key("held")
+		*o = append(*o, "true"...)
+	}
+	if p.Start != nil {
+		o.key("start")
+		*o = append(p.Start.AppendFormat(append(*o, '"'), time.RFC3339Nano), '"')
+	}
+	o.close('}')
+}
+
+func appendTCP(o *text, key string, t *api.FlowTCP) {
+	if t == nil {
+		return
+	}
+	o.object(key)
+	o.float("rtt_seconds", t.RTT)
+	o.key("retransmits")
+	*o = strconv.AppendUint(*o, t.Retransmits, 10)
+	o.close('}')
+}
+
+// text is JSON on its way. Its methods with a key leave out a value that is zero, as both
+// protojson and omitempty do.
+type text []byte
+
+// separate adds the comma between two values.
+func (o *text) separate() {
+	if c := (*o)[len(*o)-1]; c != '{' && c != '[' {
+		*o = append(*o, ',')
+	}
+}
+
+// key's are plain.
+func (o *text) key(key string) {
+	o.separate()
+	*o = append(append(append(*o, '"'), key...), '"', ':')
+}
+
+func (o *text) open(c byte) {
+	if c == '{' && len(*o) > 0 && (*o)[len(*o)-1] == '}' {
+		o.separate()
+	}
+	*o = append(*o, c)
+}
+
+func (o *text) close(c byte) { *o = append(*o, c) }
+
+func (o *text) object(key string) {
+	o.key(key)
+	o.open('{')
+}
+
+func (o *text) number(key string, n uint64) {
+	if n != 0 {
+		o.key(key)
+		*o = strconv.AppendUint(*o, n, 10)
+	}
+}
+
+func (o *text) string(key, value string) {
+	if value != "" {
+		o.key(key)
+		*o = append(*o, '"')
+		o.escape(value)
+		*o = append(*o, '"')
+	}
+}
+
+func (o *text) strings(key string, values []string) {
+	if len(values) == 0 {
+		return
+	}
+	o.key(key)
+	o.open('[')
+	for _, v := range values {
+		o.separate()
+		*o = append(*o, '"')
+		o.escape(v)
+		*o = append(*o, '"')
+	}
+	o.close(']')
+}
+
+func (o *text) address(key string, a netip.Addr) {
+	if !a.IsValid() { // has other words to append than to print
+		o.string(key, a.String())
+		return
+	}
+	o.key(key)
+	*o = append(a.AppendTo(append(*o, '"')), '"')
+}
+
+// time is a Timestamp: in UTC, with as many threes of digits as it needs.
+func (o *text) time(key string, t time.Time) {
+	o.key(key)
+	layout := "2006-01-02T15:04:05.000000000Z"
+	switch ns := t.Nanosecond(); {
+	case ns == 0:
+		layout = "2006-01-02T15:04:05Z"
+	case ns%1e6 == 0:
+		layout = "2006-01-02T15:04:05.000Z"
+	case ns%1e3 == 0:
+		layout = "2006-01-02T15:04:05.000000Z"
+	}
+	*o = append(t.UTC().AppendFormat(append(*o, '"'), layout), '"')
+}
+
+// quote is a string.
+func (o *text) quote(value []byte) {
+	*o = append(*o, '"')
+	rest := value
+	for i := 0; i < len(rest); {
+		if c := rest[i]; c == '"' || c == '\\' {
+			*o = append(append(*o, rest[:i]...), '\\', c)
+			rest, i = rest[i+1:], 0
+			continue
+		}
+		i++
+	}
+	*o = append(append(*o, rest...), '"')
+}
+
+// escape adds a string's text as protojson has it; bytes that are no UTF-8, over which
+// protojson fails, are U+FFFD.
+func (o *text) escape(s string) {
+	if plain(s) {
+		*o = append(*o, s...)
+		return
+	}
+	for _, c := range s {
+		switch {
+		case c == '"' || c == '\\':
+			*o = append(*o, '\\', byte(c))
+		case c == '\b':
+			*o = append(*o, `\b`...)
+		case c == '\f':
+			*o = append(*o, `\f`...)
+		case c == '\n':
+			*o = append(*o, `\n`...)
+		case c == '\r':
+			*o = append(*o, `\r`...)
+		case c == '\t':
+			*o = append(*o, `\t`...)
+		case c < ' ':
+			const hex = "0123456789abcdef"
+			*o = append(*o, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		default:
+			*o = utf8.AppendRune(*o, c)
+		}
+	}
+}
+
+// plain reports whether a string needs no escapes, for protojson or encoding/json.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
+}
+
+// goString is a string as encoding/json has it.
+func (o *text) goString(key, value string, omitempty bool) {
+	if omitempty && value == "" {
+		return
+	}
+	o.key(key)
+	if plain(value) {
+		*o = append(append(append(*o, '"'), value...), '"')
+		return
+	}
+	b, _ := json.Marshal(value) // a string always can
+	*o = append(*o, b...)
+}
+
+// float is a number as encoding/json has it.
+func (o *text) float(key string, f float64) {
+	if f == 0 {
+		return
+	}
+	o.key(key)
+	format := byte('f')
+	if a := math.Abs(f); a < 1e-6 || a >= 1e21 {
+		format = 'e'
+	}
+	*o = strconv.AppendFloat(*o, f, format, -1, 64)
+	if b := *o; format == 'e' && len(b) >= 4 && b[len(b)-4] == 'e' && b[len(b)-3] == '-' && b[len(b)-2] == '0' { // e-09 is e-9
+		b[len(b)-2] = b[len(b)-1]
+		*o = b[:len(b)-1]
+	}
+}
