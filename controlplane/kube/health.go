@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,13 +23,17 @@ type call struct{ resource, verb string }
 type class int
 
 const (
-	well     class = iota
-	passing        // an answer that asks for another call: gone, too many requests
-	away           // none
-	stranger       // it does not know who we are
-	denied         // it knows, and we may not
-	broken         // anything else
+	well       class = iota
+	passing          // an answer that asks for another call: gone, too many requests
+	away             // none
+	distrusted       // its certificate is not one that we believe
+	stranger         // it does not know who we are
+	denied           // it knows, and we may not
+	broken           // anything else
 )
+
+// common to all calls.
+func (c class) common() bool { return c == away || c == distrusted || c == stranger }
 
 // trouble of a call since it last went well.
 type trouble struct {
@@ -52,11 +58,14 @@ func newHealth(host string, log *slog.Logger) *health {
 
 func classify(err error) class {
 	var status apierrors.APIStatus
+	var untrue *tls.CertificateVerificationError
 	switch {
 	case err == nil:
 		return well
 	case errors.Is(err, context.Canceled), apierrors.IsResourceExpired(err), apierrors.IsGone(err), apierrors.IsTooManyRequests(err):
 		return passing
+	case errors.As(err, &untrue):
+		return distrusted
 	case apierrors.IsUnauthorized(err):
 		return stranger
 	case apierrors.IsForbidden(err):
@@ -78,7 +87,7 @@ func (h *health) note(c call, err error) {
 	case is == well:
 		h.mend(c)
 		return
-	case ok && (was.class == away || was.class == stranger):
+	case ok && was.class.common():
 		h.mend(c) // it answers now, if not as it should
 	}
 	t := trouble{is, time.Now(), reason(err)}
@@ -115,6 +124,8 @@ func (h *health) line(c call, t trouble) string {
 	switch t.class {
 	case away:
 		return fmt.Sprintf("API server %s does not answer: %s", h.host, t.text)
+	case distrusted:
+		return fmt.Sprintf("API server %s is not believed: %s", h.host, t.text)
 	case stranger:
 		return fmt.Sprintf("API server %s does not accept this agent's credentials: %s", h.host, t.text)
 	case denied:
@@ -130,7 +141,7 @@ func (h *health) lines() []string {
 	first := map[string]trouble{}
 	for c, t := range h.troubles {
 		key := h.line(c, t)
-		if t.class == away || t.class == stranger {
+		if t.class.common() {
 			key = fmt.Sprint(t.class)
 		}
 		if was, ok := first[key]; !ok || t.since.Before(was.since) {
@@ -153,5 +164,10 @@ func reason(err error) string {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
-	return strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		text += ": set this node's clock, or renew the certificate"
+	}
+	return text
 }

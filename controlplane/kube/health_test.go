@@ -3,6 +3,8 @@ package kube
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net/url"
@@ -64,6 +66,17 @@ func TestHealth(t *testing.T) {
 	h.note(watchPods, nil)
 	step("may watch", 1, 0, "")
 
+	for _, c := range []call{watchPods, watchNodes} {
+		h.note(c, &url.Error{Op: "Get", URL: "https://192.0.2.1/api/v1/pods", Err: &tls.CertificateVerificationError{
+			Err: x509.CertificateInvalidError{Reason: x509.Expired, Detail: "current time 1 is before 2"}}})
+	}
+	step("a clock that is off", 1, 1, "is not believed: tls: failed to verify certificate: x509: certificate has expired or is not yet valid: "+
+		"current time 1 is before 2: set this node's clock, or renew the certificate")
+	h.note(watchNodes, nil)
+	h.note(watchPods, errNobody)
+	step("then a stranger", 2, 1, "mended")
+	h.note(watchPods, nil)
+	step("and well", 1, 0, "mended")
 	h.note(listPods, errNobody)
 	h.note(watchPods, errNobody)
 	step("a stranger", 1, 1, "does not accept this agent's credentials")
