@@ -79,6 +79,9 @@ func (a *adding) read(args *skel.CmdArgs) (err error) {
 }
 
 func (a *adding) allocate() (err error) {
+	if err = settle(a.conf); err != nil {
+		return err
+	}
 	if a.addrs, err = allocate(a.conf, a.at); err == nil {
 		a.onUndo(func() error { return release(a.conf, a.at) })
 	}
@@ -92,7 +95,10 @@ func (a *adding) create() error {
 		return err
 	}
 	a.onUndo(func() error { return loader.DetachPod(a.conf.pins, a.veth.pins) })
-	a.onUndo(func() error { return deleteHostSide(a.veth.node, a.veth.hostName) })
+	a.onUndo(func() error {
+		_, err := deleteHostSide(a.veth.node, a.veth.hostName)
+		return err
+	})
 	return a.veth.learn(alias(a.conf.Name, a.at))
 }
 

@@ -108,6 +108,12 @@ func (c *config) validate() error {
 	return nil
 }
 
+// has reports whether the configuration has a key at all, be its value what it may.
+func (c *config) has(key string) bool {
+	var keys map[string]json.RawMessage
+	return json.Unmarshal(c.raw, &keys) == nil && keys[key] != nil
+}
+
 func absolute(key, dir string) error {
 	if !filepath.IsAbs(dir) || slices.Contains(strings.Split(dir, "/"), "..") {
 		return invalid(key, "%q is not an absolute path without \"..\"", dir)

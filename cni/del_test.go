@@ -3,6 +3,7 @@ package cni_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -82,11 +83,93 @@ func TestDelWithoutNetns(t *testing.T) {
 // An administrator's mistake in the configuration must not keep pods from going.
 func TestDelWithBadConfig(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24")
+	right := maps.Clone(n.conf)
+	for name, wrong := range map[string]map[string]any{
+		"value and key": {"xdp": "fast", "colour": "blue"},
+		"type":          {"mtu": "big"},
+		"bpffsDir":      {"bpffsDir": "sys/fs/bpf"},
+	} {
+		c := n.newContainer("a")
+		c.mustAdd()
+		maps.Copy(n.conf, wrong)
+		if err := c.del(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if name != "bpffsDir" { // then the agent collects the pins
+			n.mustLeaveNothing(c)
+		}
+		n.conf = maps.Clone(right)
+	}
+}
+
+// With addresses that cannot be given back the pod goes all the same, and they are given
+// back when the configuration is right again.
+func TestDelWithBadIPAM(t *testing.T) {
+	n := newNode(t, "10.9.0.0/29") // six addresses, one of them the gateway's
+	right := n.conf["ipam"]
+	with := func(key string, value any) map[string]any {
+		ipam := maps.Clone(right.(map[string]any))
+		ipam[key] = value
+		return ipam
+	}
+	for name, wrong := range map[string]any{
+		"ranges":    with("ranges", poolOf([]string{"10.9.0.0/33"})),
+		"no ranges": with("ranges", nil),
+		"no plugin": with("type", "no-such-ipam"),
+		"no type":   with("type", nil),
+		"missing":   nil,
+	} {
+		c := n.newContainer("a")
+		c.mustAdd()
+		lease := fmt.Sprintln(n.pool()[0])
+		n.conf["ipam"] = wrong
+		if wrong == nil {
+			delete(n.conf, "ipam")
+		}
+		for range 2 {
+			if err := c.del(); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		if left := n.left(c); left != lease {
+			t.Errorf("%s: left behind\n%s, want the address alone", name, left)
+		}
+		if _, err := n.newContainer("b").add(); err == nil {
+			t.Errorf("%s: an ADD with that configuration", name)
+		}
+		n.conf["ipam"] = right
+		next := n.newContainer("c")
+		next.mustAdd()
+		if pool := n.pool(); len(pool) != 1 {
+			t.Errorf("%s: %s are given out, to one pod", name, pool)
+		}
+		if err := next.del(); err != nil {
+			t.Fatal(err)
+		}
+		n.mustLeaveNothing(c, next)
+	}
+}
+
+// GC gives back what is owed, too, and leaves what other networks owe.
+func TestGCSettles(t *testing.T) {
+	n := newNode(t, "10.9.0.0/24")
+	right := n.conf["ipam"]
 	c := n.newContainer("a")
 	c.mustAdd()
-	n.conf["xdp"], n.conf["colour"] = "fast", "blue"
+	n.conf["ipam"] = map[string]any{"type": "no-such-ipam"}
 	if err := c.del(); err != nil {
 		t.Fatal(err)
+	}
+	n.conf["ipam"] = right
+	for _, network := range []string{"second", "weir"} {
+		if len(n.pool()) != 1 {
+			t.Fatalf("before GC of %s: pool %s", network, n.pool())
+		}
+		if err := n.runtime(func(cnic *libcni.CNIConfig) error {
+			return cnic.GCNetworkList(t.Context(), n.list(network, nil), &libcni.GCArgs{})
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n.mustLeaveNothing(c)
 }

@@ -59,7 +59,7 @@ func gc(args *skel.CmdArgs) error {
 	if c.chained() {
 		return errors.Join(errs...)
 	}
-	return errors.Join(append(errs, gcAddresses(ctx, c))...)
+	return errors.Join(append(errs, settle(c), gcAddresses(ctx, c))...)
 }
 
 func keys(set map[api.Attachment]bool) []api.Attachment {

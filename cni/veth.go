@@ -121,16 +121,16 @@ func (v *veth) learn(note string) error {
 }
 
 // deleteHostSide removes a host side and so the pair, its addresses and its routes.
-// None there is no error.
-func deleteHostSide(node *netlink.Handle, name string) error {
+// None there is no error; was says so.
+func deleteHostSide(node *netlink.Handle, name string) (was bool, err error) {
 	link, err := node.LinkByName(name)
 	if err == nil {
-		err = node.LinkDel(link)
+		was, err = true, node.LinkDel(link)
 	}
 	if err != nil && !notFound(err) {
-		return fmt.Errorf("delete %s: %w", name, err)
+		return was, fmt.Errorf("delete %s: %w", name, err)
 	}
-	return nil
+	return was, nil
 }
 
 func notFound(err error) bool {
