@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/policy"
+	"github.com/weirnet/weir/controlplane/source"
 )
 
 // A pod sends its first packets before its addresses are in its object: kubelet writes them
@@ -177,20 +178,18 @@ func (s *stores) addAnnounced(c *policy.Changes) {
 	}
 	given := map[types.NamespacedName]*corev1.Pod{}
 	for lease, pods := range a.said {
-		var node *corev1.Node
-		var ranges []netip.Prefix
+		var node *source.Node
 		for _, p := range pods {
 			pod := s.pods.objects[p.key()]
 			if pod == nil || len(pod.Status.PodIPs) > 0 || !s.handed.namespaces[p.Namespace] {
 				continue // most of what a lease says is known by now
 			}
 			if node == nil {
-				if node = s.nodes.objects[named(strings.TrimPrefix(lease.Name, leasePrefix))]; node == nil {
+				if node = s.lastNodes.Named(strings.TrimPrefix(lease.Name, leasePrefix)); node == nil {
 					break
 				}
-				ranges = podCIDRs(node)
 			}
-			if p.isOf(pod, node.Name, ranges) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.String()] > 0 }) {
+			if p.isOf(pod, node.Name, node.PodCIDRs) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.String()] > 0 }) {
 				given[p.key()] = p.at(pod)
 			}
 		}

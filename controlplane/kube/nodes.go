@@ -13,17 +13,24 @@ import (
 	"github.com/weirnet/weir/controlplane/source"
 )
 
-// nodesOf sorts the cluster's nodes into this one and the others.
+// nodesOf sorts the cluster's nodes into this one and the others. A range that two of them
+// have is left to one, see disputes.
 func nodesOf(all map[types.NamespacedName]*corev1.Node, own string) *source.Nodes {
 	out := &source.Nodes{}
+	disputed := disputes(all, own)
 	for _, n := range all {
-		node := source.Node{Name: n.Name, PodCIDRs: podCIDRs(n)}
+		node := source.Node{Name: n.Name, Disputed: disputed[n.Name]}
+		for _, p := range podCIDRs(n) {
+			out.PodCIDRs = append(out.PodCIDRs, p)
+			if !slices.ContainsFunc(node.Disputed, func(d source.Dispute) bool { return d.Range == p }) {
+				node.PodCIDRs = append(node.PodCIDRs, p)
+			}
+		}
 		for _, a := range n.Status.Addresses {
 			if addr, err := netip.ParseAddr(a.Address); err == nil {
 				node.Addresses = append(node.Addresses, addr.Unmap())
 			}
 		}
-		out.PodCIDRs = append(out.PodCIDRs, node.PodCIDRs...)
 		if n.Name == own {
 			out.Own = &node
 			continue
@@ -36,6 +43,65 @@ func nodesOf(all map[types.NamespacedName]*corev1.Node, own string) *source.Node
 	}
 	out.PodCIDRs = merge(out.PodCIDRs)
 	return out
+}
+
+// owned is a range and the node that has it.
+type owned struct {
+	netip.Prefix
+	node string
+}
+
+// disputes are the ranges that nodes do not get because another node has some of their
+// addresses: the one whose object is older, so that who comes cannot take the traffic of who is
+// there, or speak as its pods. Nobody takes this node's: its pods are here.
+func disputes(all map[types.NamespacedName]*corev1.Node, own string) map[string][]source.Dispute {
+	var ranges []owned
+	for _, n := range all {
+		for _, p := range podCIDRs(n) {
+			ranges = append(ranges, owned{p, n.Name})
+		}
+	}
+	if !overlapping(ranges) {
+		return nil
+	}
+	slices.SortStableFunc(ranges, func(x, y owned) int {
+		a, b := all[named(x.node)], all[named(y.node)]
+		if (x.node == own) != (y.node == own) {
+			return map[bool]int{true: -1, false: 1}[x.node == own]
+		}
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(x.node, y.node))
+	})
+	out := map[string][]source.Dispute{}
+	given, above := map[netip.Prefix]owned{}, map[netip.Prefix]owned{} // and what is wider than those
+	for _, r := range ranges {
+		with, taken := above[r.Prefix]
+		for bits := r.Bits(); bits >= 0 && !taken; bits-- {
+			with, taken = given[wider(r.Prefix, bits)]
+		}
+		if taken && with.node != r.node {
+			out[r.node] = append(out[r.node], source.Dispute{Range: r.Prefix, With: with.Prefix, Node: with.node})
+			continue
+		}
+		given[r.Prefix] = r
+		for bits := r.Bits() - 1; bits >= 0; bits-- {
+			above[wider(r.Prefix, bits)] = r
+		}
+	}
+	return out
+}
+
+func wider(p netip.Prefix, bits int) netip.Prefix { return netip.PrefixFrom(p.Addr(), bits).Masked() }
+
+// overlapping reports whether any two do.
+func overlapping(ranges []owned) bool {
+	sorted := slices.Clone(ranges)
+	slices.SortFunc(sorted, func(a, b owned) int { return a.Compare(b.Prefix) })
+	for i := 1; i < len(sorted); i++ { // the first that overlap are neighbours
+		if covers(sorted[i-1].Prefix, sorted[i].Prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 func podCIDRs(n *corev1.Node) (out []netip.Prefix) {
@@ -91,26 +157,18 @@ func nodeWarnings(n *source.Nodes, own string) (out []string) {
 	case len(n.Own.PodCIDRs) == 0:
 		out = append(out, fmt.Sprintf("Node %s: spec.podCIDRs: has none: there are no addresses for its pods; run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr, or set it", own))
 	}
-	type owned struct {
-		netip.Prefix
-		node string
-	}
-	var all []owned
 	nodes := slices.Clone(n.Others)
 	if n.Own != nil {
 		nodes = append(nodes, *n.Own)
 	}
 	for _, node := range nodes {
-		for _, p := range node.PodCIDRs {
-			all = append(all, owned{p, node.Name})
-		}
-	}
-	slices.SortFunc(all, func(a, b owned) int { return cmp.Or(a.Compare(b.Prefix), strings.Compare(a.node, b.node)) })
-	for i, widest := 1, 0; i < len(all); i++ {
-		if a, b := all[widest], all[i]; covers(a.Prefix, b.Prefix) {
-			out = append(out, fmt.Sprintf("Node %s: spec.podCIDRs: %s overlaps %s of node %s: their pods may get the same addresses", b.node, b.Prefix, a.Prefix, a.node))
-		} else {
-			widest = i
+		for _, d := range node.Disputed {
+			first := "the older one has it"
+			if d.Node == own {
+				first = "here this node has it"
+			}
+			out = append(out, fmt.Sprintf("Node %s: spec.podCIDRs: %s overlaps %s of node %s: %s, and pods of node %s in it are not reached; "+
+				"delete that Node, and let it join with a range of its own", node.Name, d.Range, d.With, d.Node, first, node.Name))
 		}
 	}
 	for _, node := range nodes {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,9 +68,8 @@ func TestNodeWarnings(t *testing.T) {
 		{"no range", nodes(node("own", ""), node("b", "")), []string{"Node own: spec.podCIDRs: has none"}},
 		{"gone", nodes(node("b", "10.1.0.0/24")), []string{"Node own: is gone from the API"}},
 		{"overlap", nodes(node("own", "10.1.0.0/24"), node("b", "10.1.0.0/16 fd01::/64"), node("c", "10.1.3.0/24 fd01::/64"), node("d", "10.2.0.0/24")), []string{
-			"Node own: spec.podCIDRs: 10.1.0.0/24 overlaps 10.1.0.0/16 of node b",
-			"Node c: spec.podCIDRs: 10.1.3.0/24 overlaps 10.1.0.0/16 of node b",
-			"Node c: spec.podCIDRs: fd01::/64 overlaps fd01::/64 of node b"}},
+			"Node b: spec.podCIDRs: 10.1.0.0/16 overlaps 10.1.0.0/24 of node own: here this node has it, and pods of node b in it are not reached; delete that Node",
+			"Node c: spec.podCIDRs: fd01::/64 overlaps fd01::/64 of node b: the older one has it"}},
 		{"the nodes' own network", nodes(node("own", "10.0.0.0/24", "10.0.1.1"), node("b", "10.0.1.0/24", "10.0.2.2", "fd00::2"), node("c", "10.0.3.0/24", "10.0.3.7")), []string{
 			"Node c: status.addresses: 10.0.3.7 lies in spec.podCIDRs 10.0.3.0/24 of node c",
 			"Node own: status.addresses: 10.0.1.1 lies in spec.podCIDRs 10.0.1.0/24 of node b"}},
@@ -87,6 +87,39 @@ func TestNodeWarnings(t *testing.T) {
 	}
 	if nodeWarnings(nil, "own") != nil {
 		t.Error("warnings before anything is known")
+	}
+}
+
+// TestWhoComesTakesNothing: of nodes with one range the one that was there has it, whatever
+// the other's is called and however much of it it asks for; but on a node itself that node has it.
+func TestWhoComesTakesNothing(t *testing.T) {
+	aged := func(n *corev1.Node, minutes int) *corev1.Node {
+		n.CreationTimestamp = metav1.NewTime(time.Date(2026, 1, 1, 0, minutes, 0, 0, time.UTC))
+		return stripNode(n)
+	}
+	const victim, own = "10.1.1.0/24 fd01:1::/64", "10.1.0.0/24 fd01::/64"
+	for _, thief := range []string{"10.1.1.0/24", "10.1.1.128/25", "10.1.0.0/16", "0.0.0.0/0", "fd01:1::/64", "fd01:1::/80", "fd00::/8 10.1.1.7/32"} {
+		for _, name := range []string{"a", "z"} {
+			all := nodes(aged(node("own", own), 1), aged(node("m", victim), 2), aged(node(name, thief), 3))
+			n := nodesOf(all, "own")
+			if got := texts(n.Named("m").PodCIDRs); got != victim {
+				t.Errorf("%s by %s: the older node has %q", thief, name, got)
+			}
+			if got := n.Named(name); len(got.PodCIDRs) != 0 || len(got.Disputed) != len(strings.Fields(thief)) {
+				t.Errorf("%s by %s: the newer node is %+v", thief, name, got)
+			}
+			if got := texts(n.Own.PodCIDRs); got != own {
+				t.Errorf("%s by %s: own ranges are %q", thief, name, got)
+			}
+			if n := nodesOf(all, name); texts(n.Own.PodCIDRs) != thief {
+				t.Errorf("%s: on that node it has %q", thief, texts(n.Own.PodCIDRs))
+			}
+			delete(all, named("m"))
+			delete(all, named("own"))
+			if n := nodesOf(all, "own"); texts(n.Named(name).PodCIDRs) != texts(podCIDRs(all[named(name)])) {
+				t.Errorf("%s: when the others are gone it has %q", thief, texts(n.Named(name).PodCIDRs))
+			}
+		}
 	}
 }
 

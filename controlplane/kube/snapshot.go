@@ -66,11 +66,11 @@ func (s *stores) takeChanges(nodeName string) (*policy.Changes, *source.Nodes) {
 	c := &policy.Changes{NetworkPolicies: s.policies.take(), Services: s.services.take(), EndpointSlices: s.slices.take()}
 	c.Namespaces = s.takeNamespaces()
 	c.Pods = s.takePods(c.Namespaces)
-	s.addAnnounced(c)
 	if len(s.nodes.dirty) > 0 || s.lastNodes == nil {
 		s.nodes.take()
 		s.lastNodes = nodesOf(s.nodes.objects, nodeName)
 	}
+	s.addAnnounced(c)
 	return c, s.lastNodes
 }
 

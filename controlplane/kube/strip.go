@@ -75,6 +75,7 @@ func stripNetworkPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPoli
 
 func stripNode(n *corev1.Node) *corev1.Node {
 	out := &corev1.Node{ObjectMeta: meta(&n.ObjectMeta), Spec: corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs}}
+	out.CreationTimestamp = n.CreationTimestamp // who was there first, see disputes
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			out.Status.Addresses = append(out.Status.Addresses, a)

@@ -10,6 +10,8 @@ package source
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -49,6 +51,25 @@ type Node struct {
 	Name      string
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix // none: it was given no addresses for pods yet
+	Disputed  []Dispute
+}
+
+// Named is the node of that name; nil: there is none.
+func (n *Nodes) Named(name string) *Node {
+	if n.Own != nil && n.Own.Name == name {
+		return n.Own
+	}
+	i, ok := slices.BinarySearchFunc(n.Others, name, func(other Node, name string) int { return strings.Compare(other.Name, name) })
+	if !ok {
+		return nil
+	}
+	return &n.Others[i]
+}
+
+// Dispute is a range that a node was given and is not believed to have.
+type Dispute struct {
+	Range, With netip.Prefix
+	Node        string // the one that has With
 }
 
 // Place of an object in the directory: its file and the document in it. ok is false for
