@@ -23,6 +23,9 @@ type adding struct {
 	addrs addresses
 	veth  *veth
 
+	answer chan error // of the agent, once it is asked for the endpoint
+	hangUp func()     // on the agent, which then undoes what it has done
+
 	before types.Result   // of the plugins before, if chained
 	steps  []func() error // back, see onUndo
 }
@@ -46,15 +49,12 @@ func (a *adding) run(args *skel.CmdArgs) (types.Result, error) {
 		return nil, err
 	}
 	defer podNetns.Close()
-	if a.agent, err = findAgent(a.conf); err != nil {
-		return nil, err
-	}
 	if a.veth, err = openVeth(a.at, podNetns); err != nil {
 		return nil, err
 	}
-	steps := []func() error{a.veth.absent, a.allocate, a.create, a.attach, a.configure, a.announce}
+	steps := []func() error{a.meetAgent, a.veth.absent, a.allocate, a.create, a.ask, a.attach, a.configure, a.enforced}
 	if a.conf.chained() {
-		steps = []func() error{a.inherit, a.veth.follow, a.attachChained, a.announce}
+		steps = []func() error{a.meetAgent, a.inherit, a.veth.follow, a.attachChained, a.ask, a.enforced}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -75,6 +75,11 @@ func (a *adding) read(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	a.pod, err = parsePod(args.Args)
+	return err
+}
+
+func (a *adding) meetAgent() (err error) {
+	a.agent, err = findAgent(a.conf)
 	return err
 }
 
@@ -108,8 +113,9 @@ func (a *adding) attach() error {
 
 func (a *adding) configure() error { return a.veth.configure(a.addrs) }
 
-// announce asks for the endpoint and waits until its policy is enforced.
-func (a *adding) announce() error {
+// ask has the agent make the endpoint while the interface gets ready: what either waits for is
+// no work of the other's. Nothing passes before both are done, see configure.
+func (a *adding) ask() error {
 	cookie, err := a.veth.cookie()
 	if err != nil {
 		return err
@@ -123,10 +129,23 @@ func (a *adding) announce() error {
 	for _, ip := range a.addrs.list() {
 		req.Addresses = append(req.Addresses, ip.String())
 	}
-	a.onUndo(func() error { return forget(a.agent, a.at) })
 	ctx, cancel := context.WithTimeout(context.Background(), addWait)
-	defer cancel()
-	if _, err := a.agent.AddEndpoint(ctx, req); err != nil {
+	a.answer, a.hangUp = make(chan error, 1), cancel
+	go func() {
+		_, err := a.agent.AddEndpoint(ctx, req)
+		a.answer <- err
+	}()
+	a.onUndo(func() error {
+		a.hangUp()
+		return forget(a.agent, a.at)
+	})
+	return nil
+}
+
+// enforced waits until the endpoint's policy is.
+func (a *adding) enforced() error {
+	defer a.hangUp()
+	if err := <-a.answer; err != nil {
 		return agentError(a.agent, "add pod "+a.pod.String(), err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/api"
 )
@@ -254,24 +256,68 @@ func TestAddWithForeignAgent(t *testing.T) {
 	n.mustLeaveNothing(c)
 }
 
-// The interface is whole, and guarded, before the agent is asked; a refusal keeps the
-// agent's code and message and takes everything back.
+// A refusal keeps the agent's code and message and takes everything back.
 func TestUndoOfARefusal(t *testing.T) {
 	n := newNode(t, "10.9.0.0/24", "fd09::/64")
 	c := n.newContainer("a")
 	before := ""
 	n.agent.onAdd = func(api.AddRequest) {
-		before = fmt.Sprintln(n.ip(n.name, "-br link show dev "+c.hostIfName()) != "", len(n.pins()) > 0, len(n.pool()))
+		before = fmt.Sprintln(n.ip(n.name, "-br link show dev "+c.hostIfName()) != "", len(n.pool()))
 	}
 	n.agent.refuse = &api.Error{Code: 11, Message: "pod shop/a is not known yet"}
 	_, err := c.add()
 	wantCode(t, err, 11, "pod shop/a is not known yet")
-	if before != "true true 2\n" {
-		t.Errorf("when the agent was asked (interface, pins, addresses): %s", before)
+	if before != "true 2\n" {
+		t.Errorf("when the agent was asked (interface, addresses): %s", before)
 	}
 	n.mustLeaveNothing(c)
 	n.agent.refuse = nil
 	c.mustAdd()
+}
+
+// The agent makes the endpoint while the programs are attached. An interface whose programs
+// have to wait, here for somebody who holds their lock, waits with them: both ends are down.
+func TestDownUntilAttached(t *testing.T) {
+	n := newNode(t, "10.9.0.0/24")
+	dir := filepath.Join(n.bpffsDir(), "links")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	c := n.newContainer("a")
+	added := make(chan error, 1)
+	go func() {
+		_, err := c.add()
+		added <- err
+	}()
+	for end := time.Now().Add(20 * time.Second); n.agent.known() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the agent is not asked while the programs wait")
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+	for _, side := range []struct{ netns, name string }{{n.name, c.hostIfName()}, {c.netns, "eth0"}} {
+		if up := n.ip(side.netns, "link show up dev "+side.name); up != "" {
+			t.Errorf("up without its programs: %s", up)
+		}
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-added; err != nil {
+		t.Fatal(err)
+	}
+	n.wantUp(c)
+	if len(n.pins()) == 0 {
+		t.Error("up without its programs")
+	}
 }
 
 // A step that fails half-way: the node has a route of somebody else to the address.

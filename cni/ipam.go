@@ -34,7 +34,7 @@ func (a addresses) list() []netip.Addr {
 
 // allocate asks the IPAM plugin. Addresses it gave that are of no use are released.
 func allocate(c *config, a api.Attachment) (addresses, error) {
-	result, err := invoke.DelegateAdd(context.Background(), c.IPAM.Type, c.raw, nil)
+	result, err := delegateAdd(c, a)
 	if err != nil {
 		return addresses{}, ipamError(c, err)
 	}
@@ -43,6 +43,18 @@ func allocate(c *config, a api.Attachment) (addresses, error) {
 		return addresses{}, errors.Join(err, release(c, a))
 	}
 	return got, nil
+}
+
+func delegateAdd(c *config, a api.Attachment) (types.Result, error) {
+	h, err := hostLocalOf(c, a)
+	if err != nil {
+		return nil, err
+	}
+	if h == nil {
+		return invoke.DelegateAdd(context.Background(), c.IPAM.Type, c.raw, nil)
+	}
+	defer h.close()
+	return h.add()
 }
 
 // usable takes the addresses from an IPAM result. A pod has one way out, its veth, so
@@ -83,6 +95,17 @@ func isGateway(ip net.IP) bool {
 
 // release gives an attachment's addresses back; none held is no error.
 func release(c *config, a api.Attachment) error {
+	h, err := hostLocalOf(c, a)
+	if err != nil {
+		return ipamError(c, err)
+	}
+	if h != nil {
+		defer h.close()
+		if err := h.del(); err != nil {
+			return ipamError(c, err)
+		}
+		return nil
+	}
 	paths := filepath.SplitList(os.Getenv("CNI_PATH"))
 	plugin, err := invoke.FindInPath(c.IPAM.Type, paths)
 	if err != nil {

@@ -3,7 +3,8 @@
 // the endpoint. It decides nothing about policy; until the agent has answered the programs
 // drop everything.
 //
-//	ADD     agent? -> addresses (IPAM) -> veth, both ends down -> links -> pod and node side -> up -> endpoint
+//	ADD     agent? -> addresses (IPAM) -> veth, both ends down -> links -> pod and node side -> up
+//	                                                           \> endpoint, meanwhile; ADD ends with both
 //	DEL     endpoint -> veth -> links -> addresses: the reverse, so that no address is
 //	        reused while a packet can still be judged by its last owner's endpoint
 //	        (chained: addresses and veth are found, then links and endpoint alone, and back)

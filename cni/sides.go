@@ -10,7 +10,7 @@ import (
 )
 
 // configure gives both sides what they need and takes them up, the pod's first. All of
-// it happens with the programs attached and no endpoint: nothing passes yet.
+// it happens with the programs attached: what has no endpoint yet passes nothing.
 func (v *veth) configure(addrs addresses) error {
 	has6 := addrs.V6.IsValid()
 	if err := v.podNetns.Do(func(ns.NetNS) error { return v.podSettings(has6) }); err != nil {

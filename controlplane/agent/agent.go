@@ -105,6 +105,7 @@ type Agent struct {
 	records *endpoint.Store
 	names   names
 	hooked  hooked
+	begin   beginning
 	routed  routed
 
 	// inc is what compiles, nil: everything is compiled anew; of the commit loop alone. What it

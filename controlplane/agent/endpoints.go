@@ -48,6 +48,7 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 	if err != nil {
 		return api.Endpoint{}, &api.Error{Code: api.CodeInternal, Message: fmt.Sprintf("add pod %s: %v", r.Pod(), err)}
 	}
+	a.begin.note(added)
 	a.detachAsDevice(added)
 	if err := a.awaitEndpoint(ctx, added); err != nil {
 		return api.Endpoint{}, a.refuse(added, fresh, err)

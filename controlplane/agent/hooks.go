@@ -163,6 +163,32 @@ func (a *Agent) recheckMaps() {
 	}
 }
 
+// beginning are endpoints whose plugins may still be at their interfaces, which are down until
+// their programs are attached. A plugin that died there leaves that to attachPods.
+type beginning struct {
+	mu    sync.Mutex
+	since map[uint32]time.Time // by endpoint number
+}
+
+const beginsWithin = 3 * time.Second
+
+func (b *beginning) note(r *endpoint.Record) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.since == nil {
+		b.since = map[uint32]time.Time{}
+	}
+	b.since[r.Number] = time.Now()
+}
+
+func (b *beginning) has(r *endpoint.Record) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.since, func(_ uint32, since time.Time) bool { return time.Since(since) > beginsWithin })
+	_, has := b.since[r.Number]
+	return has
+}
+
 // attachPods attaches to the pods' interfaces what they lost.
 func (a *Agent) attachPods() error {
 	attached, err := a.Hooks.Attached()
@@ -177,6 +203,9 @@ func (a *Agent) attachPods() error {
 		shielded[at.Name] = shielded[at.Name] || at.Hook == "shield"
 	}
 	for _, r := range a.records.All() {
+		if a.begin.has(r) {
+			continue // its plugin attaches
+		}
 		at := loader.Attachment{Name: r.Pins(), Ifindex: int(r.HostIfindex)}
 		from, to := at, at
 		from.Hook, to.Hook = "from_pod", "to_pod"

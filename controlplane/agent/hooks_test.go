@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/endpoint"
@@ -113,6 +114,35 @@ func TestTunnelHasItsOwnHook(t *testing.T) {
 	} {
 		if h.attached[at] != want {
 			t.Errorf("%+v attached: %v, want %v", at, h.attached[at], want)
+		}
+	}
+}
+
+// The plugin attaches to a new pod's interface while its endpoint is made; one that died in
+// between leaves it to the agent.
+func TestProgramsOfAPodThatBegins(t *testing.T) {
+	h := &fakeHooks{attached: map[loader.Attachment]bool{}}
+	a := agentOfHooks(t, h, map[uint32]string{5: "weir0123456789a"})
+	r, err := endpoint.FromRequest(api.AddRequest{
+		ContainerID: "c1", IfName: "eth0", HostIfName: "weir0123456789a", HostIfindex: 5, MAC: "02:00:00:00:00:01", Addresses: []string{"10.0.0.1"},
+		PodNamespace: "shop", PodName: "web", Pins: "weir0123456789a", Network: "weir",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, _, err = a.records.Add(r, func(uint32) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	a.begin.note(r)
+	for _, late := range []bool{false, true} {
+		if late {
+			a.begin.since[r.Number] = time.Now().Add(-2 * beginsWithin)
+		}
+		if err := a.attachPods(); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.attached[loader.Attachment{Name: r.Pins(), Hook: "from_pod", Ifindex: 5}]; got != late {
+			t.Errorf("late=%t: attached=%t", late, got)
 		}
 	}
 }

@@ -117,17 +117,26 @@ func signal(news chan<- struct{}) {
 	}
 }
 
-// Has reports whether the device of that index has that name.
+// Has reports whether the device of that index has that name. It asks without netlink, which
+// would wait for whoever attaches a program meanwhile.
 func (Network) Has(ifindex uint32, name string) (bool, error) {
-	l, err := netlink.LinkByIndex(int(ifindex))
-	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) {
-		return false, nil
-	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return false, fmt.Errorf("look for interface %d: %w", ifindex, err)
 	}
-	return l.Attrs().Name == name, nil
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq("")
+	if err != nil {
+		return false, fmt.Errorf("look for interface %d: %w", ifindex, err)
+	}
+	r.SetUint32(ifindex)
+	switch err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, r); {
+	case errors.Is(err, unix.ENODEV):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("look for interface %d: %w", ifindex, err)
+	}
+	return r.Name() == name, nil
 }
 
 func read() (State, error) {
