@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,7 +54,7 @@ spec: {ipFamilyPolicy: RequireDualStack, selector: {name: brief}, ports: [{name:
 apiVersion: v1
 kind: Service
 metadata: {namespace: services, name: headless}
-spec: {clusterIP: None, selector: {app: server}, ports: [{name: tcp, port: 80, targetPort: 8080}]}
+spec: {clusterIP: None, ipFamilyPolicy: RequireDualStack, selector: {app: server}, ports: [{name: tcp, port: 80, targetPort: 8080}, {name: udp, protocol: UDP, port: 81, targetPort: 8081}]}
 `
 
 // services from pods, where more than a backend is to be chosen.
@@ -95,6 +97,8 @@ func (w *world) services() {
 			w.Errorf("IPv%d: internalTrafficPolicy Local without a backend here: %v", family, got)
 		}
 	}
+	w.headless(client)
+	w.unconnected(ips["any"])
 	w.leaving(client, ips["leaving"])
 	w.goes(client, ips["brief"])
 }
@@ -116,8 +120,13 @@ func (w *world) caller(namespace, name string) caller {
 // names of the servers that answer, by how often they do; "none" of a question without an answer.
 func (c caller) names(addr string, times int) map[string]int {
 	c.Helper()
+	return c.namesAt(addr, 80, times)
+}
+
+func (c caller) namesAt(addr string, port, times int) map[string]int {
+	c.Helper()
 	var said struct{ Responses, Errors []string }
-	ask := url.Values{"request": {"hostname"}, "protocol": {"http"}, "host": {addr}, "port": {"80"}, "tries": {strconv.Itoa(times)}}
+	ask := url.Values{"request": {"hostname"}, "protocol": {"http"}, "host": {addr}, "port": {strconv.Itoa(port)}, "tries": {strconv.Itoa(times)}}
 	c.until(c.name+" asks", func() error {
 		return c.node.Do(func() error {
 			conn, err := net.DialTimeout("tcp", net.JoinHostPort(c.addr, "8080"), lab.Patience)
@@ -158,6 +167,124 @@ func (w *world) clusterIPs(namespace, name string) []string {
 	s, err := w.Admin.CoreV1().Services(namespace).Get(w.ctx, name, metav1.GetOptions{})
 	w.must(err)
 	return s.Spec.ClusterIPs
+}
+
+// headless: there is nothing to translate, neither the pods' addresses nor the Service's port.
+func (w *world) headless(client caller) {
+	w.Helper()
+	w.until("the Service has both pods in both families", func() error {
+		out, err := w.Kubectl(w.ctx, "-n", "services", "get", "endpointslices", "-l", "kubernetes.io/service-name=headless", "-o", "jsonpath={.items[*].endpoints[*].addresses[*]}")
+		if err == nil && len(strings.Fields(out)) != 4 {
+			err = errors.New(out)
+		}
+		return err
+	})
+	for _, pod := range []string{"a", "b"} {
+		for _, addr := range w.addresses("services", pod) {
+			if err := want(client.namesAt(addr, 8080, 3), pod, 3); err != nil {
+				w.Errorf("a headless Service's pod at %s: %v", addr, err)
+			}
+			if err := want(client.namesAt(addr, 80, 2), "refused", 2); err != nil {
+				w.Errorf("a headless Service's port at %s, where no pod listens: %v", addr, err)
+			}
+			w.sendTo("udp", addr, 8081, pod)
+		}
+	}
+}
+
+// unconnected UDP sockets: a datagram's answer comes from where it was sent, whoever answers.
+func (w *world) unconnected(addrs []string) {
+	w.Helper()
+	w.sendTo("udp4", addrs[0], 81, "a", "b")
+	w.sendTo("udp", addrs[0], 81, "a", "b") // an IPv6 socket that sends IPv4
+	w.sendTo("udp6", addrs[1], 81, "a", "b")
+}
+
+// sendToEnv has the test's program be a process in a pod: it sends from unconnected sockets,
+// by a network to an address and port, and says who answers, and what.
+const sendToEnv = "WEIRT_SEND_TO"
+
+func TestMain(m *testing.M) {
+	if network, to, ok := strings.Cut(os.Getenv(sendToEnv), " "); ok {
+		if err := sendAll(network, netip.MustParseAddrPort(to)); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+const sockets = 24 // that all get the same of two backends happens never
+
+func sendAll(network string, to netip.AddrPort) error {
+	for range sockets {
+		conn, err := net.ListenUDP(network, nil)
+		if err != nil {
+			return err
+		}
+		for range 2 {
+			if err := sendOne(conn, to); err != nil {
+				return err
+			}
+		}
+		conn.Close()
+	}
+	return nil
+}
+
+func sendOne(conn *net.UDPConn, to netip.AddrPort) error {
+	for try := 0; ; try++ {
+		if _, err := conn.WriteToUDPAddrPort([]byte("hostname"), to); err != nil {
+			return err
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		said := make([]byte, 64)
+		n, from, err := conn.ReadFromUDPAddrPort(said)
+		if err == nil {
+			_, err = fmt.Println(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), strings.TrimSpace(string(said[:n])))
+			return err
+		} else if try == 3 { // a busy machine may be late
+			return err
+		}
+	}
+}
+
+// sendTo wants each of these pods, and nobody else, to answer.
+func (w *world) sendTo(network, addr string, port int, pods ...string) {
+	w.Helper()
+	program, err := os.Executable()
+	w.must(err)
+	to := net.JoinHostPort(addr, strconv.Itoa(port))
+	cmd := w.inPod(w.ctx, "services", "client", program)
+	cmd.Env = append(os.Environ(), sendToEnv+"="+network+" "+to)
+	out, err := cmd.CombinedOutput()
+	got := map[string]int{}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	for _, line := range lines {
+		got[line]++
+	}
+	for _, pod := range pods {
+		if got[to+" "+pod] == 0 {
+			err = errors.Join(err, fmt.Errorf("pod %s does not answer", pod))
+		}
+	}
+	if err != nil || len(got) != len(pods) || len(lines) != 2*sockets {
+		w.Errorf("%s to %s: %v: %v, want %v at that address", network, to, err, got, pods)
+	}
+}
+
+// inPod is a process of this test that joins a node's cgroup and a pod's network: its sockets are
+// the pod's.
+func (w *world) inPod(ctx context.Context, namespace, pod, program string, args ...string) *exec.Cmd {
+	w.Helper()
+	node := w.nodeOf(namespace, pod)
+	group := "/sys/fs/cgroup/unified/" + node.Netns
+	if _, err := os.Stat(group); err != nil {
+		group = "/sys/fs/cgroup/" + node.Netns
+	}
+	words := []string{"-c", `group=$1 net=$2; shift 2; echo $$ >"$group/cgroup.procs" && exec nsenter --net="$net" "$@"`, "sh", group, w.pod(namespace, pod).Path(), program}
+	return exec.CommandContext(ctx, "sh", append(words, args...)...)
 }
 
 // leaving: the only backend terminates, and serves until it has; one that is ready takes over.
@@ -268,16 +395,10 @@ func (t *talk) begin(w *world, addr string) {
 	t.said.mu.Lock()
 	t.said.text.Reset()
 	t.said.mu.Unlock()
-	// A process of this test, which joins the node's cgroup and the pod's network.
-	node := w.nodeOf("services", "client")
-	group := "/sys/fs/cgroup/unified/" + node.Netns
-	if _, err := os.Stat(group); err != nil {
-		group = "/sys/fs/cgroup/" + node.Netns
-	}
 	script := `exec 3<>/dev/udp/` + addr + `/81; echo hostname >&3; timeout 1 dd bs=64 count=1 status=none <&3
 while [ ! -e ` + t.gone + ` ]; do sleep 0.1; done
 while echo hostname >&3; do timeout 0.5 dd bs=64 count=1 status=none <&3 || [ $? = 124 ] || exit 7; sleep 1; done`
-	cmd := exec.CommandContext(ctx, "sh", "-c", `echo $$ >"$1/cgroup.procs" && exec nsenter --net="$2" bash -c "$3"`, "sh", group, w.pod("services", "client").Path(), script)
+	cmd := w.inPod(ctx, "services", "client", "bash", "-c", script)
 	cmd.Stdout, cmd.Stderr = &t.said, &t.said
 	ended := t.ended
 	go func() { ended <- cmd.Run() }()
