@@ -25,7 +25,7 @@
 #   lint       format, vet, staticcheck, import arrows
 #   verify     what each kernel program costs the verifier
 #   bench      what policy costs, beside what others cost: writes docs/benchmarks.md (ONLY=packets,traffic,flood,
-#              updates,cni,memory; BENCHFLAGS=-short: to see that it works; -gate 3: what a change is held to)
+#              flows,updates,cni,memory; BENCHFLAGS=-short: to see that it works; -gate 3: what a change is held to)
 #   fmt        rewrite Go and C in the house's format
 #   clean      build output, and what a crashed run left behind
 

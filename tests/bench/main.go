@@ -55,7 +55,7 @@ func (m *measurement) progress(format string, args ...any) {
 
 // sections in the report's order.
 func sections() []section {
-	return []section{packets, trafficSection, flood, updates, cniSection, memory}
+	return []section{packets, trafficSection, flood, flowSection, updates, cniSection, memory}
 }
 
 const page = "docs/benchmarks.md"
@@ -75,6 +75,9 @@ type options struct {
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == traffic.Command {
 		os.Exit(traffic.Main(os.Args[2:]))
+	}
+	if len(os.Args) == 3 && os.Args[1] == followCommand {
+		os.Exit(follow(os.Args[2:]))
 	}
 	var o options
 	flag.StringVar(&o.only, "only", "", "sections, with commas between them (default: all)")

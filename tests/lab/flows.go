@@ -6,13 +6,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/weirnet/weir/controlplane/api"
 )
 
 // Flow is what tests read of a flow record: Hubble's JSON, as a script would read it.
 type Flow struct {
-	Verdict string `json:"verdict"`
+	Time    time.Time `json:"time"`
+	Verdict string    `json:"verdict"`
 	IP      struct {
 		Source      string `json:"source"`
 		Destination string `json:"destination"`

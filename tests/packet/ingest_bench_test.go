@@ -15,7 +15,7 @@ import (
 // What a new flow costs the agent, from the kernel's ring to the log: read, named, kept. The
 // ring is filled by the real programs while the clock stands; ns/op is of one event.
 func BenchmarkIngest(b *testing.B) {
-	const volleys = 12000 // events that fit the ring
+	const volleys = 11000 // events that fit the ring
 	n := testnode.New(b, loader.Config{Sizes: loader.Sizes{"flows": 1 << 21}, FlowShare: 1 << 20})
 	n.State.Rulesets = rulesets()
 	pod := n.AddPod(b, "10.0.0.1", "fd00::1", idA, open, open)

@@ -151,29 +151,45 @@ func pingpong(args []string) error {
 
 // connect opens, has a byte go there and back, and closes after the other end.
 func connect(args []string) error {
+	began := now()
+	n, err := connections(args)
+	if err == nil {
+		rate(n, began)
+	}
+	return err
+}
+
+// churn is connect, counted.
+func churn(args []string) error {
+	n, err := connections(args)
+	if err == nil {
+		fmt.Println(n)
+	}
+	return err
+}
+
+func connections(args []string) (n uint64, err error) {
 	c, err := newClient(args)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	b, n := make([]byte, 1), uint64(0)
-	began := now()
+	b, began := make([]byte, 1), now()
 	for end := began + c.burst.Nanoseconds(); now() < end; n++ {
 		fd, err := c.open()
 		if err != nil {
-			return fmt.Errorf("after %d: %w", n, err)
+			return n, fmt.Errorf("after %d: %w", n, err)
 		}
 		b[0] = bye
 		if _, err := write(fd, b); err != nil {
-			return fmt.Errorf("after %d: %w", n, err)
+			return n, fmt.Errorf("after %d: %w", n, err)
 		}
 		if got, err := read(fd, b); got != 1 || err != nil {
-			return fmt.Errorf("after %d: no answer: %w", n, err)
+			return n, fmt.Errorf("after %d: no answer: %w", n, err)
 		}
 		_, _ = read(fd, b)
 		closeFD(fd)
 	}
-	rate(n, began)
-	return nil
+	return n, nil
 }
 
 // bulk writes without end; bytes are those that the other end had.

@@ -23,23 +23,28 @@ const Command = "traffic"
 // Environment keeps Go from interrupting the thread.
 const Environment = "GODEBUG=asyncpreemptoff=1"
 
-// longest burst.
-const longest = 950 * time.Millisecond
+// longest burst; of those at ordinary priority, longestOrdinary.
+var longest = 950 * time.Millisecond
+
+const longestOrdinary = 30 * time.Second
 
 // kinds of ends, by name; what they print is a rate a second.
 var kinds = map[string]struct {
-	usage string
-	args  int
-	run   func(args []string) error
+	usage    string
+	args     int
+	run      func(args []string) error
+	ordinary bool // on any CPU, at ordinary priority
 }{
-	"echo":     {"PORT", 1, echo},
-	"take":     {"PORT", 1, take},
-	"pingpong": {"ADDRESS PORT MILLISECONDS", 3, pingpong},
-	"connect":  {"ADDRESS PORT MILLISECONDS", 3, connect},
-	"bulk":     {"ADDRESS PORT MILLISECONDS", 3, bulk},
-	"udp":      {"ADDRESS PORT MILLISECONDS", 3, udp},
-	"answer":   {"ADDRESS PORT MILLISECONDS", 3, answer},
-	"raw":      {"DEVICE HEX-FRAME MILLISECONDS", 3, raw},
+	"echo":     {"PORT", 1, echo, false},
+	"take":     {"PORT", 1, take, false},
+	"pingpong": {"ADDRESS PORT MILLISECONDS", 3, pingpong, false},
+	"connect":  {"ADDRESS PORT MILLISECONDS", 3, connect, false},
+	"bulk":     {"ADDRESS PORT MILLISECONDS", 3, bulk, false},
+	"udp":      {"ADDRESS PORT MILLISECONDS", 3, udp, false},
+	"answer":   {"ADDRESS PORT MILLISECONDS", 3, answer, false},
+	"raw":      {"DEVICE HEX-FRAME MILLISECONDS", 3, raw, false},
+	"host":     {"PORT", 1, echo, true},
+	"churn":    {"ADDRESS PORT MILLISECONDS", 3, churn, true}, // prints how many there were
 }
 
 // Main is such a process.
@@ -54,7 +59,13 @@ func Main(args []string) int {
 		case len(args)-1 != kind.args:
 			err = fmt.Errorf("traffic %s %s", args[0], kind.usage)
 		default:
-			if err = RealTime(); err == nil {
+			err = nil
+			if kind.ordinary {
+				longest = longestOrdinary
+			} else {
+				err = RealTime()
+			}
+			if err == nil {
 				err = kind.run(args[1:])
 			}
 		}

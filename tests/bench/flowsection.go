@@ -1,0 +1,534 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/tests/bench/report"
+	"github.com/weirnet/weir/tests/bench/yard"
+	"github.com/weirnet/weir/tests/lab"
+	"github.com/weirnet/weir/tests/testnode"
+)
+
+var flowSection = section{
+	name: "flows", title: "Flow records", measure: measureFlows,
+	method: "Two pods of one node, 10 policies. Ratios: connect/close and TCP bulk as under traffic, on to off, paired by round. " +
+		"On: every connection recorded with its process, a record of each flow that goes on every second, spilled to disk, metrics scraped every second, a follower by Hubble's API. " +
+		"Off: no names of processes, no updates, rings of a page that nobody reads: the programs find them full and go on. Policy is enforced in both. " +
+		"Churn: two pairs of processes at ordinary priority open and close connections, on both CPUs, which the agent and its readers have to share with them; " +
+		"each connection is two records. Crafted: a new UDP flow a packet, through from_pod by test runs. " +
+		"CPU is the agent's own, from before the first connection until the last record is read. " +
+		"Not accounted for: events that were written and neither read nor counted as lost, records that the reader neither took nor lost; of crafted packets, flows made less events written and lost.",
+}
+
+const metricsAt = "127.0.0.1:9945"
+
+var (
+	recordsOn  = []string{"--metrics-listen", metricsAt, "--flow-update", "1s"}
+	recordsOff = []string{"--process=false", "--flow-update", "0", "--flow-spill", "none", "--map-size", "flow_events=4096", "--map-size", "denial_events=4096"}
+)
+
+func measureFlows(m *measurement) error {
+	if err := flowRatios(m); err != nil {
+		return fmt.Errorf("ratios: %w", err)
+	}
+	if err := flowChurn(m); err != nil {
+		return fmt.Errorf("churn: %w", err)
+	}
+	if err := flowCrafted(m); err != nil {
+		return fmt.Errorf("crafted: %w", err)
+	}
+	return nil
+}
+
+// Ratios.
+
+func flowRatios(m *measurement) (failed error) {
+	var y yard.YardObjects
+	if err := yard.LoadYardObjects(&y, nil); err != nil {
+		return err
+	}
+	defer y.Close()
+	off := &subject{name: "off", lab: lab.Options{Agent: recordsOff}, start: func(ctx context.Context, s *site) error {
+		if err := s.weir(ctx, 10); err != nil {
+			return err
+		}
+		return s.nodes[0].StopAgent()
+	}}
+	on := &subject{name: "on: process, updates, spill, metrics, a Hubble follower", lab: lab.Options{Agent: recordsOn}, start: func(ctx context.Context, s *site) error {
+		if err := s.weir(ctx, 10); err != nil {
+			return err
+		}
+		scrape(ctx, s.nodes[0])
+		_, err := hubbleFollower(s)
+		return err
+	}}
+	alone := &subject{name: "records, nobody follows", start: ofWeir(10)}
+	subjects := []*subject{off, on, alone}
+	defer func() {
+		for _, s := range subjects {
+			if s.site != nil {
+				failed = errors.Join(failed, s.site.close())
+			}
+		}
+	}()
+	for i, s := range subjects {
+		m.progress("%s", s.name)
+		if err := s.up(m, &y, fmt.Sprintf("o%d", i), 1); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	kinds := []string{"connect", "bulk"}
+	for range 3 { // fill off's rings
+		if _, err := off.burst(m, &y, "connect"); err != nil {
+			return err
+		}
+	}
+	for round := range m.rounds {
+		m.progress("round %d of %d", round+1, m.rounds)
+		for _, kind := range kinds {
+			for _, s := range subjects {
+				if m.Err() != nil {
+					return m.Err()
+				}
+				rate, err := s.burst(m, &y, kind)
+				if err != nil {
+					m.Note("%s, %s, round %d: %v", s.name, kind, round+1, err)
+				}
+				s.rates[kind] = append(s.rates[kind], rate)
+			}
+		}
+	}
+	t := &report.Table{Name: "flows-ratio", Title: "To no records", Columns: []string{"connect/close", "TCP bulk"}, Plot: report.Dots}
+	for _, s := range subjects {
+		row := report.Row{Name: s.name}
+		for _, kind := range kinds {
+			row.Cells = append(row.Cells, report.Of(report.Ratios(nonzero(s.rates[kind], off.rates[kind])), ""))
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	m.Tables = append(m.Tables, t)
+	m.AtLeast("connect/close, all records on and followed, to off", t.Rows[1].Cells[0].Median, .95, "x")
+	m.AtLeast("TCP bulk, likewise", t.Rows[1].Cells[1].Median, .98, "x")
+	return nil
+}
+
+// scrape reads the agent's metrics every second until ctx is over.
+func scrape(ctx context.Context, n *lab.Node) {
+	go func() {
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (c net.Conn, err error) {
+			err = n.Do(func() error {
+				c, err = net.Dial("tcp", metricsAt)
+				return err
+			})
+			return c, err
+		}}}
+		for tick := time.NewTicker(time.Second); ; {
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+			if r, err := client.Get("http://" + metricsAt + "/metrics"); err == nil {
+				_, _ = io.Copy(io.Discard, r.Body)
+				r.Body.Close()
+			}
+		}
+	}()
+}
+
+// hubbleFollower starts one; its end prints what it got.
+func hubbleFollower(s *site) (*follower, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return s.follow(exec.Command(self, followCommand, filepath.Join(s.nodes[0].StateDir(), "hubble.sock")), "hubble")
+}
+
+// weirFollower is `weir flows -f -o json`.
+func weirFollower(s *site) (*follower, error) {
+	n := s.nodes[0]
+	return s.follow(exec.Command(n.Binary("weir"), "--state-dir", n.StateDir(), "flows", "--follow", "-o", "json"), "flows")
+}
+
+// follower is a process that reads flows, by the reader's name in the agent's account.
+type follower struct {
+	*exec.Cmd
+	reader string
+}
+
+func (s *site) follow(cmd *exec.Cmd, reader string) (*follower, error) {
+	cmd.Stdout, cmd.Stderr = nil, os.Stderr
+	n := s.nodes[0]
+	if err := n.Start(cmd); err != nil {
+		return nil, err
+	}
+	s.ends = append(s.ends, cmd)
+	f := &follower{cmd, reader}
+	return f, until(context.Background(), 10*time.Second, reader+" follows", func() bool {
+		st, err := statusOf(context.Background(), n)
+		return err == nil && f.account(st).Open == 1
+	})
+}
+
+func (f *follower) account(s *api.Status) api.FlowReader {
+	for _, r := range s.Flows.Log.Readers {
+		if r.Name == f.reader {
+			return r
+		}
+	}
+	return api.FlowReader{}
+}
+
+func statusOf(ctx context.Context, n *lab.Node) (*api.Status, error) {
+	r := n.Weir(ctx, "status", "-o", "json")
+	s := &api.Status{}
+	if err := json.Unmarshal([]byte(r.Stdout), s); err != nil {
+		return nil, fmt.Errorf("weir status: %w: %s", err, r.Stderr)
+	}
+	if s.Flows.Log == nil {
+		return nil, errors.New("weir status: there is no flow log")
+	}
+	return s, nil
+}
+
+// Churn.
+
+type churn struct {
+	name   string
+	agent  []string
+	follow func(*site) (*follower, error)
+}
+
+func flowChurn(m *measurement) error {
+	t := &report.Table{Name: "flows-churn", Title: "Connections opened and closed on two cores, records read by", Columns: []string{
+		"connections/s", "agent's CPU for 10,000, s", "flows a core-second", "reader's CPU for 10,000, s", "records a connection", "lost in the kernel", "lost by the reader", "not accounted for",
+	}}
+	m.Tables = append(m.Tables, t)
+	for i, c := range []churn{
+		{name: "nobody, none kept on disk", agent: []string{"--flow-spill", "none"}},
+		{name: "nobody"},
+		{name: "metrics and a Hubble follower", agent: recordsOn[:2], follow: hubbleFollower},
+		{name: "`weir flows -f -o json`", follow: weirFollower},
+		{name: "a file of JSON", agent: []string{"--flow-export-file", fmt.Sprintf("/run/weirt-bench-flows-%d.json", os.Getpid())}},
+	} {
+		if !m.match.MatchString(c.name) {
+			continue
+		}
+		m.progress("churn, read by %s", c.name)
+		row, got, err := c.run(m, fmt.Sprintf("q%d", i))
+		if err != nil {
+			return fmt.Errorf("read by %s: %w", c.name, err)
+		}
+		t.Rows = append(t.Rows, row)
+		switch i {
+		case 1:
+			m.AtLeast("new flows of which an agent's core takes care a second, spilled", got.perCore, 100000, "")
+		}
+		m.AtMost("records lost in the kernel, read by "+c.name, got.lost, 0, "")
+		m.AtMost("events not accounted for, read by "+c.name, got.unknown, 0, "")
+	}
+	return nil
+}
+
+type churned struct{ perCore, cpu, lost, unknown float64 }
+
+func (c churn) run(m *measurement, name string) (row report.Row, got churned, failed error) {
+	s, err := newSite(m, name, 1, lab.Options{Agent: c.agent})
+	defer func() { failed = errors.Join(failed, s.close()) }()
+	if err != nil {
+		return row, got, err
+	}
+	if err := s.weir(m, 10); err != nil {
+		return row, got, err
+	}
+	n := s.nodes[0]
+	ctx, cancel := context.WithCancel(m)
+	defer cancel()
+	if len(c.agent) > 0 && c.agent[0] == recordsOn[0] {
+		scrape(ctx, n)
+	}
+	ports := []int{portChurn, portChurn + 1}
+	for _, port := range ports {
+		cmd, err := end("host", port)
+		if err != nil {
+			return row, got, err
+		}
+		if err := s.b.Start(cmd); err != nil {
+			return row, got, err
+		}
+		s.ends = append(s.ends, cmd)
+	}
+	for _, port := range ports {
+		if err := until(ctx, 10*time.Second, "the churn's servers answer", func() bool { n, err := send(s.a, "churn", s.b.Addr4, port, 1); return err == nil && n > 0 }); err != nil {
+			return row, got, err
+		}
+	}
+	if err := quiet(ctx, n); err != nil {
+		return row, got, err
+	}
+	var f *follower
+	if c.follow != nil {
+		if f, err = c.follow(s); err != nil {
+			return row, got, err
+		}
+	}
+	before, err := statusOf(ctx, n)
+	if err != nil {
+		return row, got, err
+	}
+	cpu, err := cpuOf(n.AgentPid())
+	if err != nil {
+		return row, got, err
+	}
+	readers := time.Duration(0)
+	if f != nil {
+		if readers, err = cpuOf(f.Process.Pid); err != nil {
+			return row, got, err
+		}
+	}
+	ms := pick(m, 4000, 500)
+	made := make(chan float64)
+	errs := make(chan error, len(ports))
+	began := time.Now()
+	for _, port := range ports {
+		go func() {
+			n, err := send(s.a, "churn", s.b.Addr4, port, ms)
+			errs <- err
+			made <- n
+		}()
+	}
+	connections := 0.0
+	for range ports {
+		err = errors.Join(err, <-errs)
+		connections += <-made
+	}
+	rate := connections / time.Since(began).Seconds()
+	if err != nil {
+		return row, got, err
+	}
+	if err := quiet(ctx, n); err != nil {
+		return row, got, err
+	}
+	after, err := statusOf(ctx, n)
+	if err != nil {
+		return row, got, err
+	}
+	spent, err := cpuOf(n.AgentPid())
+	if err != nil {
+		return row, got, err
+	}
+	per := 1e4 / connections
+	got.cpu = (spent - cpu).Seconds() * per
+	got.perCore = 1e4 / got.cpu
+	got.lost = float64(after.Flows.Lost - before.Flows.Lost)
+	produced := float64(after.Flows.Emitted-before.Flows.Emitted) + got.lost
+	read := float64(after.Flows.Log.Read - before.Flows.Log.Read)
+	got.unknown = max(produced-got.lost-read, read+got.lost-produced)
+	byReader, lostByReader := report.Words("–"), report.Words("–")
+	if f != nil {
+		now, err := cpuOf(f.Process.Pid)
+		if err != nil {
+			return row, got, err
+		}
+		was, is := f.account(before), f.account(after)
+		byReader = report.One((now-readers).Seconds()*per, "")
+		lostByReader = report.One(float64(is.Lost-was.Lost), "")
+		records := after.Flows.Log.Records - before.Flows.Log.Records
+		if sum := is.Taken + is.Lost - was.Taken - was.Lost; sum != records {
+			got.unknown += max(float64(records)-float64(sum), float64(sum)-float64(records))
+		}
+	}
+	row = report.Row{Name: c.name, Cells: []report.Figure{
+		report.One(rate, ""), report.One(got.cpu, ""), report.One(got.perCore, ""), byReader, report.One(produced/connections, ""), report.One(got.lost, ""), lostByReader, report.One(got.unknown, ""),
+	}}
+	return row, got, nil
+}
+
+// portChurn is the first of those that connections come and go at.
+const portChurn = 7010
+
+// closing is about how long a flow is told of after its connection has closed.
+const closing = 12 * time.Second
+
+// quiet waits until no more records come: flows that are over have been told of, and read.
+func quiet(ctx context.Context, n *lab.Node) error {
+	last, since := uint64(0), time.Now()
+	time.Sleep(closing) // who asks all the time costs the agent more than the flows
+	return until(ctx, 2*time.Minute, "flows that are over are told of", func() bool {
+		s, err := statusOf(ctx, n)
+		if err != nil {
+			return false
+		}
+		if sum := s.Flows.Emitted + s.Flows.Lost + s.Flows.Log.Read; sum != last {
+			last, since = sum, time.Now()
+		}
+		time.Sleep(time.Second)
+		return s.Flows.Active == 0 && s.Flows.Log.Read == last-s.Flows.Emitted-s.Flows.Lost && time.Since(since) > 900*time.Millisecond
+	})
+}
+
+// Crafted.
+
+func flowCrafted(m *measurement) (failed error) {
+	s, err := newSite(m, "x", 1, lab.Options{Agent: append([]string{"--map-size", "flows=2097152"}, recordsOn...)})
+	defer func() { failed = errors.Join(failed, s.close()) }()
+	if err != nil {
+		return err
+	}
+	if err := s.weir(m, 0); err != nil {
+		return err
+	}
+	n := s.nodes[0]
+	ctx, cancel := context.WithCancel(m)
+	defer cancel()
+	scrape(ctx, n)
+	f, err := hubbleFollower(s)
+	if err != nil {
+		return err
+	}
+	c, err := newCrafter(s)
+	if err != nil {
+		return err
+	}
+	defer c.yard.Close()
+	t := &report.Table{Name: "flows-crafted", Title: "New flows of crafted packets; metrics and a Hubble follower", Columns: []string{
+		"flows/s", "made", "lost in the kernel", "lost by the follower", "agent's CPU for 10,000, s", "not accounted for",
+	}}
+	m.Tables = append(m.Tables, t)
+	for _, rate := range []int{50000, 100000, 0} {
+		name := fmt.Sprintf("%d a second", rate)
+		if rate == 0 {
+			name = "as fast as one CPU makes them"
+		}
+		m.progress("crafted, %s", name)
+		before, err := statusOf(ctx, n)
+		if err != nil {
+			return err
+		}
+		cpu, err := cpuOf(n.AgentPid())
+		if err != nil {
+			return err
+		}
+		long := pick(m, 4*time.Second, 300*time.Millisecond)
+		if rate == 0 {
+			long = min(long, time.Second) // the table holds no more
+		}
+		made, took, err := c.make(rate, long)
+		if err != nil {
+			return err
+		}
+		var after *api.Status
+		err = until(ctx, time.Minute, "all that was written is read", func() bool {
+			after, err = statusOf(ctx, n)
+			if err != nil {
+				return false
+			}
+			r, l := f.account(after), after.Flows.Log
+			return after.Flows.Emitted == l.Read && r.Taken+r.Lost >= f.account(before).Taken+f.account(before).Lost+l.Records-before.Flows.Log.Records
+		})
+		if err != nil {
+			return err
+		}
+		spent, err := cpuOf(n.AgentPid())
+		if err != nil {
+			return err
+		}
+		lost := float64(after.Flows.Lost - before.Flows.Lost)
+		unknown := float64(after.Flows.Emitted-before.Flows.Emitted) + lost - float64(made)
+		byFollower := float64(f.account(after).Lost - f.account(before).Lost)
+		t.Rows = append(t.Rows, report.Row{Name: name, Cells: []report.Figure{
+			report.One(float64(made)/took.Seconds(), ""), report.One(float64(made), ""), report.One(lost, ""), report.One(byFollower, ""),
+			report.One((spent-cpu).Seconds()*1e4/float64(made), ""), report.One(unknown, ""),
+		}})
+		if rate == 50000 {
+			m.AtMost("records lost in the kernel at 50,000 new flows a second", lost, 0, "")
+		}
+		m.AtMost("events not accounted for, "+name, max(unknown, -unknown), 0, "")
+	}
+	return nil
+}
+
+// crafter feeds from_pod packets of pod a, each of another flow.
+type crafter struct {
+	host    *lab.Host
+	yard    yard.YardObjects
+	ifindex int
+	packet  []byte
+	next    uint32
+}
+
+func newCrafter(s *site) (*crafter, error) {
+	n := s.nodes[0]
+	c := &crafter{host: &n.Host}
+	if err := yard.LoadYardObjects(&c.yard, nil); err != nil {
+		return nil, err
+	}
+	stub, err := ebpf.LoadPinnedProgram(filepath.Join(n.BPFFSDir(), "progs", "stub_from_pod"), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer stub.Close()
+	err = s.a.Do(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err == nil {
+			c.ifindex = eth0.Attrs().ParentIndex // the other end of the veth
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pod a's device: %w", err)
+	}
+	if c.packet, err = testnode.UDP(s.a.Addr4, 1, s.b.Addr4, 1).Serialize(); err != nil {
+		return nil, err
+	}
+	return c, errors.Join(c.yard.Target.Update(uint32(0), stub, ebpf.UpdateAny), c.yard.FeedMode.Set(uint32(next)), c.yard.FeedPort.Set(uint32(1)))
+}
+
+// make makes rate flows a second for a while, in portions of a millisecond; 0 = without a pause.
+func (c *crafter) make(rate int, d time.Duration) (made int, took time.Duration, err error) {
+	err = c.host.Do(func() error {
+		var set unix.CPUSet
+		set.Set(runtime.NumCPU() - 1)
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return err
+		}
+		began := time.Now()
+		for time.Since(began) < d {
+			portion := 1000
+			if rate > 0 {
+				portion = int(time.Since(began).Seconds()*float64(rate)) - made
+			}
+			if portion > 0 {
+				_, err := c.yard.Feed.Run(&ebpf.RunOptions{Data: c.packet, Repeat: uint32(portion), Context: testnode.Context(c.ifindex)})
+				if err != nil {
+					return err
+				}
+				made += portion
+			}
+			if rate > 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		took = time.Since(began)
+		return nil
+	})
+	return made, took, err
+}
