@@ -23,10 +23,10 @@ import (
 	"github.com/weirnet/weir/controlplane/source"
 )
 
-// announceRights are what deploy/weir.yaml has for the leases.
+// announceRights are what deploy/rbac.yaml has for the leases.
 func (s *scene) announceRights() {
 	s.Helper()
-	f, err := os.Open("../../deploy/weir.yaml")
+	f, err := os.Open("../../deploy/rbac.yaml")
 	s.must(err)
 	defer f.Close()
 	made := 0
@@ -61,7 +61,7 @@ func (s *scene) announceRights() {
 		s.must(err)
 	}
 	if made != 4 {
-		s.Fatalf("deploy/weir.yaml has %d objects for leases", made)
+		s.Fatalf("deploy/rbac.yaml has %d objects for leases", made)
 	}
 }
 

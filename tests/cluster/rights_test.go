@@ -23,7 +23,7 @@ import (
 
 var patch = metav1.PatchOptions{}
 
-// rights are the objects of deploy/rbac.yaml.
+// rights are the objects of deploy/rbac.yaml, but for those that announceRights makes.
 type rights struct {
 	account corev1.ServiceAccount
 	role    rbacv1.ClusterRole
@@ -46,8 +46,8 @@ func (s *scene) rights() *rights {
 			into = &r.role
 		case "ClusterRoleBinding":
 			into = &r.binding
-		case "":
-			continue // comments
+		case "", "Role", "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding":
+			continue // comments; leases
 		default:
 			s.Fatalf("deploy/rbac.yaml has a %s", head.Kind)
 		}

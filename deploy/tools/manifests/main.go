@@ -31,7 +31,7 @@ type manifest struct {
 var manifests = []manifest{
 	{"weir.yaml", "Weir with the chart's defaults: `kubectl apply -f weir.yaml`.", []string{"rbac.yaml", "announce.yaml", "config.yaml", "daemonset.yaml"}, nil},
 	{"uninstall.yaml", "Takes Weir off every node: apply it, wait for the rollout, then delete it.", []string{"rbac.yaml", "announce.yaml", "daemonset.yaml"}, map[string]any{"uninstall": true}},
-	{"rbac.yaml", "The account of the agent alone, and what it may do.", []string{"rbac.yaml"}, nil},
+	{"rbac.yaml", "The account of the agent alone, and what it may do.", []string{"rbac.yaml", "announce.yaml"}, nil},
 }
 
 func main() {
