@@ -143,7 +143,7 @@ CLUSTERFLAGS = $(if $(SHARD),-shard $(SHARD))
 test-cluster: image-here
 	($(IN_CLUSTER) -json ./installed -args $(CLUSTERFLAGS)) | $(SUMMARY)
 cluster: image-here
-	@$(IN_CLUSTER) ./installed -args -only none -keep
+	@$(IN_CLUSTER) -v ./installed -args -only none -keep
 ROUNDS = 100
 bench-latency: image-here
 	@$(IN_CLUSTER) -v ./installed -args -only latency,starts -rounds $(ROUNDS)

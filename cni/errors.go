@@ -29,6 +29,8 @@ func agentError(c *api.Client, doing string, err error) *types.Error {
 			code = types.ErrInternal
 		}
 		return fail(code, "%s", refused.Message)
+	case errors.Is(err, api.ErrStarting):
+		return fail(types.ErrTryAgainLater, "%v", err)
 	case errors.Is(err, api.ErrNoAgent):
 		return fail(types.ErrTryAgainLater, "%v: start weir-agent on this node, or set stateDir to its --state-dir", err)
 	case errors.Is(err, context.DeadlineExceeded):

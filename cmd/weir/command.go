@@ -126,7 +126,7 @@ func (a *app) reason(err error) string {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		text += " (run this as root)"
-	case errors.Is(err, api.ErrNoAgent):
+	case errors.Is(err, api.ErrNoAgent) && !errors.Is(err, api.ErrStarting):
 		text += fmt.Sprintf(" (start it: weir-agent --standalone DIR --state-dir %s; or name another with --state-dir)", a.stateDir)
 	}
 	return format.Safe(strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; "))

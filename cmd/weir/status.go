@@ -282,5 +282,8 @@ func next(s api.Status) string {
 	case s.Endpoints == 0:
 		return "No pod is attached yet: the CNI plugin weir-cni attaches them as they start."
 	}
+	if len(s.Warnings) > 0 {
+		return "All that this agent knows is enforced: see the warnings."
+	}
 	return "All is enforced. 'weir flows -f' shows the flows as they come."
 }

@@ -214,6 +214,10 @@ func TestNotAllIsEnforcedOnUnprotectedPods(t *testing.T) {
 	if got := next(s); !strings.HasPrefix(got, "All is enforced.") {
 		t.Error(got)
 	}
+	s.Warnings = []string{"API server x does not answer"}
+	if got := next(s); !strings.HasPrefix(got, "All that this agent knows is enforced") {
+		t.Error(got)
+	}
 	s.Unprotected = 1
 	if got := next(s); !strings.HasPrefix(got, "Restart the pods that the warning names") {
 		t.Error(got)

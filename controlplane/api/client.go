@@ -17,6 +17,9 @@ import (
 	"time"
 )
 
+// ErrStarting is wrapped beside ErrNoAgent by those of one whose agent says that it waits.
+var ErrStarting = errors.New("it is starting and waits")
+
 // ErrNoAgent is wrapped by every error of a Client whose socket nobody serves.
 var ErrNoAgent = errors.New("no agent")
 
@@ -208,7 +211,7 @@ func (c *Client) failed(ctx context.Context, method, path string, err error) err
 	if errors.Is(err, ErrNoAgent) && errors.As(err, &op) {
 		err := fmt.Errorf("%w at %s: %w", ErrNoAgent, c.socket, op.Err)
 		if why := waitingFor(filepath.Dir(c.socket)); why != "" {
-			err = fmt.Errorf("%w; it is starting and waits: %s", err, why)
+			err = fmt.Errorf("%w; %w: %s", err, ErrStarting, why)
 		}
 		return err
 	}

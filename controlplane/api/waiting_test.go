@@ -21,7 +21,7 @@ func TestWaiting(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Dial(dir).Ping(t.Context())
-		if !errors.Is(err, ErrNoAgent) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "waits") != (c.want != "") {
+		if !errors.Is(err, ErrNoAgent) || !strings.Contains(err.Error(), c.want) || errors.Is(err, ErrStarting) != (c.want != "") {
 			t.Errorf("%q: %v", c.why, err)
 		}
 	}

@@ -33,6 +33,7 @@ func init() {
 // Client is a way to an API server. Nothing was sent over it yet.
 type Client struct {
 	Host   string // URL of the API server
+	InPod  bool   // that is what a pod's environment says
 	groups map[schema.GroupVersion]rest.Interface
 }
 
@@ -55,7 +56,7 @@ func Connect(kubeconfig, userAgent string) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", origin(kubeconfig), err)
 	}
-	c := &Client{Host: config.Host, groups: map[schema.GroupVersion]rest.Interface{}}
+	c := &Client{Host: config.Host, InPod: kubeconfig == "", groups: map[schema.GroupVersion]rest.Interface{}}
 	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, coordinationv1.SchemeGroupVersion} {
 		if c.groups[gv], err = client(*config, gv, transport); err != nil {
 			return nil, fmt.Errorf("%s: %w", origin(kubeconfig), err)

@@ -45,10 +45,12 @@ type trouble struct {
 // health is how the API server has answered lately. It is asked by people, and logs when
 // it turns.
 type health struct {
-	host string
-	log  *slog.Logger
+	host  string
+	inPod bool // host is what a pod's environment says
+	log   *slog.Logger
 
 	mu       sync.Mutex
+	answered bool // it has, ever
 	troubles map[call]trouble
 }
 
@@ -81,6 +83,7 @@ func (h *health) note(c call, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	is := classify(err)
+	h.answered = h.answered || is != away && is != distrusted && !errors.Is(err, context.Canceled)
 	switch was, ok := h.troubles[c]; {
 	case is == passing || ok && was.class == is:
 		return
@@ -120,10 +123,29 @@ func (h *health) has(is class) bool {
 	return false
 }
 
+// address says what an API server may need that never answered at a Service's address.
+func (h *health) address() string {
+	if h.answered || !h.inPod {
+		return ""
+	}
+	return ": where no kube-proxy serves that address, set the chart's k8sServiceHost and k8sServicePort to the API server's own"
+}
+
+// waits is what is said while it has yet to tell something that is needed.
+func (h *health) waits(lacking []string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	text := "waits for API server " + h.host + " to tell of "
+	if !h.answered {
+		text = "API server " + h.host + " has not answered yet" + h.address() + ": waits for "
+	}
+	return text + strings.Join(lacking, ", ")
+}
+
 func (h *health) line(c call, t trouble) string {
 	switch t.class {
 	case away:
-		return fmt.Sprintf("API server %s does not answer: %s", h.host, t.text)
+		return fmt.Sprintf("API server %s does not answer: %s", h.host, t.text) + h.address()
 	case distrusted:
 		return fmt.Sprintf("API server %s is not believed: %s", h.host, t.text)
 	case stranger:

@@ -37,7 +37,20 @@ func TestHealth(t *testing.T) {
 		}
 		log.Reset()
 	}
+	h.inPod = true
 	watchPods, listPods, watchNodes := call{"pods", "watch"}, call{"pods", "list"}, call{"nodes", "watch"}
+	hint := "set the chart's k8sServiceHost"
+	if got := h.waits([]string{"pods", "nodes"}); !strings.Contains(got, "API server https://192.0.2.1 has not answered yet: ") || !strings.Contains(got, hint) || !strings.HasSuffix(got, "waits for pods, nodes") {
+		t.Error(got)
+	}
+	h.note(listPods, context.Canceled)
+	h.note(listPods, errRefused)
+	step("never there", 1, 1, hint)
+	h.note(listPods, nil)
+	step("there", 1, 0, "mended")
+	if got := h.waits([]string{"pods"}); strings.Contains(got, hint) || got != "waits for API server https://192.0.2.1 to tell of pods" {
+		t.Error(got)
+	}
 	h.note(watchPods, nil)
 	step("well", 0, 0, "")
 	h.note(watchPods, context.Canceled)
@@ -48,7 +61,7 @@ func TestHealth(t *testing.T) {
 	h.note(watchPods, errRefused)
 	h.note(watchNodes, errRefused)
 	h.note(watchPods, errRefused)
-	step("away", 1, 1, "does not answer: dial tcp 192.0.2.1:443: connect: connection refused")
+	step("away", 1, 1, "does not answer: dial tcp 192.0.2.1:443: connect: connection refused: what was")
 	h.note(watchNodes, nil)
 	step("not all of it is back", 0, 1, "(since ")
 	h.note(watchPods, nil)

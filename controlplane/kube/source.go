@@ -56,8 +56,10 @@ type Source struct {
 
 // New makes a Source that knows nothing yet.
 func New(c Config) *Source {
-	return &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{}),
+	s := &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{}),
 		announcer: announcer{pods: map[types.NamespacedName]Announced{}}}
+	s.health.inPod = c.Client.InPod
+	return s
 }
 
 // Run calls update with everything, once all of it was read and the node is in it, then
@@ -75,7 +77,7 @@ func (s *Source) Run(ctx context.Context, update func(source.Update)) error {
 			return nil
 		case <-waiting.C:
 			s.Log.Warn("waits for the API server; what is in force stays, nothing new is enforced",
-				"since", begun.Format(time.TimeOnly), "for", strings.Join(s.missing(), "; "))
+				"since", begun.Format(time.TimeOnly), "why", strings.Join(s.missing(), "; "))
 			pause = min(3*pause, waitMost)
 			waiting.Reset(pause)
 			continue
@@ -136,9 +138,13 @@ func (s *Source) lacking() (out []string) {
 // missing is why nothing was published yet.
 func (s *Source) missing() []string {
 	s.stores.Lock()
-	out := s.lacking()
+	lacking := s.lacking()
 	s.stores.Unlock()
-	return append(s.health.lines(), out...)
+	out := s.health.lines()
+	if len(lacking) > 0 {
+		out = append(out, s.health.waits(lacking))
+	}
+	return out
 }
 
 // awaitPublished returns the revision of all that the stores hold now.
@@ -156,6 +162,10 @@ func (s *Source) awaitPublished(ctx context.Context) (revision uint64, err error
 // Warnings are what people should know about the source itself.
 func (s *Source) Warnings() []string {
 	s.stores.Lock()
+	if s.base == 0 {
+		s.stores.Unlock()
+		return s.missing()
+	}
 	nodes := s.nodes
 	services := serviceWarning(nodes, s.stores.services.objects)
 	s.stores.Unlock()
