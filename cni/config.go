@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -81,8 +80,10 @@ func invalid(key, format string, a ...any) *types.Error {
 	return fail(types.ErrInvalidNetworkConfig, "%s: %s", key, fmt.Sprintf(format, a...))
 }
 
-// pluginName is what may be looked for in CNI_PATH.
-var pluginName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+// isPluginName says what may be looked for in CNI_PATH.
+func isPluginName(s string) bool {
+	return s != "" && consistsOf(s[:1], lower+upper+digits) && consistsOf(s, lower+upper+digits+"_.-")
+}
 
 func (c *config) validate() error {
 	if err := absolute("stateDir", c.StateDir); err != nil {
@@ -102,7 +103,7 @@ func (c *config) validate() error {
 	if c.chained() {
 		return c.validateChained()
 	}
-	if !pluginName.MatchString(c.IPAM.Type) {
+	if !isPluginName(c.IPAM.Type) {
 		return invalid("ipam.type", "%q is not the name of a plugin", c.IPAM.Type)
 	}
 	return nil

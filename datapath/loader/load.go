@@ -11,7 +11,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/bpf"
@@ -85,9 +84,6 @@ func Load(cfg Config) (*Loaded, error) {
 		if _, err := cgroupID(cfg.CgroupRoot); err != nil {
 			return nil, err
 		}
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
 	}
 	l := &Loaded{cfg: cfg, Adopted: exists(maps.Path(cfg.BPFFSDir, maps.MapControl))}
 	if err := l.load(); err != nil {

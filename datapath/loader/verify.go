@@ -8,7 +8,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/weirnet/weir/bpf"
 )
@@ -16,9 +15,6 @@ import (
 // Verify loads every program, unpinned and attached to nothing, and prints what it cost
 // the kernel's verifier.
 func Verify(w io.Writer) error {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
-	}
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(out, "program\tinstructions verified\ttranslated\tjited\t")
 	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadWeir, bpf.LoadSock, bpf.LoadObserve, bpf.LoadStub} {
