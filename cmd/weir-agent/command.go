@@ -251,6 +251,7 @@ func (o *options) checkLog() error {
 	default:
 		return usage("--log-format %q is neither text nor json", o.logFormat)
 	}
+	slog.SetDefault(o.log) // of what is not handed one
 	return nil
 }
 

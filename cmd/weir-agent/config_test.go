@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,6 +56,9 @@ node-name: from-file
 	}
 	if len(o.cidrs) != 2 || o.uplinks[0] != "eth0" || o.routing != "none" || o.masquerade || o.addWait != 12*time.Second || o.programs().Pickup >= 0 || o.flowLog != 1000 || o.logFormat != "json" {
 		t.Errorf("%+v", o)
+	}
+	if slog.Default() != o.log {
+		t.Error("parts that are handed no log write in another format")
 	}
 	if len(o.mapSizes) != 2 || o.sizes["flows"] != 65536 {
 		t.Errorf("map sizes %v", o.sizes)

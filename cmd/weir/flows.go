@@ -98,7 +98,7 @@ func (f notFlag) Set(value string) error {
 func (f *flowFlags) add(to *pflag.FlagSet) {
 	f.filters = url.Values{}
 	to.BoolVarP(&f.follow, "follow", "f", false, "go on with new ones until interrupted")
-	to.StringVar(&f.since, "since", "", "not older than: a duration such as 30s or 2h, or a time such as 2026-11-24T12:00:00Z, 2026-11-24 or 15:04")
+	to.StringVar(&f.since, "since", "", "not older than: a duration such as 30s or 2h, or a time such as 2026-11-24T12:00:00Z, 2026-11-24 or 15:04 (the last time it was that)")
 	to.StringVar(&f.until, "until", "", "not newer than, likewise")
 	to.IntVar(&f.last, "last", newest, "the newest so many")
 	to.StringVar(&f.top, "top", "", "a table of who there is most of, by "+strings.Join(topKeys, ", "))
@@ -146,7 +146,7 @@ func (f *flowFlags) query(changed func(string) bool, now time.Time) (q api.FlowQ
 	since, last := changed("since"), changed("last")
 	switch {
 	case q.Since > 0 && q.Until >= q.Since:
-		return q, usage("--until: %s is before --since %s: nothing is in that range", f.until, f.since)
+		return q, usage("--until: %s is before --since %s: nothing is in that range", dated(f.until, q.Until, now), dated(f.since, q.Since, now))
 	case q.Follow && q.Until > 0:
 		return q, usage("--until: it has passed, there is nothing to follow")
 	case last && q.Last < 0:
@@ -157,6 +157,16 @@ func (f *flowFlags) query(changed func(string) bool, now time.Time) (q api.FlowQ
 		q.Last = 0
 	}
 	return q, f.checkTop(changed)
+}
+
+// dated adds the day to a time that was given without one.
+func dated(text string, ago time.Duration, now time.Time) string {
+	for _, layout := range []string{time.TimeOnly, "15:04"} {
+		if _, err := time.Parse(layout, text); err == nil {
+			return now.Add(-ago).Format("Jan _2 " + layout)
+		}
+	}
+	return text
 }
 
 // ago is how long ago a duration or a time says; "" = 0.
@@ -175,8 +185,11 @@ func ago(text string, now time.Time) (time.Duration, error) {
 		if err != nil {
 			continue
 		}
-		if at.Year() == 0 { // of today
-			at = time.Date(now.Year(), now.Month(), now.Day(), at.Hour(), at.Minute(), at.Second(), 0, now.Location())
+		if at.Year() == 0 { // when it was that time last
+			today := time.Date(now.Year(), now.Month(), now.Day(), at.Hour(), at.Minute(), at.Second(), 0, now.Location())
+			if at = today; !at.Before(now) {
+				at = today.AddDate(0, 0, -1)
+			}
 		}
 		if !at.Before(now) {
 			return 0, fmt.Errorf("%s is not in the past", text)

@@ -148,13 +148,19 @@ func TestTopIsLiveOnATerminal(t *testing.T) {
 func TestWideFitsTheTerminal(t *testing.T) {
 	m, err := format.Parse([]byte(flow(t, api.FlowEnded, 1, 5, 100000)))
 	must(t, err)
+	whole := strings.Join(strings.Fields(format.Compact(m, format.Style{})), "")
+	why := whole[strings.LastIndex(whole, ";")+1:]
 	for _, width := range []int{20, 60, 80, 100, 120, 160, 300} {
 		for _, node := range []bool{false, true} {
 			w := &format.Wide{Width: width, Node: node}
-			for _, line := range []string{w.Head(), w.Line(m)} {
-				if n := len([]rune(line)); width >= 70 && n > width || strings.Contains(line, "\x1b") {
+			row := w.Line(m)
+			for _, line := range append(strings.Split(row, "\n"), w.Head()) {
+				if n := len([]rune(line)); width >= 60 && n > width || strings.Contains(line, "\x1b") {
 					t.Errorf("width %d: %d characters: %q", width, n, line)
 				}
+			}
+			if got := strings.Join(strings.Fields(row), ""); !strings.HasSuffix(got, why) {
+				t.Errorf("width %d: %q does not say why, %q", width, row, why)
 			}
 		}
 	}
@@ -164,13 +170,13 @@ func TestAgo(t *testing.T) {
 	zone := time.FixedZone("", 3600)
 	now := time.Date(2026, 11, 24, 12, 0, 0, 0, zone)
 	for text, want := range map[string]time.Duration{
-		"": 0, "5m": 5 * time.Minute, "2026-11-24T10:00:00Z": time.Hour, "2026-11-24": 12 * time.Hour, "11:30": 30 * time.Minute, "11:59:58": 2 * time.Second, "2026-11-23 12:00": 24 * time.Hour,
+		"": 0, "5m": 5 * time.Minute, "2026-11-24T10:00:00Z": time.Hour, "2026-11-24": 12 * time.Hour, "11:30": 30 * time.Minute, "11:59:58": 2 * time.Second, "2026-11-23 12:00": 24 * time.Hour, "13:00": 23 * time.Hour, "12:00": 24 * time.Hour,
 	} {
 		if got, err := ago(text, now); err != nil || got != want {
 			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"0s", "-1m", "13:00", "soon", "2026-13-01"} {
+	for _, text := range []string{"0s", "-1m", "2026-11-24 13:00", "soon", "2026-13-01"} {
 		if got, err := ago(text, now); err == nil {
 			t.Errorf("%q: %v", text, got)
 		}

@@ -42,11 +42,11 @@ func verdict(f *flowpb.Flow, s Style) string {
 func story(f *flowpb.Flow, x api.FlowExtension) string {
 	switch x.Kind {
 	case api.FlowEnded:
-		return fmt.Sprintf("ended%s after %s, %s%s; %s", ending(x), Duration(x.Duration), counts(x), connection(x), why(f, x))
+		return fmt.Sprintf("ended%s after %s, %s%s; %s", ending(x), lasted(x.Duration), counts(x), connection(x), why(f, x))
 	case api.FlowUpdate:
-		return fmt.Sprintf("goes on after %s, %s; %s", Duration(x.Duration), counts(x), why(f, x))
+		return fmt.Sprintf("goes on after %s, %s; %s", lasted(x.Duration), counts(x), why(f, x))
 	case api.FlowRevoked:
-		return fmt.Sprintf("revoked after %s, %s; %s", Duration(x.Duration), counts(x), why(f, x))
+		return fmt.Sprintf("revoked after %s, %s; %s", lasted(x.Duration), counts(x), why(f, x))
 	}
 	if x.PickedUp {
 		return "already going on; " + why(f, x)
@@ -119,6 +119,18 @@ func Duration(seconds float64) string {
 		return d.Round(time.Microsecond * 10).String()
 	case d < time.Minute:
 		return d.Round(10 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+// lasted is how long a flow was, as exactly as that is known: when its newest packet came is, to 100 ms.
+func lasted(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second)).Round(100 * time.Millisecond)
+	switch {
+	case seconds < 0.1:
+		return "less than 100ms"
+	case d < time.Minute:
+		return d.String()
 	}
 	return d.Round(time.Second).String()
 }

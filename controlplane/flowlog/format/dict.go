@@ -2,6 +2,7 @@ package format
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -49,6 +50,7 @@ func Dict(m *observerpb.GetFlowsResponse, s Style) string {
 	}
 	add("PATH", Safe(x.Path))
 	add("EPOCH", fmt.Sprint(x.Epoch))
+	add("EXPLAIN", explain(f, x))
 	return strings.Join(lines, "\n")
 }
 
@@ -75,9 +77,9 @@ func record(x api.FlowExtension) string {
 	case x.Suppressed > 0:
 		text += ", " + suppressedText(x)
 	case x.Kind == api.FlowEnded, x.Kind == api.FlowRevoked:
-		text += ending(x) + " after " + Duration(x.Duration)
+		text += ending(x) + " after " + lasted(x.Duration)
 	case x.Kind == api.FlowUpdate:
-		text += " after " + Duration(x.Duration)
+		text += " after " + lasted(x.Duration)
 	}
 	if x.PickedUp {
 		text += ", already going on when first seen"
@@ -114,4 +116,34 @@ func sideText(r *api.FlowRule) string {
 		return "allowed " + allowedBy(r)
 	}
 	return "allowed: " + allowedBy(r)
+}
+
+// explain is the command that says which rule nearly allowed what policy denied.
+func explain(f *flowpb.Flow, x api.FlowExtension) string {
+	if x.Reason != "policy" || x.Suppressed > 0 {
+		return ""
+	}
+	from, to := party(f.GetSource(), f.GetIP().GetSource()), party(f.GetDestination(), f.GetIP().GetDestination())
+	port := map[string]string{"ICMPv4": "icmp", "ICMPv6": "icmpv6"}[protocolName(f)]
+	if port == "" && Port(f) != "" {
+		port = Port(f) + "/" + strings.ToLower(protocolName(f))
+	}
+	if from == "" || to == "" || port == "" {
+		return ""
+	}
+	return fmt.Sprintf("weir policy explain --from %s --to %s --port %s", from, to, port)
+}
+
+var plain = regexp.MustCompile(`^[A-Za-z0-9:./-]+$`)
+
+// party is an end as commands take it, "" where it has no name that can be typed.
+func party(e *flowpb.Endpoint, address string) string {
+	who := address
+	if e.GetPodName() != "" {
+		who = e.GetNamespace() + "/" + e.GetPodName()
+	}
+	if !plain.MatchString(who) {
+		return ""
+	}
+	return who
 }

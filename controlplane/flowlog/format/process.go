@@ -44,19 +44,22 @@ func processText(p *api.FlowProcess, s Style) string {
 	return text
 }
 
-// connection is how a TCP connection went, ", RTT 1.2ms, 3 sent again"; each end's where
-// both are known.
+// connection is how a TCP connection went, by the end that says so: ", RTT 1.2ms with 3 sent
+// again (source)".
 func connection(x api.FlowExtension) string {
 	var ends []string
-	for _, t := range []*api.FlowTCP{x.TCPSource, x.TCPDestination} {
-		if t != nil {
-			ends = append(ends, tcpText(t))
+	for _, e := range []struct {
+		t   *api.FlowTCP
+		who string
+	}{{x.TCPSource, " (source)"}, {x.TCPDestination, " (destination)"}} {
+		if e.t != nil {
+			ends = append(ends, tcpText(e.t)+e.who)
 		}
 	}
 	if len(ends) == 0 {
 		return ""
 	}
-	return ", " + strings.Join(ends, " and ")
+	return ", " + strings.Join(ends, ", ")
 }
 
 func tcpText(t *api.FlowTCP) string {

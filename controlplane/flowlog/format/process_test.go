@@ -23,7 +23,7 @@ func TestProcess(t *testing.T) {
 		t.Error("a process that is not known is named")
 	}
 	x := api.FlowExtension{TCPSource: &api.FlowTCP{RTT: 0.0012, Retransmits: 3}, TCPDestination: &api.FlowTCP{}}
-	if got, want := connection(x), ", RTT 1.2ms with 3 sent again and RTT not measured"; got != want {
+	if got, want := connection(x), ", RTT 1.2ms with 3 sent again (source), RTT not measured (destination)"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

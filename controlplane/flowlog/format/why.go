@@ -81,11 +81,30 @@ func allowedBy(r *api.FlowRule) string {
 }
 
 func denied(s side, reason string) string {
-	text := "denied by " + rule(s.rule) + " (" + s.direction + ")"
+	text := "denied by " + ruleShort(s.rule) + " (" + s.direction + ")"
 	if reason != "" && reason != "policy" {
 		text += ": " + Safe(reason)
 	}
 	return text
+}
+
+// More policies than most are named by their first few in a line: dozens would bury what else it says.
+const (
+	most  = 6
+	first = 4
+)
+
+// ruleShort is rule, short enough for a line.
+func ruleShort(r *api.FlowRule) string {
+	more := len(r.IsolatedBy) - first
+	if len(r.IsolatedBy) <= most {
+		return rule(r)
+	}
+	short := *r
+	short.IsolatedBy = r.IsolatedBy[:first]
+	text := rule(&short)
+	names := refs(short.IsolatedBy)
+	return strings.Replace(text, names, fmt.Sprintf("%s and %d more", names, more), 1)
 }
 
 // rule names a rule: "shop/web[0]", "default deny of shop/a, shop/b".

@@ -11,8 +11,9 @@ import (
 )
 
 // Wide is messages as the rows of a table. On a terminal its columns fit the width: the less
-// there is, the fewer there are, and what is too long is cut. Elsewhere nothing is cut, and
-// columns are as wide as what they have held so far.
+// there is, the fewer there are, and what is too long is cut; but why a packet was let through
+// or dropped never is: it goes on below its row. Elsewhere nothing is cut, and columns are as
+// wide as what they have held so far.
 type Wide struct {
 	Style Style
 	Width int  // of the terminal; 0 = none
@@ -56,12 +57,19 @@ var wideColumns = []column{
 	{head: "TRAFFIC", least: 19, from: 140, text: func(_ *observerpb.GetFlowsResponse, _ *flowpb.Flow, x api.FlowExtension, _ Style) string {
 		return traffic(x)
 	}},
-	{head: "WHY", least: 10, share: 4, text: func(_ *observerpb.GetFlowsResponse, f *flowpb.Flow, x api.FlowExtension, _ Style) string {
-		if x.Suppressed > 0 {
-			return suppressedText(x) + ": " + why(f, x)
-		}
-		return why(f, x)
+	{head: "WHY", least: 10, share: 4, from: whyFrom, text: func(_ *observerpb.GetFlowsResponse, f *flowpb.Flow, x api.FlowExtension, _ Style) string {
+		return wideWhy(f, x)
 	}},
+}
+
+// whyFrom is the width from which why has a column; where it is not wide enough, too, it is below.
+const whyFrom = 100
+
+func wideWhy(f *flowpb.Flow, x api.FlowExtension) string {
+	if x.Suppressed > 0 {
+		return suppressedText(x) + ": " + why(f, x)
+	}
+	return why(f, x)
 }
 
 var nodeColumn = column{head: "NODE", least: 8, share: 1, text: func(m *observerpb.GetFlowsResponse, _ *flowpb.Flow, _ api.FlowExtension, _ Style) string {
@@ -156,6 +164,9 @@ func (w *Wide) Line(m *observerpb.GetFlowsResponse) string {
 			paint[i] = c.paint(f, x)
 		}
 	}
+	if w.Width > 0 && w.Width < whyFrom {
+		return w.line(cells, paint) + below(wideWhy(f, x), w.Width)
+	}
 	return w.line(cells, paint)
 }
 
@@ -167,6 +178,8 @@ func (w *Wide) line(cells, paint []string) string {
 		last := i == len(cells)-1
 		if w.Width == 0 {
 			c.width = max(c.width, n)
+		} else if last && w.Width >= whyFrom && n > c.width {
+			return strings.TrimRight(b.String(), " ") + below(cell, w.Width)
 		} else if n > c.width {
 			cell, n = string([]rune(cell)[:c.width-1])+"…", c.width
 		}
@@ -179,4 +192,31 @@ func (w *Wide) line(cells, paint []string) string {
 		}
 	}
 	return strings.TrimRight(b.String(), " ")
+}
+
+// indent is of lines that go on with the row above.
+const indent = "    "
+
+// below is text on lines of its own, broken between words.
+func below(text string, width int) string {
+	var b strings.Builder
+	room := max(width-len(indent), 10)
+	left := 0
+	for word := range strings.FieldsSeq(text) {
+		n := utf8.RuneCountInString(word)
+		if left <= n {
+			b.WriteString("\n" + indent)
+			left = room
+		} else {
+			b.WriteByte(' ')
+			left--
+		}
+		for n > left { // longer than a line
+			b.WriteString(string([]rune(word)[:left]) + "\n" + indent)
+			word, n, left = string([]rune(word)[left:]), n-left, room
+		}
+		b.WriteString(word)
+		left -= n
+	}
+	return b.String()
 }
