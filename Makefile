@@ -149,7 +149,17 @@ bench-latency: image-here
 	@$(IN_CLUSTER) -v ./installed -args -only latency,starts -rounds $(ROUNDS)
 image-here: build build-others
 	@tools/deps cluster
-	@$(MAKE) -s image ARCHS=$(shell go env GOARCH)
+	@$(MAKE) -s image-other-layout
+
+# An image to upgrade to in tests.
+HERE = $(shell go env GOARCH)
+OTHER = bin/image-other-layout
+image-other-layout: build-other-layout
+	$(MAKE) -s image ARCHS=$(HERE)
+	mkdir -p $(OTHER)
+	cp -r bin/image/$(HERE) $(OTHER)/
+	cp bin/weir-agent-other-layout $(OTHER)/$(HERE)/weir-agent
+	cd deploy/tools && go run ./image -tag localhost/weir:other-layout -version '$(VERSION)' -revision other-layout -out ../../$(OTHER) $(HERE)=../../$(OTHER)/$(HERE)
 
 # The programs against the reference on random clusters, and commits under a flood.
 test-random: generate
@@ -207,4 +217,4 @@ clean:
 	tests/cluster/clean.sh weirt-
 	rm -rf bin bpf/*_bpfel.go bpf/*_bpfel.o tests/bench/yard/*_bpfel.go tests/bench/yard/*_bpfel.o
 
-.PHONY: all deps generate build build-other-layout build-others image manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-collector test-conformance test-api test-cluster cluster bench-scale bench-latency image-here fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench bench-others clean
+.PHONY: all deps generate build build-other-layout build-others image image-other-layout image-here manifests manifest demo test test-unit test-packet test-random test-node bypasses test-oracle test-deploy test-hubble test-collector test-conformance test-api test-cluster cluster bench-scale bench-latency fuzz test-kernels lint lint-c lint-go lint-mod fmt verify bench bench-others clean

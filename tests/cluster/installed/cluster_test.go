@@ -110,6 +110,7 @@ var steps = []step{
 	{name: "restart", run: (*world).restart},
 	{name: "kill", run: (*world).kill},
 	{name: "reboot", run: (*world).reboot},
+	{name: "upgrade", run: (*world).upgrade},
 	{name: "mistakes", run: (*world).mistakes, long: true},
 	{name: "services", run: (*world).services, long: true},
 	{name: "helm", run: (*world).helm, long: true},
