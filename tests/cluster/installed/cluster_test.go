@@ -193,6 +193,11 @@ func (w *world) vxlan() {
 	w.rolledOut()
 	w.smoke()
 	w.suite(policySpecs, "1/8")
+	if *shard == "" {
+		w.step("restart", (*world).restart)
+		w.step("kill", (*world).kill)
+		w.step("reboot", (*world).reboot)
+	}
 	w.apply(w.manifest())
 	w.rolledOut()
 	w.smoke()
