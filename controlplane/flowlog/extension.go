@@ -1,8 +1,8 @@
 package flowlog
 
 import (
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
@@ -22,12 +22,14 @@ var kindNames = map[datapath.EventKind]string{
 // endNames are datapath.Event.End.
 var endNames = map[uint8]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked", 5: "gone"}
 
+const extensionType = "type.googleapis.com/google.protobuf.StringValue"
+
 func extension(r *record) *anypb.Any {
-	a, err := anypb.New(wrapperspb.String(string(appendExtension(nil, r))))
-	if err != nil {
-		panic(err) // JSON is UTF-8
-	}
-	return a
+	var room [1024]byte
+	x := appendExtension(room[:0], r)
+	value := make([]byte, 0, len(x)+8)
+	value = protowire.AppendBytes(protowire.AppendTag(value, 1, protowire.BytesType), x) // a StringValue
+	return &anypb.Any{TypeUrl: extensionType, Value: value}
 }
 
 func extensionOf(r *record) *api.FlowExtension {

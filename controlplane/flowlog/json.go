@@ -84,7 +84,7 @@ func (l *Log) appendFlow(o *text, r *record) {
 	}
 	o.string("Summary", summary(r))
 	o.object("extensions")
-	o.string("@type", "type.googleapis.com/google.protobuf.StringValue")
+	o.string("@type", extensionType)
 	o.key("value")
 	var room [1024]byte
 	o.quote(appendExtension(room[:0], r))

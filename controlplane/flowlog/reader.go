@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/weirnet/weir/controlplane/api"
 )
@@ -16,10 +17,17 @@ const batch = 512
 // Reader takes records in their order, at its own pace: the ring does not wait for it,
 // and what the ring could not keep is counted. It is for one goroutine.
 type Reader struct {
-	log  *Log
-	name string
-	next uint64
-	buf  []*record
+	log   *Log
+	name  string
+	next  uint64
+	buf   []*record
+	taken time.Time // when it last had less than it could take
+}
+
+// pause is how long a reader that has taken all there was lets records gather, so that many come
+// cheap: what came after a while of nothing it has at once, and a small log's before they are gone.
+func (l *Log) pause() time.Duration {
+	return min(5*time.Millisecond, time.Duration(l.ring.size)*100*time.Nanosecond)
 }
 
 // Reader begins with the record that comes next. name is how status and metrics call it;
@@ -37,6 +45,12 @@ func (l *Log) readerAt(name string, next uint64) *Reader {
 // Next waits for records; lost is how many came before these and are gone. The slice is
 // valid until the next call. It ends with io.EOF when no more will come, or ctx's error.
 func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err error) {
+	if rest := r.log.pause() - time.Since(r.taken); rest > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(rest):
+		}
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, 0, err
@@ -53,6 +67,9 @@ func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err 
 			return nil, 0, io.EOF
 		}
 		r.next += lost + uint64(len(records))
+		if len(records) < cap(r.buf) {
+			r.taken = time.Now()
+		}
 		r.log.account.change(r.name, func(a *api.FlowReader) {
 			a.Taken += uint64(len(records))
 			a.Lost += lost

@@ -21,8 +21,17 @@ import (
 
 // The kernel wakes a reader that has read everything. After a drain we rest before we
 // ask again, so under load it wakes us once a rest and not once an event; an idle reader
-// sleeps in epoll.
-const rest = time.Millisecond
+// sleeps in epoll. A ring of the usual size takes millions of events a second meanwhile, a
+// smaller one is given less time to fill.
+const (
+	restMost  = 4 * time.Millisecond
+	restLeast = time.Millisecond
+	restRing  = 2 << 20
+)
+
+func restFor(ring uint32) time.Duration {
+	return min(max(restMost*time.Duration(ring)/restRing, restLeast), restMost)
+}
 
 // most is how many events one drain takes from a ring.
 const most = 4096
@@ -33,6 +42,7 @@ type reader struct {
 	rings []*ringbuf.Reader
 	epoll int
 	wake  int // eventfd: closing
+	rest  time.Duration
 	clock clock
 
 	processes processes
@@ -74,6 +84,9 @@ func (r *reader) open(dir string) error {
 			return fmt.Errorf("open ring %s: %w", maps.Path(dir, name), err)
 		}
 		r.maps = append(r.maps, m)
+		if r.rest == 0 { // denials are few: they have a budget
+			r.rest = restFor(m.MaxEntries())
+		}
 		ring, err := ringbuf.NewReader(m)
 		if err != nil {
 			return fmt.Errorf("read ring %s: %w", name, err)
@@ -115,7 +128,7 @@ func (r *reader) Read() (datapath.Event, error) {
 // fill drains the rings into the batch, or waits until there is something.
 func (r *reader) fill() error {
 	if len(r.batch) > 0 {
-		time.Sleep(rest)
+		time.Sleep(r.rest)
 	}
 	select {
 	case <-r.closing:
@@ -149,7 +162,10 @@ func (r *reader) drain() error {
 			}
 		}
 	}
-	slices.SortStableFunc(r.batch, func(a, b datapath.Event) int { return a.Time.Compare(b.Time) })
+	byTime := func(a, b datapath.Event) int { return a.Time.Compare(b.Time) }
+	if !slices.IsSortedFunc(r.batch, byTime) { // often it is, and events are large to copy
+		slices.SortStableFunc(r.batch, byTime)
+	}
 	return nil
 }
 

@@ -138,7 +138,7 @@ func TestReadLosesNothing(t *testing.T) {
 			p.emit(t, bpf.WeirMapFlowEvents, bpf.WeirEvent{Kind: 1, Created: i, Time: uint64(monotonic())})
 			p.emit(t, bpf.WeirMapDenialEvents, bpf.WeirEvent{Kind: 4, Created: i, Time: uint64(monotonic())})
 			if i%500 == 0 {
-				time.Sleep(3 * rest) // let the reader go idle
+				time.Sleep(3 * restMost) // let the reader go idle
 			}
 		}
 	}()
@@ -150,6 +150,15 @@ func TestReadLosesNothing(t *testing.T) {
 			t.Fatalf("event %d of kind %d, want %d", e.Created, e.Kind, next[e.Kind])
 		}
 		next[e.Kind]++
+	}
+}
+
+// A small ring is looked at more often than a large one, and never in a loop.
+func TestRestFitsTheRing(t *testing.T) {
+	for ring, want := range map[uint32]time.Duration{4096: restLeast, 1 << 20: 2 * time.Millisecond, 2 << 20: restMost, 32 << 20: restMost} {
+		if got := restFor(ring); got != want {
+			t.Errorf("a ring of %d bytes is left alone for %v, want %v", ring, got, want)
+		}
 	}
 }
 
