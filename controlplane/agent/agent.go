@@ -20,7 +20,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -113,7 +112,7 @@ type Agent struct {
 	inc    *policy.Incremental
 	limits datapath.Limits // the kernel's when inc was made
 	// refreshed are the objects that records say the same of; of the commit loop alone.
-	refreshed map[*endpoint.Record]*corev1.Pod
+	refreshed map[*endpoint.Record]*policy.Pod
 	live      sync.RWMutex
 	people    peoples
 
@@ -154,7 +153,7 @@ func New(c Config) (*Agent, error) {
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
 		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}}, hosted: hosted{},
-		refreshed: map[*endpoint.Record]*corev1.Pod{},
+		refreshed: map[*endpoint.Record]*policy.Pod{},
 	}
 	a.saved.dir = c.StateDir
 	found, err := a.saved.load(a.ids)

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -50,7 +49,7 @@ type attempt struct {
 	result    *policy.Result
 
 	pending policy.Changes
-	pods    map[types.NamespacedName]*corev1.Pod // of interfaces here, now or before
+	pods    map[types.NamespacedName]*policy.Pod // of interfaces here, now or before
 	origins bool                                 // nodes are others
 	inc     *policy.Incremental
 	step    *policy.Step // nil: everything was compiled

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -141,7 +140,7 @@ func clusterCIDRs(given []netip.Prefix, nodes *source.Nodes) []netip.Prefix {
 // addEndpoints takes the records. A pod that has an interface here and no object any
 // more goes on as it was last seen, see endpoint.Record. a.mu is held.
 func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
-	t.pods = map[types.NamespacedName]*corev1.Pod{}
+	t.pods = map[types.NamespacedName]*policy.Pod{}
 	for _, l := range a.applied.locals {
 		t.pods[l.Pod] = c.Pods[l.Pod]
 	}
@@ -164,7 +163,7 @@ func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
 // recorded is a record that says of a pod what its object does.
 type recorded struct {
 	record *endpoint.Record
-	pod    *corev1.Pod
+	pod    *policy.Pod
 }
 
 // lastSeen is what is pending, where pods here are as they were last seen if they are gone.
@@ -174,7 +173,7 @@ func (a *Agent) lastSeen(t *attempt) policy.Changes {
 	for name, pod := range t.pods {
 		if _, pending := out.Pods[name]; pending || a.inc.Pod(name) != pod {
 			if out.Pods == nil {
-				out.Pods = map[types.NamespacedName]*corev1.Pod{}
+				out.Pods = map[types.NamespacedName]*policy.Pod{}
 			}
 			out.Pods[name] = pod
 		}
@@ -187,7 +186,7 @@ func (a *Agent) addGone(t *attempt) {
 	for _, l := range t.locals {
 		if t.cluster.Pods[l.Pod] == nil && t.pods[l.Pod] != nil {
 			if t.cluster.Pods == nil {
-				t.cluster.Pods = map[types.NamespacedName]*corev1.Pod{}
+				t.cluster.Pods = map[types.NamespacedName]*policy.Pod{}
 			}
 			t.cluster.Pods[l.Pod] = t.pods[l.Pod]
 		}

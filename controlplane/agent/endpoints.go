@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -79,10 +78,10 @@ func (a *Agent) tellOthers(ctx context.Context, r *endpoint.Record) <-chan struc
 }
 
 // awaitPod returns the object of the pod that r is for.
-func (a *Agent) awaitPod(ctx context.Context, r *endpoint.Record) (*corev1.Pod, error) {
+func (a *Agent) awaitPod(ctx context.Context, r *endpoint.Record) (*policy.Pod, error) {
 	wait, cancel := context.WithTimeout(ctx, a.AddWait)
 	defer cancel()
-	var pod *corev1.Pod
+	var pod *policy.Pod
 	var other types.UID
 	err := a.await(wait, func() (bool, error) {
 		pod, other = nil, ""

@@ -10,7 +10,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/endpoint"
@@ -46,14 +45,14 @@ type directory struct {
 // peerName is whose address it is.
 type peerName struct {
 	name     types.NamespacedName
-	pod      *corev1.Pod // nil: it has no object
+	pod      *policy.Pod // nil: it has no object
 	identity identity.Number
 	party    *flowlog.Party // of what is no more
 }
 
 // pieces are what a Party is made of.
 type pieces struct {
-	pod       *corev1.Pod
+	pod       *policy.Pod
 	namespace *corev1.Namespace
 }
 
@@ -203,8 +202,8 @@ func (n *names) change(t *attempt) {
 	}
 	for name := range s.Changed.Pods { // also one whose labels no selector asks for
 		if pod := t.cluster.Pods[name]; pod != nil {
-			for _, ip := range pod.Status.PodIPs {
-				if addr, err := netip.ParseAddr(ip.IP); err == nil && t.result.Names[addr] == name {
+			for _, addr := range pod.Addresses {
+				if t.result.Names[addr] == name {
 					fresh[addr] = newPeerName(t, addr)
 				}
 			}
@@ -256,7 +255,7 @@ func newDirectory(t *attempt) *directory {
 	return d
 }
 
-func partyOf(name types.NamespacedName, pod *corev1.Pod, ns *corev1.Namespace) *flowlog.Party {
+func partyOf(name types.NamespacedName, pod *policy.Pod, ns *corev1.Namespace) *flowlog.Party {
 	p := &flowlog.Party{Namespace: name.Namespace, Name: name.Name}
 	labels := identity.Labels{Namespace: name.Namespace, NamespaceLabels: map[string]string{}}
 	if ns != nil {
@@ -276,14 +275,11 @@ var cronJob = regexp.MustCompile(`^(.+)-\d{8,10}$`)
 
 // workloadOf is what made a pod. A ReplicaSet named by a Deployment stands for that, and a
 // Job by a CronJob.
-func workloadOf(pod *corev1.Pod) flowlog.Workload {
-	if pod == nil {
+func workloadOf(pod *policy.Pod) flowlog.Workload {
+	if pod == nil || pod.Owner == nil {
 		return flowlog.Workload{}
 	}
-	owner := metav1.GetControllerOf(pod)
-	if owner == nil {
-		return flowlog.Workload{}
-	}
+	owner := pod.Owner
 	if cron := cronJob.FindStringSubmatch(owner.Name); owner.Kind == "Job" && cron != nil {
 		return flowlog.Workload{Kind: "CronJob", Name: cron[1]}
 	}

@@ -31,7 +31,7 @@ func TestWorkloads(t *testing.T) {
 		if kind, name, ok := strings.Cut(c.owner, "/"); ok {
 			pod.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "no-controller"}, {Kind: kind, Name: name, Controller: &yes}}
 		}
-		if got := workloadOf(pod); got != c.want {
+		if got := workloadOf(policy.PodOf(pod)); got != c.want {
 			t.Errorf("%s: %v, want %v", c.owner, got, c.want)
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -114,10 +113,10 @@ type edit struct {
 // edits are of one object each but the last, of objects that concern pods of this node.
 func (c *crowd) edits() []edit {
 	changes := func(objects ...any) (ch policy.Changes) {
-		ch.Pods, ch.NetworkPolicies = map[types.NamespacedName]*corev1.Pod{}, map[types.NamespacedName]*networkingv1.NetworkPolicy{}
+		ch.Pods, ch.NetworkPolicies = map[types.NamespacedName]*policy.Pod{}, map[types.NamespacedName]*networkingv1.NetworkPolicy{}
 		for _, o := range objects {
 			switch o := o.(type) {
-			case *corev1.Pod:
+			case *policy.Pod:
 				ch.Pods[types.NamespacedName{Namespace: o.Namespace, Name: o.Name}] = o
 			case *networkingv1.NetworkPolicy:
 				ch.NetworkPolicies[types.NamespacedName{Namespace: o.Namespace, Name: o.Name}] = o
@@ -138,13 +137,13 @@ func (c *crowd) edits() []edit {
 	changed.Spec.Ingress[0].Ports[0].Port.IntVal = 9090
 	added.Name = "added"
 	fresh := randomcluster.LargePod(c.pods+c.spaces, c.spaces)
-	relabelled := c.cluster.Pods[types.NamespacedName{Namespace: "ns0", Name: fmt.Sprint("pod-", c.spaces)}].DeepCopy()
+	relabelled := c.cluster.Pods[types.NamespacedName{Namespace: "ns0", Name: fmt.Sprint("pod-", c.spaces)}].Clone()
 	relabelled.Labels["app"] = "app9"
 	var events []any
 	for i := range 100 {
 		events = append(events, randomcluster.LargePod(c.pods+1000+i*7, c.spaces))
 	}
-	here := c.cluster.Pods[types.NamespacedName{Namespace: "ns0", Name: "pod-0"}].DeepCopy()
+	here := c.cluster.Pods[types.NamespacedName{Namespace: "ns0", Name: "pod-0"}].Clone()
 	here.Labels["app"] = "app9"
 	other := of("pod-here-relabelled", here)
 	other.facts = true

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/endpoint"
@@ -29,9 +28,9 @@ const (
 )
 
 // take changes of pods; nil: it is gone.
-func (h hosted) take(node string, pods map[types.NamespacedName]*corev1.Pod, now time.Time) {
+func (h hosted) take(node string, pods map[types.NamespacedName]*policy.Pod, now time.Time) {
 	for name, p := range pods {
-		if p == nil || p.Spec.NodeName != node || len(policy.StatusAddresses(p)) == 0 {
+		if p == nil || p.NodeName != node || len(policy.StatusAddresses(p)) == 0 {
 			delete(h, name)
 		} else if was, ok := h[name]; !ok || was.uid != p.UID {
 			h[name] = hostedPod{p.UID, now}

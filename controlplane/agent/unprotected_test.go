@@ -17,15 +17,15 @@ import (
 	"github.com/weirnet/weir/controlplane/source"
 )
 
-func hostedOn(node, name, address string) *corev1.Pod {
-	return &corev1.Pod{
+func hostedOn(node, name, address string) *policy.Pod {
+	return policy.PodOf(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name + "-1")},
 		Spec:       corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{PodIP: address},
-	}
+	})
 }
 
-func byName(pods ...*corev1.Pod) map[types.NamespacedName]*corev1.Pod {
-	out := map[types.NamespacedName]*corev1.Pod{}
+func byName(pods ...*policy.Pod) map[types.NamespacedName]*policy.Pod {
+	out := map[types.NamespacedName]*policy.Pod{}
 	for _, p := range pods {
 		out[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}] = p
 	}
@@ -34,8 +34,8 @@ func byName(pods ...*corev1.Pod) map[types.NamespacedName]*corev1.Pod {
 
 func TestHostedPodsAreThisNodesWithAnAddress(t *testing.T) {
 	onHost, finished := hostedOn("node", "on-host", "192.0.2.1"), hostedOn("node", "finished", "10.0.0.3")
-	onHost.Spec.HostNetwork = true
-	finished.Status.Phase = corev1.PodSucceeded
+	onHost.HostNetwork = true
+	finished.Finished = true
 	h, now := hosted{}, time.Now()
 	h.take("node", byName(onHost, finished, hostedOn("other", "elsewhere", "10.0.1.1"), hostedOn("node", "starting", ""), hostedOn("node", "web", "10.0.0.1")), now)
 	if got := h.unprotected(nil, now.Add(unprotectedAfter-time.Second)); len(got) != 0 {
@@ -55,7 +55,7 @@ func TestHostedPodsAreThisNodesWithAnAddress(t *testing.T) {
 	if got := h.unprotected(nil, later); len(got) != 0 {
 		t.Errorf("another pod of the name has the time of the first: %v", got)
 	}
-	h.take("node", map[types.NamespacedName]*corev1.Pod{{Namespace: "shop", Name: "web"}: nil}, later)
+	h.take("node", map[types.NamespacedName]*policy.Pod{{Namespace: "shop", Name: "web"}: nil}, later)
 	if got := h.unprotected(nil, later.Add(time.Hour)); len(got) != 0 {
 		t.Errorf("it is gone: %v", got)
 	}

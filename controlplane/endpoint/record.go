@@ -4,15 +4,11 @@ package endpoint
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
-	"reflect"
 	"regexp"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -44,7 +40,7 @@ type Record struct {
 	// once the object is gone and the interface is not: a pod that is being terminated
 	// keeps the policy it had until its DEL, whatever deletes the object first. A later
 	// object of the same name counts for the interface at once, whatever its uid.
-	LastPod *corev1.Pod `json:"lastPod"`
+	LastPod *policy.Pod `json:"lastPod"`
 }
 
 var hostIfName = regexp.MustCompile(`^weir[0-9a-f]{11}$`)
@@ -170,39 +166,13 @@ func (r *Record) Conflict(o *Record) string {
 
 // WithPod is the record with another last seen object, or r itself when policy cannot
 // tell the two apart.
-func (r *Record) WithPod(p *corev1.Pod) *Record {
-	p = essence(p)
-	if reflect.DeepEqual(r.LastPod, p) {
+func (r *Record) WithPod(p *policy.Pod) *Record {
+	lasting := *p
+	lasting.Addresses, lasting.HostNetwork, lasting.Finished = nil, false, false // it has its interface
+	if r.LastPod != nil && r.LastPod.Equal(&lasting) {
 		return r
 	}
 	out := *r
-	out.LastPod = p
+	out.LastPod = &lasting
 	return &out
-}
-
-// essence is what policy and names need of a pod that has an interface here, in the form it has
-// after it was saved and read again.
-func essence(p *corev1.Pod) *corev1.Pod {
-	out := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: p.Labels},
-		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName},
-	}
-	if by := metav1.GetControllerOfNoCopy(p); by != nil { // names its workload
-		out.OwnerReferences = []metav1.OwnerReference{{Kind: by.Kind, Name: by.Name, Controller: by.Controller}}
-	}
-	for _, c := range p.Spec.Containers {
-		out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Name: c.Name, Ports: c.Ports})
-	}
-	for _, c := range p.Spec.InitContainers {
-		out.Spec.InitContainers = append(out.Spec.InitContainers,
-			corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy})
-	}
-	data, err := json.Marshal(out)
-	if err == nil {
-		fresh := &corev1.Pod{}
-		if err = json.Unmarshal(data, fresh); err == nil {
-			return fresh
-		}
-	}
-	return out // cannot be: plain API types
 }

@@ -7,10 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/statedir"
 )
 
@@ -28,7 +26,7 @@ func record(t *testing.T, r api.AddRequest) *Record {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out.WithPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: r.PodNamespace, Name: r.PodName}})
+	return out.WithPod(&policy.Pod{Namespace: r.PodNamespace, Name: r.PodName})
 }
 
 func stateDir(t *testing.T) *statedir.Dir {

@@ -14,9 +14,9 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weirnet/weir/controlplane/endpoint"
+	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/routing"
 	"github.com/weirnet/weir/controlplane/source"
 	"github.com/weirnet/weir/controlplane/statedir"
@@ -59,7 +59,7 @@ func installed(t *testing.T) Removal {
 	must(t, err)
 	_, _, err = store.Add(&endpoint.Record{
 		ContainerID: "c", IfName: "eth0", HostIfName: podSide, HostIfindex: uint32(pod), MAC: "02:00:00:00:00:01",
-		Addr4: netip.MustParseAddr("10.0.1.2"), Namespace: "shop", Name: "web", LastPod: &corev1.Pod{},
+		Addr4: netip.MustParseAddr("10.0.1.2"), Namespace: "shop", Name: "web", LastPod: &policy.Pod{},
 	}, func(uint32) bool { return false })
 	must(t, err)
 	must(t, os.WriteFile(state.Path("agent.sock"), nil, 0o600)) // as a killed agent leaves it

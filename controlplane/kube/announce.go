@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -94,8 +93,8 @@ func (s *Source) unknown() (out []Announced, changes uint64) {
 	defer s.announcer.mu.Unlock()
 	pods := s.announcer.pods
 	maps.DeleteFunc(pods, func(key types.NamespacedName, p Announced) bool {
-		object := s.stores.pods.objects[key]
-		return object == nil || object.UID != p.UID || len(object.Status.PodIPs) > 0
+		object := s.stores.pods.get(key)
+		return object == nil || object.UID != p.UID || len(object.Addresses) > 0
 	})
 	for _, p := range pods {
 		out = append(out, p)
@@ -131,7 +130,7 @@ func (s *Source) writeLease(ctx context.Context, pods []Announced) error {
 func (s *Source) ownedByNode() []metav1.OwnerReference {
 	s.stores.Lock()
 	defer s.stores.Unlock()
-	n := s.stores.nodes.objects[named(s.NodeName)]
+	n := s.stores.nodes.get(named(s.NodeName))
 	if n == nil {
 		return nil
 	}
@@ -141,24 +140,24 @@ func (s *Source) ownedByNode() []metav1.OwnerReference {
 // announced is what leases say of pods whose objects have no addresses yet.
 type announced struct {
 	said   map[types.NamespacedName][]Announced // by lease
-	given  map[types.NamespacedName]*corev1.Pod // pods that were handed out with announced addresses
-	owners map[string]int                       // how many pods have an address by their objects
+	given  map[types.NamespacedName]*policy.Pod // pods that were handed out with announced addresses
+	owners map[netip.Addr]int                   // how many pods have an address by their objects
 }
 
 func newAnnounced() announced {
-	return announced{map[types.NamespacedName][]Announced{}, map[types.NamespacedName]*corev1.Pod{}, map[string]int{}}
+	return announced{map[types.NamespacedName][]Announced{}, map[types.NamespacedName]*policy.Pod{}, map[netip.Addr]int{}}
 }
 
 // count who has an address; what was announced of a start that failed may still be there when
 // the address is another's.
-func (a *announced) count(was, is *corev1.Pod) {
-	for by, pod := range map[int]*corev1.Pod{-1: was, 1: is} {
-		if pod == nil || pod.Status.Phase != "" || pod.Spec.HostNetwork {
+func (a *announced) count(was, is *policy.Pod) {
+	for by, pod := range map[int]*policy.Pod{-1: was, 1: is} {
+		if pod == nil || pod.Finished || pod.HostNetwork {
 			continue
 		}
-		for _, ip := range pod.Status.PodIPs {
-			if a.owners[ip.IP] += by; a.owners[ip.IP] == 0 {
-				delete(a.owners, ip.IP)
+		for _, at := range pod.Addresses {
+			if a.owners[at] += by; a.owners[at] == 0 {
+				delete(a.owners, at)
 			}
 		}
 	}
@@ -176,12 +175,12 @@ func (s *stores) addAnnounced(c *policy.Changes) {
 		}
 		a.said[key] = pods[:min(len(pods), announcedMost)]
 	}
-	given := map[types.NamespacedName]*corev1.Pod{}
+	given := map[types.NamespacedName]*policy.Pod{}
 	for lease, pods := range a.said {
 		var node *source.Node
 		for _, p := range pods {
-			pod := s.pods.objects[p.key()]
-			if pod == nil || len(pod.Status.PodIPs) > 0 || !s.handed.namespaces[p.Namespace] {
+			pod := s.pods.get(p.key())
+			if pod == nil || len(pod.Addresses) > 0 || !s.handed.namespaces[p.Namespace] {
 				continue // most of what a lease says is known by now
 			}
 			if node == nil {
@@ -189,13 +188,13 @@ func (s *stores) addAnnounced(c *policy.Changes) {
 					break
 				}
 			}
-			if p.isOf(pod, node.Name, node.PodCIDRs) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.String()] > 0 }) {
+			if p.isOf(pod, node.Name, node.PodCIDRs) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.Unmap()] > 0 }) {
 				given[p.key()] = p.at(pod)
 			}
 		}
 	}
 	for key, pod := range given {
-		if was := a.given[key]; was != nil && c.Pods[key] == nil && slices.Equal(was.Status.PodIPs, pod.Status.PodIPs) {
+		if was := a.given[key]; was != nil && c.Pods[key] == nil && slices.Equal(was.Addresses, pod.Addresses) {
 			given[key] = was
 		} else {
 			c.Pods[key] = pod
@@ -203,26 +202,25 @@ func (s *stores) addAnnounced(c *policy.Changes) {
 	}
 	for key := range a.given {
 		if _, handed := c.Pods[key]; given[key] == nil && !handed {
-			c.Pods[key] = s.pods.objects[key]
+			c.Pods[key] = s.pods.get(key)
 		}
 	}
 	a.given = given
 }
 
-func (p Announced) isOf(pod *corev1.Pod, node string, ranges []netip.Prefix) bool {
-	return pod != nil && pod.UID == p.UID && pod.Spec.NodeName == node && !pod.Spec.HostNetwork &&
-		pod.Status.PodIP == "" && len(pod.Status.PodIPs) == 0 && pod.Status.Phase == "" && len(p.Addresses) > 0 &&
+func (p Announced) isOf(pod *policy.Pod, node string, ranges []netip.Prefix) bool {
+	return pod != nil && pod.UID == p.UID && pod.NodeName == node && !pod.HostNetwork &&
+		len(pod.Addresses) == 0 && !pod.Finished && len(p.Addresses) > 0 &&
 		!slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool {
 			return !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 		})
 }
 
 // at is the pod with its addresses.
-func (p Announced) at(pod *corev1.Pod) *corev1.Pod {
+func (p Announced) at(pod *policy.Pod) *policy.Pod {
 	out := *pod
 	for _, a := range p.Addresses {
-		out.Status.PodIPs = append(out.Status.PodIPs, corev1.PodIP{IP: a.String()})
+		out.Addresses = append(out.Addresses, a.Unmap())
 	}
-	out.Status.PodIP = out.Status.PodIPs[0].IP
 	return &out
 }

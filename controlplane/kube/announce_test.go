@@ -8,6 +8,8 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weirnet/weir/controlplane/policy"
 )
 
 // believed is the address that the pod shop/web of node a has after node from announced one.
@@ -43,10 +45,10 @@ func believed(t *testing.T, from string, pod func(*corev1.Pod), say func(*Announ
 	s.Lock()
 	defer s.Unlock()
 	c, _ := s.takeChanges("b")
-	if had := s.pods.objects[shopWeb].Status.PodIP; had != web.Status.PodIP {
-		t.Errorf("the store's own object has %s now", had)
+	if had := s.pods.get(shopWeb); !had.Equal(policy.PodOf(web)) {
+		t.Errorf("the store's own object has %v now", had.Addresses)
 	}
-	return c.Pods[shopWeb].Status.PodIP
+	return c.Pods[shopWeb].Object().Status.PodIP
 }
 
 var shopWeb = Announced{Namespace: "shop", Name: "web"}.key()

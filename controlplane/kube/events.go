@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
@@ -131,31 +130,26 @@ func shorten(message string) string {
 func reference(c *policy.Cluster, r policy.Ref) (corev1.ObjectReference, bool) {
 	name := types.NamespacedName{Namespace: r.Namespace, Name: r.Name}
 	out := corev1.ObjectReference{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, APIVersion: corev1.SchemeGroupVersion.String()}
-	var found metav1.Object
 	switch r.Kind {
 	case policy.KindNetworkPolicy:
 		out.APIVersion = networkingv1.SchemeGroupVersion.String()
 		if o := c.NetworkPolicies[name]; o != nil {
-			found = o
+			out.UID = o.UID
 		}
 	case "EndpointSlice":
 		out.APIVersion = discoveryv1.SchemeGroupVersion.String()
 		if o := c.EndpointSlices[name]; o != nil {
-			found = o
+			out.UID = o.UID
 		}
 	case "Pod":
 		if o := c.Pods[name]; o != nil {
-			found = o
+			out.UID = o.UID
 		}
 	case "Service":
 		if o := c.Services[name]; o != nil {
-			found = o
+			out.UID = o.UID
 		}
 	}
-	if found == nil {
-		return out, false
-	}
-	out.UID = found.GetUID()
 	return out, out.UID != ""
 }
 

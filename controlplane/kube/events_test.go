@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -29,7 +28,7 @@ func TestRecorder(t *testing.T) {
 	}
 	c := &policy.Cluster{
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{name: object("1")},
-		Pods:            map[types.NamespacedName]*corev1.Pod{{Namespace: "x", Name: "a"}: {ObjectMeta: metav1.ObjectMeta{UID: "2"}}},
+		Pods:            map[types.NamespacedName]*policy.Pod{{Namespace: "x", Name: "a"}: {UID: "2"}},
 	}
 	ref := policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "x", Name: "p"}
 	wrong := func(message string) policy.Problem {

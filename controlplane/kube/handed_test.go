@@ -30,9 +30,9 @@ func TestHandedOutIsWhatTheStoresSay(t *testing.T) {
 				w.event(r)
 			}
 			w.take()
-			want := policy.Cluster{Namespaces: map[string]*corev1.Namespace{}, Pods: map[types.NamespacedName]*corev1.Pod{}}
+			want := policy.Cluster{Namespaces: map[string]*corev1.Namespace{}, Pods: map[types.NamespacedName]*policy.Pod{}}
 			for key, n := range w.namespaces.objects {
-				want.Namespaces[key.Name] = n
+				want.Namespaces[key.Name] = n.object
 			}
 			for key, p := range w.pods.objects {
 				switch ns := last[key.Namespace]; {
@@ -44,7 +44,7 @@ func TestHandedOutIsWhatTheStoresSay(t *testing.T) {
 					lingering++
 					want.Namespaces[key.Namespace] = ns
 				}
-				want.Pods[key] = p
+				want.Pods[key] = p.object
 			}
 			announcedOnce += w.announce(want.Pods)
 			last = want.Namespaces
@@ -103,15 +103,15 @@ func (w *world) event(r *rand.Rand) {
 }
 
 // announce gives pods what a look at all leases and pods says, and returns how many.
-func (w *world) announce(pods map[types.NamespacedName]*corev1.Pod) (n int) {
-	node := w.nodes.objects[named("a")]
+func (w *world) announce(pods map[types.NamespacedName]*policy.Pod) (n int) {
+	node := w.nodes.get(named("a"))
 	for _, lease := range w.leases.objects {
 		var said []Announced
-		w.must(json.Unmarshal([]byte(lease.Annotations[announcedKey]), &said))
+		w.must(json.Unmarshal([]byte(lease.object.Annotations[announcedKey]), &said))
 		for _, p := range said {
 			taken := false
 			for _, other := range w.pods.objects {
-				taken = taken || other.Status.Phase == "" && slices.ContainsFunc(other.Status.PodIPs, func(ip corev1.PodIP) bool { return ip.IP == p.Addresses[0].String() })
+				taken = taken || !other.object.Finished && slices.Contains(other.object.Addresses, p.Addresses[0])
 			}
 			if node != nil && !taken && p.isOf(pods[p.key()], "a", podCIDRs(node)) {
 				pods[p.key()] = p.at(pods[p.key()])

@@ -6,17 +6,18 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weirnet/weir/controlplane/policy"
 )
 
 // interner hands out one value for all that are equal. Pods of one Deployment differ in their
 // names and addresses, and what they have in common is held once. What it hands out is never
 // changed by anybody.
 type interner struct {
-	strings    map[string]string
-	labels     map[string]map[string]string
-	containers map[string][]corev1.Container
-	owners     map[string][]metav1.OwnerReference
+	strings map[string]string
+	labels  map[string]map[string]string
+	ports   map[string][]corev1.ContainerPort
+	owners  map[policy.Owner]*policy.Owner
 
 	used  int // since it was emptied, at most: what is not in use any more is dropped so
 	text  []byte
@@ -31,7 +32,7 @@ func newInterner() *interner {
 
 func (i *interner) clear() {
 	i.strings, i.labels, i.used = map[string]string{}, map[string]map[string]string{}, 0
-	i.containers, i.owners = map[string][]corev1.Container{}, map[string][]metav1.OwnerReference{}
+	i.ports, i.owners = map[string][]corev1.ContainerPort{}, map[policy.Owner]*policy.Owner{}
 }
 
 // spare is how many values more than there are objects are remembered at the least.
@@ -46,13 +47,9 @@ func (i *interner) limit(objects int) {
 }
 
 // pod has its parts replaced by those of others like it.
-func (i *interner) pod(p *corev1.Pod) {
-	p.Namespace, p.Spec.NodeName = i.string(p.Namespace), i.string(p.Spec.NodeName)
-	p.Labels, p.OwnerReferences = i.labelsOf(p.Labels), i.ownersOf(p.OwnerReferences)
-	p.Spec.Containers, p.Spec.InitContainers = i.containersOf(p.Spec.Containers), i.containersOf(p.Spec.InitContainers)
-	if len(p.Status.PodIPs) > 0 && p.Status.PodIPs[0].IP == p.Status.PodIP {
-		p.Status.PodIP = p.Status.PodIPs[0].IP
-	}
+func (i *interner) pod(p *policy.Pod) {
+	p.Namespace, p.NodeName = i.string(p.Namespace), i.string(p.NodeName)
+	p.Labels, p.Owner, p.Ports = i.labelsOf(p.Labels), i.ownerOf(p.Owner), i.portsOf(p.Ports)
 }
 
 func (i *interner) string(s string) string {
@@ -87,65 +84,40 @@ func (i *interner) labelsOf(m map[string]string) map[string]string {
 	return own
 }
 
-// containersOf are stripped ones: all that is left of them is in the key.
-func (i *interner) containersOf(all []corev1.Container) []corev1.Container {
+func (i *interner) portsOf(all []corev1.ContainerPort) []corev1.ContainerPort {
 	if len(all) == 0 {
 		return nil
 	}
 	i.text = i.text[:0]
-	for _, c := range all {
-		i.write(c.Name)
-		i.number(len(c.Ports))
-		if c.RestartPolicy == nil {
-			i.number(0)
-		} else {
-			i.number(1)
-			i.write(string(*c.RestartPolicy))
-		}
-		for _, p := range c.Ports {
-			i.write(p.Name)
-			i.write(string(p.Protocol))
-			i.write(p.HostIP)
-			i.number(int(p.ContainerPort))
-			i.number(int(p.HostPort))
-		}
+	for _, p := range all {
+		i.write(p.Name)
+		i.write(string(p.Protocol))
+		i.write(p.HostIP)
+		i.number(int(p.ContainerPort))
+		i.number(int(p.HostPort))
 	}
-	if had, ok := i.containers[string(i.text)]; ok {
+	if had, ok := i.ports[string(i.text)]; ok {
 		return had
 	}
-	i.containers[string(i.text)] = all
+	own := slices.Clip(all)
+	for n := range own {
+		own[n].Name, own[n].Protocol, own[n].HostIP = i.string(own[n].Name), corev1.Protocol(i.string(string(own[n].Protocol))), i.string(own[n].HostIP)
+	}
+	i.ports[string(i.text)] = own
 	i.used++
-	return all
+	return own
 }
 
-// ownersOf are stripped ones, too.
-func (i *interner) ownersOf(all []metav1.OwnerReference) []metav1.OwnerReference {
-	if len(all) == 0 {
+func (i *interner) ownerOf(o *policy.Owner) *policy.Owner {
+	if o == nil {
 		return nil
 	}
-	i.text = i.text[:0]
-	for _, o := range all {
-		i.write(o.Kind)
-		i.write(o.Name)
-		i.number(flag(o.Controller))
-	}
-	if had, ok := i.owners[string(i.text)]; ok {
+	if had, ok := i.owners[*o]; ok {
 		return had
 	}
-	i.owners[string(i.text)] = all
+	i.owners[*o] = o
 	i.used++
-	return all
-}
-
-// flag that may not be there.
-func flag(b *bool) int {
-	switch {
-	case b == nil:
-		return 0
-	case *b:
-		return 1
-	}
-	return 2
+	return o
 }
 
 // write a text and its length, so that texts side by side are no other ones.

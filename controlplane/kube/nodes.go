@@ -15,10 +15,11 @@ import (
 
 // nodesOf sorts the cluster's nodes into this one and the others. A range that two of them
 // have is left to one, see disputes.
-func nodesOf(all map[types.NamespacedName]*corev1.Node, own string) *source.Nodes {
+func nodesOf(all map[types.NamespacedName]kept[*corev1.Node], own string) *source.Nodes {
 	out := &source.Nodes{}
 	disputed := disputes(all, own)
-	for _, n := range all {
+	for _, is := range all {
+		n := is.object
 		node := source.Node{Name: n.Name, Disputed: disputed[n.Name]}
 		for _, p := range podCIDRs(n) {
 			out.PodCIDRs = append(out.PodCIDRs, p)
@@ -54,18 +55,18 @@ type owned struct {
 // disputes are the ranges that nodes do not get because another node has some of their
 // addresses: the one whose object is older, so that who comes cannot take the traffic of who is
 // there, or speak as its pods. Nobody takes this node's: its pods are here.
-func disputes(all map[types.NamespacedName]*corev1.Node, own string) map[string][]source.Dispute {
+func disputes(all map[types.NamespacedName]kept[*corev1.Node], own string) map[string][]source.Dispute {
 	var ranges []owned
-	for _, n := range all {
-		for _, p := range podCIDRs(n) {
-			ranges = append(ranges, owned{p, n.Name})
+	for _, is := range all {
+		for _, p := range podCIDRs(is.object) {
+			ranges = append(ranges, owned{p, is.object.Name})
 		}
 	}
 	if !overlapping(ranges) {
 		return nil
 	}
 	slices.SortStableFunc(ranges, func(x, y owned) int {
-		a, b := all[named(x.node)], all[named(y.node)]
+		a, b := all[named(x.node)].object, all[named(y.node)].object
 		if (x.node == own) != (y.node == own) {
 			return map[bool]int{true: -1, false: 1}[x.node == own]
 		}
@@ -202,7 +203,7 @@ func podRange(n *source.Nodes, nodes []source.Node, a netip.Addr) (node string, 
 
 // serviceWarning names a Service whose address is in a range of pods; they come all from one
 // range, so that one is enough.
-func serviceWarning(n *source.Nodes, services map[types.NamespacedName]*corev1.Service) []string {
+func serviceWarning(n *source.Nodes, services map[types.NamespacedName]kept[*corev1.Service]) []string {
 	if n == nil {
 		return nil
 	}
@@ -212,7 +213,7 @@ func serviceWarning(n *source.Nodes, services map[types.NamespacedName]*corev1.S
 	}
 	first := ""
 	for key, s := range services {
-		for _, text := range s.Spec.ClusterIPs {
+		for _, text := range s.object.Spec.ClusterIPs {
 			a, err := netip.ParseAddr(text)
 			if err != nil { // headless
 				continue

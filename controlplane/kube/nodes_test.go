@@ -24,10 +24,10 @@ func node(name string, cidrs string, addresses ...string) *corev1.Node {
 	return n
 }
 
-func nodes(all ...*corev1.Node) map[types.NamespacedName]*corev1.Node {
-	out := map[types.NamespacedName]*corev1.Node{}
+func nodes(all ...*corev1.Node) map[types.NamespacedName]kept[*corev1.Node] {
+	out := map[types.NamespacedName]kept[*corev1.Node]{}
 	for _, n := range all {
-		out[named(n.Name)] = n
+		out[named(n.Name)] = kept[*corev1.Node]{object: n}
 	}
 	return out
 }
@@ -61,7 +61,7 @@ func TestNodes(t *testing.T) {
 func TestNodeWarnings(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		all  map[types.NamespacedName]*corev1.Node
+		all  map[types.NamespacedName]kept[*corev1.Node]
 		want []string
 	}{
 		{"well", nodes(node("own", "10.1.0.0/24"), node("b", "10.1.1.0/24")), nil},
@@ -116,7 +116,7 @@ func TestWhoComesTakesNothing(t *testing.T) {
 			}
 			delete(all, named("m"))
 			delete(all, named("own"))
-			if n := nodesOf(all, "own"); texts(n.Named(name).PodCIDRs) != texts(podCIDRs(all[named(name)])) {
+			if n := nodesOf(all, "own"); texts(n.Named(name).PodCIDRs) != texts(podCIDRs(all[named(name)].object)) {
 				t.Errorf("%s: when the others are gone it has %q", thief, texts(n.Named(name).PodCIDRs))
 			}
 		}
@@ -125,9 +125,9 @@ func TestWhoComesTakesNothing(t *testing.T) {
 
 func TestServiceWarning(t *testing.T) {
 	n := nodesOf(nodes(node("own", "10.1.0.0/24"), node("b", "10.1.1.0/24 fd01::/64")), "own")
-	services := map[types.NamespacedName]*corev1.Service{}
+	services := map[types.NamespacedName]kept[*corev1.Service]{}
 	add := func(name string, ips ...string) {
-		services[types.NamespacedName{Namespace: "shop", Name: name}] = &corev1.Service{Spec: corev1.ServiceSpec{ClusterIPs: ips}}
+		services[types.NamespacedName{Namespace: "shop", Name: name}] = kept[*corev1.Service]{object: &corev1.Service{Spec: corev1.ServiceSpec{ClusterIPs: ips}}}
 	}
 	add("web", "10.96.0.1", "fd96::1")
 	add("headless", "None")

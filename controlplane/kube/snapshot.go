@@ -15,13 +15,13 @@ import (
 type stores struct {
 	*shelf
 	common     *interner
-	pods       *store[corev1.Pod, *corev1.Pod]
-	namespaces *store[corev1.Namespace, *corev1.Namespace]
-	policies   *store[networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]
-	nodes      *store[corev1.Node, *corev1.Node]
-	services   *store[corev1.Service, *corev1.Service]
-	slices     *store[discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]
-	leases     *store[coordinationv1.Lease, *coordinationv1.Lease] // nothing waits for them
+	pods       *store[*corev1.Pod, *policy.Pod]
+	namespaces *store[*corev1.Namespace, *corev1.Namespace]
+	policies   *store[*networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]
+	nodes      *store[*corev1.Node, *corev1.Node]
+	services   *store[*corev1.Service, *corev1.Service]
+	slices     *store[*discoveryv1.EndpointSlice, *discoveryv1.EndpointSlice]
+	leases     *store[*coordinationv1.Lease, *coordinationv1.Lease] // nothing waits for them
 
 	handed    handed
 	announced announced
@@ -43,7 +43,7 @@ func newStores() *stores {
 	out := &stores{
 		shelf:      s,
 		common:     newInterner(),
-		pods:       newStore(s, stripPod),
+		pods:       newStoreOf(s, policy.PodOf, (*policy.Pod).Equal),
 		namespaces: newStore(s, stripNamespace),
 		policies:   newStore(s, stripNetworkPolicy),
 		nodes:      newStore(s, stripNode),
@@ -53,9 +53,10 @@ func newStores() *stores {
 		handed:     handed{map[string]bool{}, map[string]bool{}, map[string]map[types.NamespacedName]bool{}},
 		announced:  newAnnounced(),
 	}
-	out.pods.share = func(p *corev1.Pod, pods int) {
+	out.pods.share = func(p *policy.Pod, pods int) string {
 		out.common.limit(pods)
 		out.common.pod(p)
+		return p.Namespace
 	}
 	out.pods.changed = out.announced.count
 	return out
@@ -94,11 +95,11 @@ func (s *stores) takeNamespaces() map[string]*corev1.Namespace {
 	return out
 }
 
-func (s *stores) takePods(namespaces map[string]*corev1.Namespace) map[types.NamespacedName]*corev1.Pod {
+func (s *stores) takePods(namespaces map[string]*corev1.Namespace) map[types.NamespacedName]*policy.Pod {
 	out, h := s.pods.take(), &s.handed
 	for name := range namespaces {
 		for key := range h.early[name] {
-			out[key] = s.pods.objects[key]
+			out[key] = s.pods.get(key)
 		}
 		delete(h.early, name)
 	}

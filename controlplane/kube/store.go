@@ -11,12 +11,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// object is a pointer to an object of the API.
-type object[T any] interface {
-	*T
-	metav1.Object
-}
-
 // shelf is what the stores of all kinds share: one lock, so that what is read of them is
 // of one moment, and what counts their changes.
 type shelf struct {
@@ -49,51 +43,65 @@ func (s *shelf) rouse() {
 
 // store holds the objects of one kind as its reflector says, stripped, and remembers which of
 // them changed since it was asked last. A relist changes it in one step, so what vanished
-// unseen goes together with what came. No object is ever changed.
-type store[T any, P object[T]] struct {
+// unseen goes together with what came. No object is ever changed. A is what comes from the API,
+// P a pointer to what is held of it.
+type store[A metav1.Object, P comparable] struct {
 	*shelf
-	strip    func(P) P
-	share    func(stripped P, objects int) // its parts with other objects; nil: none are alike
-	objects  map[types.NamespacedName]P
-	versions map[types.NamespacedName]uint64 // the resource versions of objects
-	version  uint64                          // all up to it was seen
-	synced   bool
-	coming   map[P]bool                    // stripped, and on their way to Replace
-	dirty    map[types.NamespacedName]bool // changed since they were taken
-	changed  func(was, is P)               // is told of every change, unless nil
+	strip   func(A) P
+	equal   func(a, b P) bool
+	share   func(stripped P, objects int) (namespace string) // its parts with other objects; nil: none are alike
+	objects map[types.NamespacedName]kept[P]
+	version uint64 // all up to it was seen
+	synced  bool
+	coming  int                           // objects that are on their way to Replace
+	dirty   map[types.NamespacedName]bool // changed since they were taken
+	changed func(was, is P)               // is told of every change, unless nil
 
 	perNamespace map[string]int // objects
 }
 
+// kept is an object and its resource version.
+type kept[P any] struct {
+	object  P
+	version uint64
+}
+
 var (
-	_ cache.TransformingStore      = (*store[metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
-	_ cache.ResourceVersionUpdater = (*store[metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
+	_ cache.TransformingStore      = (*store[*metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
+	_ cache.ResourceVersionUpdater = (*store[*metav1.ObjectMeta, *metav1.ObjectMeta])(nil)
 )
 
-func newStore[T any, P object[T]](s *shelf, strip func(P) P) *store[T, P] {
-	return &store[T, P]{
-		shelf: s, strip: strip, perNamespace: map[string]int{},
-		objects: map[types.NamespacedName]P{}, versions: map[types.NamespacedName]uint64{}, dirty: map[types.NamespacedName]bool{},
-		coming: map[P]bool{},
+// newStore holds objects of the API with less in them.
+func newStore[A interface {
+	metav1.Object
+	comparable
+}](s *shelf, strip func(A) A) *store[A, A] {
+	return newStoreOf(s, strip, func(a, b A) bool { return equality.Semantic.DeepEqual(a, b) })
+}
+
+func newStoreOf[A metav1.Object, P comparable](s *shelf, strip func(A) P, equal func(a, b P) bool) *store[A, P] {
+	return &store[A, P]{
+		shelf: s, strip: strip, equal: equal, perNamespace: map[string]int{},
+		objects: map[types.NamespacedName]kept[P]{}, dirty: map[types.NamespacedName]bool{},
 	}
 }
 
+// get an object, nil if it is not there.
+func (s *store[A, P]) get(key types.NamespacedName) P { return s.objects[key].object }
+
 // Transformer implements cache.TransformingStore: a list that is on its way is held
 // stripped, too, and goes into the store as it is.
-func (s *store[T, P]) Transformer() cache.TransformFunc {
+func (s *store[A, P]) Transformer() cache.TransformFunc {
 	return func(value any) (any, error) {
-		o, ok := value.(P)
-		if !ok {
-			return value, nil
+		is, err := s.read(value)
+		if err != nil {
+			return value, nil // Replace refuses it, and all that came with it
 		}
-		stripped := s.strip(o)
 		s.Lock()
 		defer s.Unlock()
-		s.coming[stripped] = true
-		if s.share != nil {
-			s.share(stripped, len(s.objects)+len(s.coming))
-		}
-		return stripped, nil
+		s.coming++
+		s.shared(&is, len(s.objects)+s.coming)
+		return &is, nil
 	}
 }
 
@@ -104,8 +112,11 @@ type seen[P any] struct {
 	stripped P
 }
 
-func (s *store[T, P]) read(value any, came map[P]bool) (seen[P], error) {
-	o, ok := value.(P)
+func (s *store[A, P]) read(value any) (seen[P], error) {
+	if is, ok := value.(*seen[P]); ok {
+		return *is, nil
+	}
+	o, ok := value.(A)
 	if !ok {
 		return seen[P]{}, fmt.Errorf("object of type %T", value)
 	}
@@ -113,12 +124,14 @@ func (s *store[T, P]) read(value any, came map[P]bool) (seen[P], error) {
 	if err != nil {
 		return seen[P]{}, err
 	}
-	out := seen[P]{types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}, version, o}
-	if !came[o] {
-		out.stripped = s.strip(o)
+	return seen[P]{types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}, version, s.strip(o)}, nil
+}
+
+// shared has the parts of an object, its key's too, replaced by those of others; the lock is held.
+func (s *store[A, P]) shared(is *seen[P], objects int) {
+	if s.share != nil {
+		is.key.Namespace = s.share(is.stripped, objects)
 	}
-	out.stripped.SetResourceVersion("")
-	return out, nil
 }
 
 // parseVersion: resource versions of the API server's own kinds are numbers that grow.
@@ -131,11 +144,11 @@ func parseVersion(text string) (uint64, error) {
 }
 
 // Add implements cache.ReflectorStore.
-func (s *store[T, P]) Add(value any) error { return s.Update(value) }
+func (s *store[A, P]) Add(value any) error { return s.Update(value) }
 
 // Update implements cache.ReflectorStore.
-func (s *store[T, P]) Update(value any) error {
-	is, err := s.read(value, nil)
+func (s *store[A, P]) Update(value any) error {
+	is, err := s.read(value)
 	if err != nil {
 		return err
 	}
@@ -148,8 +161,8 @@ func (s *store[T, P]) Update(value any) error {
 }
 
 // Delete implements cache.ReflectorStore.
-func (s *store[T, P]) Delete(value any) error {
-	is, err := s.read(value, nil)
+func (s *store[A, P]) Delete(value any) error {
+	is, err := s.read(value)
 	if err != nil {
 		return err
 	}
@@ -162,19 +175,15 @@ func (s *store[T, P]) Delete(value any) error {
 }
 
 // Replace implements cache.ReflectorStore.
-func (s *store[T, P]) Replace(values []any, resourceVersion string) error {
+func (s *store[A, P]) Replace(values []any, resourceVersion string) error {
 	version, err := parseVersion(resourceVersion)
 	if err != nil {
 		return err
 	}
-	s.Lock()
-	came := s.coming
-	s.coming = map[P]bool{}
-	s.Unlock()
 	all := make([]seen[P], 0, len(values))
 	there := make(map[types.NamespacedName]bool, len(values))
 	for _, value := range values {
-		is, err := s.read(value, came)
+		is, err := s.read(value)
 		if err != nil {
 			return err
 		}
@@ -192,16 +201,16 @@ func (s *store[T, P]) Replace(values []any, resourceVersion string) error {
 			changed = s.remove(key) || changed
 		}
 	}
-	s.version, s.synced = version, true
+	s.version, s.synced, s.coming = version, true, 0
 	s.touch(changed)
 	return nil
 }
 
 // Resync implements cache.ReflectorStore: none is asked for.
-func (s *store[T, P]) Resync() error { return nil }
+func (s *store[A, P]) Resync() error { return nil }
 
 // UpdateResourceVersion implements cache.ResourceVersionUpdater: bookmarks.
-func (s *store[T, P]) UpdateResourceVersion(resourceVersion string) {
+func (s *store[A, P]) UpdateResourceVersion(resourceVersion string) {
 	version, err := parseVersion(resourceVersion)
 	if err != nil {
 		return
@@ -215,40 +224,36 @@ func (s *store[T, P]) UpdateResourceVersion(resourceVersion string) {
 }
 
 // put reports whether that is a change of what is handed out; the lock is held.
-func (s *store[T, P]) put(is seen[P]) bool {
+func (s *store[A, P]) put(is seen[P]) bool {
 	was, ok := s.objects[is.key]
-	same := ok && equality.Semantic.DeepEqual(was, is.stripped)
-	if !same && s.share != nil {
-		s.share(is.stripped, len(s.objects))
-		is.key.Namespace = is.stripped.GetNamespace() // the same text, held once
-	}
-	s.versions[is.key] = is.version
-	if same {
+	if ok && s.equal(was.object, is.stripped) {
+		s.objects[is.key] = kept[P]{was.object, is.version}
 		return false
 	}
+	s.shared(&is, len(s.objects))
 	if !ok {
 		s.perNamespace[is.key.Namespace]++
 	}
-	s.objects[is.key] = is.stripped
-	s.note(is.key, was, is.stripped)
+	s.objects[is.key] = kept[P]{is.stripped, is.version}
+	s.note(is.key, was.object, is.stripped)
 	return true
 }
 
-func (s *store[T, P]) remove(key types.NamespacedName) bool {
+func (s *store[A, P]) remove(key types.NamespacedName) bool {
 	was, ok := s.objects[key]
 	if !ok {
 		return false
 	}
 	delete(s.objects, key)
-	delete(s.versions, key)
-	s.note(key, was, nil)
+	var none P
+	s.note(key, was.object, none)
 	if s.perNamespace[key.Namespace]--; s.perNamespace[key.Namespace] == 0 {
 		delete(s.perNamespace, key.Namespace)
 	}
 	return true
 }
 
-func (s *store[T, P]) note(key types.NamespacedName, was, is P) {
+func (s *store[A, P]) note(key types.NamespacedName, was, is P) {
 	s.dirty[key] = true
 	if s.changed != nil {
 		s.changed(was, is)
@@ -256,10 +261,10 @@ func (s *store[T, P]) note(key types.NamespacedName, was, is P) {
 }
 
 // take returns what changed since it was called last; the lock is held.
-func (s *store[T, P]) take() map[types.NamespacedName]P {
+func (s *store[A, P]) take() map[types.NamespacedName]P {
 	out := make(map[types.NamespacedName]P, len(s.dirty))
 	for key := range s.dirty {
-		out[key] = s.objects[key]
+		out[key] = s.get(key)
 	}
 	s.dirty = map[types.NamespacedName]bool{}
 	return out
@@ -267,7 +272,7 @@ func (s *store[T, P]) take() map[types.NamespacedName]P {
 
 // behind reports whether a list of the API at version has what the store has not seen yet;
 // the lock is held.
-func (s *store[T, P]) behind(version uint64, listed map[types.NamespacedName]uint64) bool {
+func (s *store[A, P]) behind(version uint64, listed map[types.NamespacedName]uint64) bool {
 	if !s.synced {
 		return true
 	}
@@ -275,12 +280,12 @@ func (s *store[T, P]) behind(version uint64, listed map[types.NamespacedName]uin
 		return false
 	}
 	for key, v := range listed {
-		if s.versions[key] < v {
+		if s.objects[key].version < v {
 			return true
 		}
 	}
-	for key, v := range s.versions {
-		if _, there := listed[key]; !there && v <= version {
+	for key, is := range s.objects {
+		if _, there := listed[key]; !there && is.version <= version {
 			return true
 		}
 	}
@@ -288,9 +293,9 @@ func (s *store[T, P]) behind(version uint64, listed map[types.NamespacedName]uin
 }
 
 // has reports whether the store has seen what is listed, or that it has gone; the lock is held.
-func (s *store[T, P]) has(listed map[types.NamespacedName]uint64) bool {
+func (s *store[A, P]) has(listed map[types.NamespacedName]uint64) bool {
 	for key, v := range listed {
-		if s.versions[key] < v && s.version < v {
+		if s.objects[key].version < v && s.version < v {
 			return false
 		}
 	}
@@ -298,6 +303,6 @@ func (s *store[T, P]) has(listed map[types.NamespacedName]uint64) bool {
 }
 
 // filled reports whether the API server was heard; the lock is held.
-func (s *store[T, P]) filled() bool { return s.synced }
+func (s *store[A, P]) filled() bool { return s.synced }
 
 func named(name string) types.NamespacedName { return types.NamespacedName{Name: name} }

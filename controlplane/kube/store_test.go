@@ -99,7 +99,7 @@ func TestStoreCountsChanges(t *testing.T) {
 	if n := w.counted(func() error { return w.pods.Update(noisy) }); n != 0 {
 		t.Errorf("noise: %d changes", n)
 	}
-	if w.pods.version != 100 || w.pods.versions[types.NamespacedName{Namespace: "x", Name: "a"}] != 100 {
+	if w.pods.version != 100 || w.pods.objects[types.NamespacedName{Namespace: "x", Name: "a"}].version != 100 {
 		t.Errorf("noise: version %d", w.pods.version)
 	}
 	again := p.DeepCopy()
@@ -108,7 +108,7 @@ func TestStoreCountsChanges(t *testing.T) {
 		t.Errorf("another pod of that name: %d changes", n)
 	}
 	again.ResourceVersion = "102"
-	if n := w.counted(func() error { return w.pods.Delete(again) }); n != 1 || w.pods.version != 102 || len(w.pods.versions) != 0 || len(w.pods.perNamespace) != 0 {
+	if n := w.counted(func() error { return w.pods.Delete(again) }); n != 1 || w.pods.version != 102 || len(w.pods.objects) != 0 || len(w.pods.perNamespace) != 0 {
 		t.Errorf("deleted: %d changes, %+v", n, w.pods)
 	}
 	if n := w.counted(func() error { return w.pods.Delete(again) }); n != 0 {

@@ -12,10 +12,10 @@ import (
 
 // The strip functions make a new object of what policy, names and services use. What
 // they leave out is not held in memory, and a change of it is no change: a field that
-// something new needs is added here. Stripping what is stripped makes the same again.
+// something new needs is added here. Of pods there is policy.PodOf.
 
 func meta(m *metav1.ObjectMeta) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion}
+	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID}
 }
 
 func labelled(m *metav1.ObjectMeta) metav1.ObjectMeta {
@@ -28,39 +28,6 @@ func stripLease(l *coordinationv1.Lease) *coordinationv1.Lease {
 	out := &coordinationv1.Lease{ObjectMeta: meta(&l.ObjectMeta)}
 	if pods, ok := l.Annotations[announcedKey]; ok {
 		out.Annotations = map[string]string{announcedKey: pods}
-	}
-	return out
-}
-
-func stripPod(p *corev1.Pod) *corev1.Pod {
-	out := &corev1.Pod{
-		ObjectMeta: labelled(&p.ObjectMeta),
-		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork},
-		Status:     corev1.PodStatus{PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
-	}
-	if by := metav1.GetControllerOfNoCopy(p); by != nil { // names its workload
-		out.OwnerReferences = []metav1.OwnerReference{{Kind: by.Kind, Name: by.Name, Controller: by.Controller}}
-	}
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
-		out.Status.Phase = p.Status.Phase // all others are one to us: alive
-	}
-	out.Spec.Containers = stripContainers(p.Spec.Containers)
-	out.Spec.InitContainers = stripContainers(p.Spec.InitContainers)
-	return out
-}
-
-// stripContainers keeps those whose ports somebody can name or reach from outside.
-func stripContainers(all []corev1.Container) (out []corev1.Container) {
-	for _, c := range all {
-		var ports []corev1.ContainerPort
-		for _, p := range c.Ports {
-			if p.Name != "" || p.HostPort != 0 {
-				ports = append(ports, p)
-			}
-		}
-		if len(ports) > 0 {
-			out = append(out, corev1.Container{Name: c.Name, Ports: ports, RestartPolicy: c.RestartPolicy})
-		}
 	}
 	return out
 }

@@ -13,7 +13,7 @@ import (
 // did not change need not be named, and may be. The zero Changes is none.
 type Changes struct {
 	Namespaces      map[string]*corev1.Namespace
-	Pods            map[types.NamespacedName]*corev1.Pod
+	Pods            map[types.NamespacedName]*Pod
 	NetworkPolicies map[types.NamespacedName]*networkingv1.NetworkPolicy
 	Services        map[types.NamespacedName]*corev1.Service
 	EndpointSlices  map[types.NamespacedName]*discoveryv1.EndpointSlice

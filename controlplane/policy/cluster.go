@@ -26,7 +26,7 @@ const NamespaceLabel = corev1.LabelMetadataName
 // handed over is not changed afterwards.
 type Cluster struct {
 	Namespaces      map[string]*corev1.Namespace
-	Pods            map[types.NamespacedName]*corev1.Pod
+	Pods            map[types.NamespacedName]*Pod
 	NetworkPolicies map[types.NamespacedName]*networkingv1.NetworkPolicy
 	Services        map[types.NamespacedName]*corev1.Service
 	EndpointSlices  map[types.NamespacedName]*discoveryv1.EndpointSlice
@@ -127,41 +127,6 @@ func compareNames(a, b types.NamespacedName) int {
 
 func sortedNames[V any](m map[types.NamespacedName]V) []types.NamespacedName {
 	return slices.SortedFunc(maps.Keys(m), compareNames)
-}
-
-// finished pods keep their address in the API while it is used again.
-func finished(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-}
-
-// StatusAddresses are those that the API has for a pod; none for a hostNetwork pod,
-// which is its node, or a finished one.
-func StatusAddresses(p *corev1.Pod) []netip.Addr {
-	if p.Spec.HostNetwork || finished(p) {
-		return nil
-	}
-	texts := []string{p.Status.PodIP}
-	for _, ip := range p.Status.PodIPs {
-		texts = append(texts, ip.IP)
-	}
-	var out []netip.Addr
-	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil && !slices.Contains(out, a.Unmap()) {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out
-}
-
-// containers that run beside each other: init containers only if they keep running.
-func containers(p *corev1.Pod) []corev1.Container {
-	out := slices.Clone(p.Spec.Containers)
-	for _, c := range p.Spec.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 // protocolNumber of a port; an empty protocol is TCP, as the API defaults it.

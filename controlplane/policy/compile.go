@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/datapath"
@@ -154,7 +153,7 @@ func (m mentioned) add(keys map[string]bool, s identity.Selector) {
 }
 
 // labelsOf is a pod's identity.
-func (w *compiler) labelsOf(pod *corev1.Pod) identity.Labels {
+func (w *compiler) labelsOf(pod *Pod) identity.Labels {
 	return identity.Labels{
 		Namespace:       pod.Namespace,
 		NamespaceLabels: only(namespaceLabels(w.cluster, pod.Namespace), w.keys.namespaces),
@@ -173,14 +172,12 @@ func only(labels map[string]string, keys map[string]bool) map[string]string {
 	return out
 }
 
-func namedPorts(pod *corev1.Pod, names map[string]bool) []identity.NamedPort {
+func namedPorts(pod *Pod, names map[string]bool) []identity.NamedPort {
 	var out []identity.NamedPort
-	for _, c := range containers(pod) {
-		for _, p := range c.Ports {
-			protocol, ok := protocolNumber(p.Protocol)
-			if ok && names[p.Name] {
-				out = append(out, identity.NamedPort{Name: p.Name, Protocol: protocol, Port: uint16(p.ContainerPort)})
-			}
+	for _, p := range pod.Ports {
+		protocol, ok := protocolNumber(p.Protocol)
+		if ok && names[p.Name] {
+			out = append(out, identity.NamedPort{Name: p.Name, Protocol: protocol, Port: uint16(p.ContainerPort)})
 		}
 	}
 	slices.SortFunc(out, func(a, b identity.NamedPort) int { return strings.Compare(a.String(), b.String()) })
@@ -196,7 +193,7 @@ func (w *compiler) identify() {
 	}
 	for _, name := range w.pods {
 		pod := w.cluster.Pods[name]
-		if !here[name] && (pod.Spec.HostNetwork || finished(pod)) {
+		if !here[name] && (pod.HostNetwork || pod.Finished) {
 			continue
 		}
 		labels := w.labelsOf(pod)

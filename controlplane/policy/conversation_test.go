@@ -81,7 +81,7 @@ type talk struct {
 func newTalk() *talk {
 	return &talk{ids: NewAllocator(), cluster: &Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
-		Pods:            map[types.NamespacedName]*corev1.Pod{},
+		Pods:            map[types.NamespacedName]*Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 		Services:        map[types.NamespacedName]*corev1.Service{},
 	}}
@@ -161,7 +161,7 @@ func (k *talk) apply(t *testing.T, doc []byte) {
 		k.cluster.Namespaces[meta.Name] = new(corev1.Namespace)
 		read(k.cluster.Namespaces[meta.Name])
 	case "Pod":
-		k.cluster.Pods[name] = new(corev1.Pod)
+		k.cluster.Pods[name] = new(Pod)
 		read(k.cluster.Pods[name])
 	case "Service":
 		k.cluster.Services[name] = new(corev1.Service)

@@ -43,7 +43,7 @@ func nearest(misses []NearMiss) []NearMiss {
 
 // nearMiss says what a rule has where the connection has something else: the peer that
 // differs least, and the ports if none fits.
-func (r *reference) nearMiss(rule flatRule, subject *corev1.Pod, peer party) NearMiss {
+func (r *reference) nearMiss(rule flatRule, subject *Pod, peer party) NearMiss {
 	miss := NearMiss{RuleRef: RuleRef{Ref: refOf(rule.policy), Index: rule.index}}
 	var reasons []string
 	if len(r.peersThatAllow(rule, peer)) == 0 {
@@ -64,7 +64,7 @@ func (r *reference) nearMiss(rule flatRule, subject *corev1.Pod, peer party) Nea
 	return miss
 }
 
-func (r *reference) portMiss(rule flatRule, subject *corev1.Pod, peer party) string {
+func (r *reference) portMiss(rule flatRule, subject *Pod, peer party) string {
 	var has []string
 	for _, p := range rule.ports {
 		has = append(has, r.portText(p, rule, subject, peer))
@@ -75,7 +75,7 @@ func (r *reference) portMiss(rule flatRule, subject *corev1.Pod, peer party) str
 	return fmt.Sprintf("port %d/%s, rule has %s", r.tuple.Port, r.protocol(), strings.Join(has, ", "))
 }
 
-func (r *reference) portText(p networkingv1.NetworkPolicyPort, rule flatRule, subject *corev1.Pod, peer party) string {
+func (r *reference) portText(p networkingv1.NetworkPolicyPort, rule flatRule, subject *Pod, peer party) string {
 	protocol := string(protocolOf(p.Protocol))
 	switch {
 	case p.Port == nil:
@@ -93,16 +93,14 @@ func (r *reference) portText(p networkingv1.NetworkPolicyPort, rule flatRule, su
 }
 
 // portNumbers says what a port's name means at a pod.
-func portNumbers(pod *corev1.Pod, name string, protocol corev1.Protocol) string {
+func portNumbers(pod *Pod, name string, protocol corev1.Protocol) string {
 	if pod == nil {
 		return "the receiver is no pod: it has no named ports"
 	}
 	var numbers []string
-	for _, c := range containers(pod) {
-		for _, p := range c.Ports {
-			if p.Name == name && protocolOf(&p.Protocol) == protocol {
-				numbers = append(numbers, fmt.Sprint(p.ContainerPort))
-			}
+	for _, p := range pod.Ports {
+		if p.Name == name && protocolOf(&p.Protocol) == protocol {
+			numbers = append(numbers, fmt.Sprint(p.ContainerPort))
 		}
 	}
 	if len(numbers) == 0 {
@@ -134,7 +132,7 @@ func (r *reference) peerMiss(p networkingv1.NetworkPolicyPeer, namespace string,
 	return r.selectorMisses(p, namespace, peer.pod)
 }
 
-func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace string, pod *corev1.Pod) (out difference) {
+func (r *reference) selectorMisses(p networkingv1.NetworkPolicyPeer, namespace string, pod *Pod) (out difference) {
 	switch {
 	case p.NamespaceSelector != nil:
 		out.addLabels("namespace", p.NamespaceSelector, namespaceLabels(r.cluster, pod.Namespace))

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -41,11 +40,11 @@ func TestNearMissOfOneLabel(t *testing.T) {
 			pods(nil, is("app", notIn, "a"), is("app", in, "a")), pods(map[string]string{"app": "b"}, is("tier", exists))}},
 	} {
 		from, to := types.NamespacedName{Namespace: "x", Name: "from"}, types.NamespacedName{Namespace: "x", Name: "to"}
-		pod := func(n types.NamespacedName, labels map[string]string) *corev1.Pod {
-			return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name, Labels: labels}}
+		pod := func(n types.NamespacedName, labels map[string]string) *Pod {
+			return &Pod{Namespace: n.Namespace, Name: n.Name, Labels: labels}
 		}
 		cluster := &Cluster{
-			Pods: map[types.NamespacedName]*corev1.Pod{from: pod(from, map[string]string{"app": "a"}), to: pod(to, nil)},
+			Pods: map[types.NamespacedName]*Pod{from: pod(from, map[string]string{"app": "a"}), to: pod(to, nil)},
 			NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{{Namespace: "x", Name: "np"}: {
 				ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "np"},
 				Spec:       networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{From: c.peers}}},
@@ -83,7 +82,7 @@ func TestNearMissOfBlocks(t *testing.T) {
 			np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: peers})
 		}
 		cluster := &Cluster{
-			Pods:            map[types.NamespacedName]*corev1.Pod{to: {ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "to"}}},
+			Pods:            map[types.NamespacedName]*Pod{to: {Namespace: "x", Name: "to"}},
 			NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{{Namespace: "x", Name: "np"}: np},
 		}
 		var said []string

@@ -112,16 +112,14 @@ func unspecified(families []corev1.IPFamily) []netip.Addr {
 }
 
 // hostPorts of a pod here, on the address they name or on all.
-func hostPorts(pod *corev1.Pod, l Local) (out []datapath.Frontend) {
-	for _, c := range containers(pod) {
-		for _, p := range c.Ports {
-			protocol, ok := protocolNumber(p.Protocol)
-			if p.HostPort == 0 || !ok {
-				continue
-			}
-			for _, a := range hostPortAddresses(p.HostIP, l) {
-				out = append(out, frontend(a, protocol, p.HostPort))
-			}
+func hostPorts(pod *Pod, l Local) (out []datapath.Frontend) {
+	for _, p := range pod.Ports {
+		protocol, ok := protocolNumber(p.Protocol)
+		if p.HostPort == 0 || !ok {
+			continue
+		}
+		for _, a := range hostPortAddresses(p.HostIP, l) {
+			out = append(out, frontend(a, protocol, p.HostPort))
 		}
 	}
 	return out

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/datapath"
@@ -93,7 +92,7 @@ type space struct {
 // known is a pod of the cluster.
 type known struct {
 	name      types.NamespacedName
-	pod       *corev1.Pod
+	pod       *Pod
 	member    *member // nil: no policy can mean it
 	elsewhere []netip.Addr
 }
@@ -228,7 +227,7 @@ func (x *Incremental) Result() *Result { return x.result }
 func (x *Incremental) Node() Node { return x.node }
 
 // Pod is a pod of the cluster as it is enforced.
-func (x *Incremental) Pod(name types.NamespacedName) *corev1.Pod { return x.cluster.Pods[name] }
+func (x *Incremental) Pod(name types.NamespacedName) *Pod { return x.cluster.Pods[name] }
 
 // valid reports whether the policies among changes are, and none of them was refused.
 func (x *Incremental) valid(ch *Changes) bool {

@@ -84,12 +84,8 @@ func (x *Incremental) claim(t *step, k *known) {
 	if x.here[k.name] {
 		return
 	}
-	for _, a := range StatusAddresses(k.pod) {
-		a = a.WithZone("")
-		if slices.Contains(k.elsewhere, a) {
-			continue
-		}
-		k.elsewhere = append(k.elsewhere, a)
+	k.elsewhere = StatusAddresses(k.pod)
+	for _, a := range k.elsewhere {
 		x.claims.add(a, k)
 		t.peers[identity.Single(a)] = true
 	}

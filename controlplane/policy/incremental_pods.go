@@ -1,8 +1,6 @@
 package policy
 
 import (
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/weirnet/weir/identity"
 )
 
@@ -40,7 +38,7 @@ func (x *Incremental) identify(t *step) {
 		if k.pod == nil {
 			continue
 		}
-		if !x.here[k.name] && (k.pod.Spec.HostNetwork || finished(k.pod)) {
+		if !x.here[k.name] && (k.pod.HostNetwork || k.pod.Finished) {
 			x.become(t, k, nil)
 		} else {
 			x.become(t, k, x.member(k.pod))
@@ -59,7 +57,7 @@ func (x *Incremental) identify(t *step) {
 	}
 }
 
-func (x *Incremental) member(pod *corev1.Pod) *member {
+func (x *Incremental) member(pod *Pod) *member {
 	labels := identity.Labels{
 		Namespace: pod.Namespace, NamespaceLabels: x.space(pod.Namespace).labels,
 		PodLabels: onlyCounted(pod.Labels, x.mentions.pods), Ports: x.namedPorts(pod),
@@ -83,16 +81,14 @@ func onlyCounted(labels map[string]string, keys map[string]int) map[string]strin
 	return out
 }
 
-func (x *Incremental) namedPorts(pod *corev1.Pod) []identity.NamedPort {
+func (x *Incremental) namedPorts(pod *Pod) []identity.NamedPort {
 	if len(x.mentions.ports) == 0 {
 		return nil
 	}
 	names := map[string]bool{}
-	for _, c := range containers(pod) {
-		for _, p := range c.Ports {
-			if x.mentions.ports[p.Name] > 0 {
-				names[p.Name] = true
-			}
+	for _, p := range pod.Ports {
+		if x.mentions.ports[p.Name] > 0 {
+			names[p.Name] = true
 		}
 	}
 	return namedPorts(pod, names)

@@ -129,15 +129,13 @@ func (x *Incremental) mentioned(t *step, moved *mentioned) {
 	}
 }
 
-func tellsApart(pod *corev1.Pod, keys *mentioned) bool {
+func tellsApart(pod *Pod, keys *mentioned) bool {
 	for key := range keys.pods {
 		if _, has := pod.Labels[key]; has {
 			return true
 		}
 	}
-	return len(keys.ports) > 0 && slices.ContainsFunc(containers(pod), func(c corev1.Container) bool {
-		return slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return keys.ports[p.Name] })
-	})
+	return len(keys.ports) > 0 && slices.ContainsFunc(pod.Ports, func(p corev1.ContainerPort) bool { return keys.ports[p.Name] })
 }
 
 // relabel looks at a namespace's labels again.

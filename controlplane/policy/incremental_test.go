@@ -271,7 +271,7 @@ func (e *edited) edit() string {
 	return "world"
 }
 
-func (e *edited) anyPod() *corev1.Pod {
+func (e *edited) anyPod() *policy.Pod {
 	names := slices.SortedFunc(maps.Keys(e.cluster.Pods), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
 	if len(names) == 0 {
 		return nil
@@ -293,19 +293,19 @@ func (e *edited) podMoves() string {
 	if pod == nil {
 		return "no pod"
 	}
-	pod = pod.DeepCopy()
+	pod = pod.Clone()
 	switch e.r.Intn(5) {
 	case 0:
-		pod.Status.Phase = []corev1.PodPhase{"", corev1.PodFailed}[e.r.Intn(2)]
+		pod.Finished = e.r.Intn(2) == 1
 	case 1:
-		pod.Spec.HostNetwork = !pod.Spec.HostNetwork
+		pod.HostNetwork = !pod.HostNetwork
 	case 2:
 		pod.Name = fmt.Sprint("more", e.r.Intn(9))
 	}
 	if e.r.Intn(2) == 0 {
-		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{ContainerPort: 80, HostPort: int32(8000 + e.r.Intn(3))}}})
+		pod.Ports = append(pod.Ports, corev1.ContainerPort{ContainerPort: 80, HostPort: int32(8000 + e.r.Intn(3))})
 	}
-	pod.Status.PodIPs = []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", 1+e.r.Intn(20))}, {IP: fmt.Sprintf("fd00::%x", 1+e.r.Intn(20))}}
+	pod.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + e.r.Intn(20))}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", 1+e.r.Intn(20)))}
 	e.cluster.Pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
 	return "pod moves"
 }

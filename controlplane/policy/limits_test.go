@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -137,11 +138,11 @@ type tenants struct {
 
 func newTenants() *tenants {
 	k := &tenants{ids: policy.NewAllocator(), cluster: &policy.Cluster{
-		Namespaces: map[string]*corev1.Namespace{}, Pods: map[types.NamespacedName]*corev1.Pod{},
+		Namespaces: map[string]*corev1.Namespace{}, Pods: map[types.NamespacedName]*policy.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{}, Services: map[types.NamespacedName]*corev1.Service{},
 	}}
 	for i, ns := range []string{"good", "greedy"} {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "p"}}
+		pod := &policy.Pod{Namespace: ns, Name: "p"}
 		k.cluster.Pods[types.NamespacedName{Namespace: ns, Name: "p"}] = pod
 		k.locals = append(k.locals, policy.Local{Pod: types.NamespacedName{Namespace: ns, Name: "p"}, Number: uint32(i + 1),
 			Endpoint: datapath.Endpoint{Ifindex: uint32(i + 1)}})
@@ -325,7 +326,7 @@ func TestPodsThatDoNotFitAreStrangers(t *testing.T) {
 	k := newTenants()
 	k.node.Limits.Addresses = 3
 	add := func(name, ip string) {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: name}, Status: corev1.PodStatus{PodIP: ip}}
+		pod := &policy.Pod{Namespace: "x", Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}}
 		k.cluster.Pods[types.NamespacedName{Namespace: "x", Name: name}] = pod
 	}
 	for i := range 3 {

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -215,6 +214,6 @@ func (p *parser) selector(field string, s *metav1.LabelSelector) identity.Select
 
 // selects reports whether the policy applies to a pod: never to one that uses its
 // node's network.
-func (o *parsed) selects(pod *corev1.Pod) bool {
-	return pod.Namespace == o.name.Namespace && !pod.Spec.HostNetwork && o.subject.Matches(pod.Labels)
+func (o *parsed) selects(pod *Pod) bool {
+	return pod.Namespace == o.name.Namespace && !pod.HostNetwork && o.subject.Matches(pod.Labels)
 }

@@ -2,9 +2,9 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -69,11 +69,11 @@ func TestExactPortsAreNotScanned(t *testing.T) {
 func BenchmarkCompile(b *testing.B) {
 	k := newTalk()
 	for i := range 10_000 {
-		pod := &corev1.Pod{}
+		pod := &Pod{}
 		pod.Namespace, pod.Name = fmt.Sprint("ns", i%50), fmt.Sprint("p", i)
 		pod.Labels = map[string]string{"app": fmt.Sprint("app", i%40), "hash": fmt.Sprint(i)}
 		addr := fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
-		pod.Status.PodIP = addr
+		pod.Addresses = []netip.Addr{netip.MustParseAddr(addr)}
 		k.cluster.Pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
 		if i < 100 {
 			k.attach(pod.Namespace+"/"+pod.Name, []string{addr})

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -85,28 +84,22 @@ func (e *largeEdits) changes() []namedChange {
 	other.Spec.Ingress[0].Ports[0].Port.IntVal = 9090
 	added := old.DeepCopy()
 	added.Name = "added"
-	name := func(o interface {
-		GetNamespace() string
-		GetName() string
-	}) types.NamespacedName {
-		return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
-	}
 	policies := func(np *networkingv1.NetworkPolicy, was bool) policy.Changes {
-		ch := policy.Changes{NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{name(np): np}}
+		ch := policy.Changes{NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{types.NamespacedName{Namespace: np.Namespace, Name: np.Name}: np}}
 		if was {
-			ch.NetworkPolicies[name(np)] = nil
+			ch.NetworkPolicies[types.NamespacedName{Namespace: np.Namespace, Name: np.Name}] = nil
 		}
 		return ch
 	}
-	pods := func(all ...*corev1.Pod) policy.Changes {
-		ch := policy.Changes{Pods: map[types.NamespacedName]*corev1.Pod{}}
+	pods := func(all ...*policy.Pod) policy.Changes {
+		ch := policy.Changes{Pods: map[types.NamespacedName]*policy.Pod{}}
 		for _, p := range all {
-			ch.Pods[name(p)] = p
+			ch.Pods[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}] = p
 		}
 		return ch
 	}
 	gone := func(ch policy.Changes) policy.Changes {
-		out := policy.Changes{Pods: map[types.NamespacedName]*corev1.Pod{}}
+		out := policy.Changes{Pods: map[types.NamespacedName]*policy.Pod{}}
 		for n := range ch.Pods {
 			out.Pods[n] = nil
 		}
@@ -115,9 +108,9 @@ func (e *largeEdits) changes() []namedChange {
 	fresh := randomcluster.LargePod(e.pods+e.space, e.space) // in a namespace with pods here
 	fresh.Namespace = here.Namespace
 	remote := e.Cluster.Pods[types.NamespacedName{Namespace: here.Namespace, Name: fmt.Sprint("pod-", e.space)}]
-	relabelled := remote.DeepCopy()
+	relabelled := remote.Clone()
 	relabelled.Labels["app"] = "app9"
-	var events []*corev1.Pod
+	var events []*policy.Pod
 	for i := range 100 {
 		events = append(events, randomcluster.LargePod(e.pods+1000+i*7, e.space))
 	}

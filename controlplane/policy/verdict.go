@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -70,7 +69,7 @@ type Side struct {
 
 // party is an End that was looked up.
 type party struct {
-	pod     *corev1.Pod // nil: no pod that policies could mean
+	pod     *Pod // nil: no pod that policies could mean
 	address netip.Addr
 	isNode  bool // it is the node itself
 }
@@ -124,8 +123,8 @@ func (r *reference) ingress() *Side {
 
 func (r *reference) toItself() bool { return r.from.pod != nil && r.from.pod == r.to.pod }
 
-func (r *reference) runsHere(pod *corev1.Pod) bool {
-	return r.node.Name == "" || pod.Spec.NodeName == "" || pod.Spec.NodeName == r.node.Name
+func (r *reference) runsHere(pod *Pod) bool {
+	return r.node.Name == "" || pod.NodeName == "" || pod.NodeName == r.node.Name
 }
 
 func always(kind string) *Side {
@@ -134,7 +133,7 @@ func always(kind string) *Side {
 
 // judge is the heart: a pod that no policy isolates may do all; an isolated one may
 // do what any rule of any policy that selects it allows.
-func (r *reference) judge(subject *corev1.Pod, peer party, direction networkingv1.PolicyType) *Side {
+func (r *reference) judge(subject *Pod, peer party, direction networkingv1.PolicyType) *Side {
 	policies := r.isolating(subject, direction)
 	if len(policies) == 0 {
 		return always(KindNotIsolated)
@@ -169,7 +168,7 @@ func (r *reference) judge(subject *corev1.Pod, peer party, direction networkingv
 
 // isolating are the policies of the pod's namespace that select it for a direction,
 // by name.
-func (r *reference) isolating(pod *corev1.Pod, direction networkingv1.PolicyType) []*networkingv1.NetworkPolicy {
+func (r *reference) isolating(pod *Pod, direction networkingv1.PolicyType) []*networkingv1.NetworkPolicy {
 	var out []*networkingv1.NetworkPolicy
 	for _, np := range r.cluster.NetworkPolicies {
 		if np.Namespace == pod.Namespace && hasType(np, direction) && matches(&np.Spec.PodSelector, pod.Labels) {
@@ -237,26 +236,21 @@ func (r *reference) party(e End) party {
 	return p
 }
 
-func (r *reference) podParty(pod *corev1.Pod, a netip.Addr) party {
+func (r *reference) podParty(pod *Pod, a netip.Addr) party {
 	if !a.IsValid() {
 		a = statusAddress(pod, r.tuple.Family)
 	}
-	if pod.Spec.HostNetwork {
+	if pod.HostNetwork {
 		return party{address: a.Unmap(), isNode: r.ofNode(a)}
 	}
 	return party{pod: pod, address: a.Unmap()}
 }
 
 // statusAddress is the pod's of a family (0 = any); zero when the API has none.
-func statusAddress(pod *corev1.Pod, family int) netip.Addr {
-	texts := []string{pod.Status.PodIP}
-	for _, ip := range pod.Status.PodIPs {
-		texts = append(texts, ip.IP)
-	}
-	for _, t := range texts {
-		a, err := netip.ParseAddr(t)
-		if err == nil && (family == 0 || (family == 4) == a.Unmap().Is4()) {
-			return a.Unmap()
+func statusAddress(pod *Pod, family int) netip.Addr {
+	for _, a := range pod.Addresses {
+		if family == 0 || (family == 4) == a.Is4() {
+			return a
 		}
 	}
 	return netip.Addr{}

@@ -49,7 +49,7 @@ func compareHow(a, b byPeer) int {
 }
 
 // allows: one of its ports and one of its peers, or none given where that means all.
-func (r *reference) allows(rule flatRule, subject *corev1.Pod, peer party) (allowed, bool) {
+func (r *reference) allows(rule flatRule, subject *Pod, peer party) (allowed, bool) {
 	ports := r.portsThatAllow(rule, subject, peer)
 	peers := r.peersThatAllow(rule, peer)
 	if len(ports) == 0 || len(peers) == 0 {
@@ -58,7 +58,7 @@ func (r *reference) allows(rule flatRule, subject *corev1.Pod, peer party) (allo
 	return allowed{rule, slices.MinFunc(ports, comparePorts), slices.MinFunc(peers, compareHow)}, true
 }
 
-func (r *reference) portsThatAllow(rule flatRule, subject *corev1.Pod, peer party) []byPort {
+func (r *reference) portsThatAllow(rule flatRule, subject *Pod, peer party) []byPort {
 	if len(rule.ports) == 0 {
 		return []byPort{{rank: 5}}
 	}
@@ -71,7 +71,7 @@ func (r *reference) portsThatAllow(rule flatRule, subject *corev1.Pod, peer part
 	return out
 }
 
-func (r *reference) portAllows(p networkingv1.NetworkPolicyPort, rule flatRule, subject *corev1.Pod, peer party) (byPort, bool) {
+func (r *reference) portAllows(p networkingv1.NetworkPolicyPort, rule flatRule, subject *Pod, peer party) (byPort, bool) {
 	if !hasPorts(r.tuple.Protocol) || protocolOf(p.Protocol) != r.protocol() {
 		return byPort{}, false
 	}
@@ -90,12 +90,10 @@ func (r *reference) portAllows(p networkingv1.NetworkPolicyPort, rule flatRule, 
 }
 
 // named reports whether the tuple's port has that name in the pod that it leads to.
-func (r *reference) named(pod *corev1.Pod, name string) bool {
-	for _, c := range containers(pod) {
-		for _, p := range c.Ports {
-			if p.Name == name && protocolOf(&p.Protocol) == r.protocol() && p.ContainerPort == int32(r.tuple.Port) {
-				return true
-			}
+func (r *reference) named(pod *Pod, name string) bool {
+	for _, p := range pod.Ports {
+		if p.Name == name && protocolOf(&p.Protocol) == r.protocol() && p.ContainerPort == int32(r.tuple.Port) {
+			return true
 		}
 	}
 	return false

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
 )
@@ -26,10 +24,10 @@ func (w *compiler) warn() {
 }
 
 // hostPods are the pods that use their node's network, by namespace.
-func (w *compiler) hostPods() map[string][]*corev1.Pod {
-	out := map[string][]*corev1.Pod{}
+func (w *compiler) hostPods() map[string][]*Pod {
+	out := map[string][]*Pod{}
 	for _, name := range w.pods {
-		if pod := w.cluster.Pods[name]; pod.Spec.HostNetwork && !finished(pod) {
+		if pod := w.cluster.Pods[name]; pod.HostNetwork && !pod.Finished {
 			out[name.Namespace] = append(out[name.Namespace], pod)
 		}
 	}
@@ -37,8 +35,8 @@ func (w *compiler) hostPods() map[string][]*corev1.Pod {
 }
 
 // portNames are the pods that have a port by a name.
-func (w *compiler) portNames() map[portName][]*corev1.Pod {
-	out := map[portName][]*corev1.Pod{}
+func (w *compiler) portNames() map[portName][]*Pod {
+	out := map[portName][]*Pod{}
 	for _, name := range w.pods {
 		view := w.inUse[w.podID[name]]
 		if view == nil {
@@ -56,7 +54,7 @@ func (w *compiler) warning(ref Ref, field, format string, args ...any) {
 	w.result.Warnings = append(w.result.Warnings, Problem{Ref: ref, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
-func (w *compiler) warnHostNetwork(p *parsed, pods []*corev1.Pod) {
+func (w *compiler) warnHostNetwork(p *parsed, pods []*Pod) {
 	var selected []string
 	for _, pod := range pods {
 		if p.subject.Matches(pod.Labels) {
@@ -70,7 +68,7 @@ func (w *compiler) warnHostNetwork(p *parsed, pods []*corev1.Pod) {
 
 // warnNames reports port names that mean nothing: of no selected pod (ingress), of no
 // pod at all (egress).
-func (w *compiler) warnNames(p *parsed, named map[portName][]*corev1.Pod) {
+func (w *compiler) warnNames(p *parsed, named map[portName][]*Pod) {
 	for d, rules := range p.rules {
 		for _, r := range rules {
 			for i, port := range r.ports {

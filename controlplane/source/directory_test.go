@@ -232,7 +232,7 @@ func TestReplaceIsOneUpdate(t *testing.T) {
 	}
 }
 
-func pod(c *policy.Cluster, name string) *corev1.Pod {
+func pod(c *policy.Cluster, name string) *policy.Pod {
 	return c.Pods[types.NamespacedName{Namespace: "default", Name: name}]
 }
 

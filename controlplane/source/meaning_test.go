@@ -84,11 +84,12 @@ func placesOf(c *policy.Cluster) []place {
 	})
 	for i, name := range names {
 		pod := c.Pods[name]
-		a, err := netip.ParseAddr(pod.Status.PodIP)
-		if err == nil && !pod.Spec.HostNetwork && !taken[a] && !a.Is4In6() {
-			taken[a] = true
-			out = append(out, place{name, a, uint32(i + 1)})
+		if len(pod.Addresses) == 0 || pod.HostNetwork || taken[pod.Addresses[0]] {
+			continue
 		}
+		a := pod.Addresses[0]
+		taken[a] = true
+		out = append(out, place{name, a, uint32(i + 1)})
 	}
 	return out
 }

@@ -132,7 +132,7 @@ func (f *file) report(name string, duplicates []api.ObjectError) []api.ObjectErr
 func newCluster() *policy.Cluster {
 	return &policy.Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
-		Pods:            map[types.NamespacedName]*corev1.Pod{},
+		Pods:            map[types.NamespacedName]*policy.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 		Services:        map[types.NamespacedName]*corev1.Service{},
 		EndpointSlices:  map[types.NamespacedName]*discoveryv1.EndpointSlice{},
@@ -149,7 +149,7 @@ func (m *merged) add(c candidate) {
 	case *corev1.Namespace:
 		m.cluster.Namespaces[c.Name] = o
 	case *corev1.Pod:
-		m.cluster.Pods[c.NamespacedName] = o
+		m.cluster.Pods[c.NamespacedName] = policy.PodOf(o)
 	case *networkingv1.NetworkPolicy:
 		m.cluster.NetworkPolicies[c.NamespacedName] = o
 	case *corev1.Service:

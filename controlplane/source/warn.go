@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -18,7 +17,7 @@ import (
 // peer's namespaceSelector selects no namespace that has pods. They are sorted. It looks
 // at every policy and pod: for questions of people, not for the way of a change.
 func (u Update) Warnings(c *policy.Cluster) []string {
-	w := warner{update: u, cluster: c, pods: map[string][]*corev1.Pod{}}
+	w := warner{update: u, cluster: c, pods: map[string][]*policy.Pod{}}
 	for _, p := range c.Pods {
 		w.pods[p.Namespace] = append(w.pods[p.Namespace], p)
 	}
@@ -32,7 +31,7 @@ func (u Update) Warnings(c *policy.Cluster) []string {
 type warner struct {
 	update  Update
 	cluster *policy.Cluster
-	pods    map[string][]*corev1.Pod // by namespace
+	pods    map[string][]*policy.Pod // by namespace
 	out     []string
 }
 
@@ -43,7 +42,7 @@ func (w *warner) warn(p *networkingv1.NetworkPolicy, field, message string) {
 }
 
 func (w *warner) policy(p *networkingv1.NetworkPolicy) {
-	if s := selector(&p.Spec.PodSelector); !slices.ContainsFunc(w.pods[p.Namespace], func(pod *corev1.Pod) bool { return s.Matches(labels.Set(pod.Labels)) }) {
+	if s := selector(&p.Spec.PodSelector); !slices.ContainsFunc(w.pods[p.Namespace], func(pod *policy.Pod) bool { return s.Matches(labels.Set(pod.Labels)) }) {
 		w.warn(p, "spec.podSelector", fmt.Sprintf("selects no pod of namespace %q: the policy does nothing now", p.Namespace))
 	}
 	for i, r := range p.Spec.Ingress {

@@ -110,22 +110,22 @@ func (s scene) locals() (out []policy.Local) {
 func (s scene) cluster(d side) *policy.Cluster {
 	c := &policy.Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
-		Pods:            map[types.NamespacedName]*corev1.Pod{},
+		Pods:            map[types.NamespacedName]*policy.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 	}
 	for i, name := range append(slices.Clone(s.pods), watcher) {
 		role := append(slices.Clone(d.roles), watcher)[i]
-		c.Pods[types.NamespacedName{Namespace: namespace, Name: name}] = &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"role": role}}}
+		c.Pods[types.NamespacedName{Namespace: namespace, Name: name}] = &policy.Pod{
+			Namespace: namespace, Name: name, Labels: map[string]string{"role": role}}
 	}
 	add := func(name string, spec networkingv1.NetworkPolicySpec) {
 		c.NetworkPolicies[types.NamespacedName{Namespace: namespace, Name: name}] = &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: spec}
 	}
 	for i, role := range d.remote {
-		c.Pods[types.NamespacedName{Namespace: namespace, Name: fmt.Sprint("remote", i)}] = &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("remote", i), Labels: map[string]string{"role": role}},
-			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: s.outside[i][0]}, {IP: s.outside[i][1]}}}}
+		c.Pods[types.NamespacedName{Namespace: namespace, Name: fmt.Sprint("remote", i)}] = &policy.Pod{
+			Namespace: namespace, Name: fmt.Sprint("remote", i), Labels: map[string]string{"role": role},
+			Addresses: []netip.Addr{netip.MustParseAddr(s.outside[i][0]), netip.MustParseAddr(s.outside[i][1])}}
 	}
 	for _, b := range d.blocks {
 		add(b.name, networkingv1.NetworkPolicySpec{PodSelector: selector("x"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},

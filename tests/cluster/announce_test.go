@@ -112,15 +112,15 @@ func TestAnnounce(t *testing.T) {
 	own := s.announcer(r, nodeName, nodeName, func(source.Update) {})
 	s.announcer(r, "node-b", "node-b", s.take)
 	s.eventually("the pod is known", func(u source.Update) bool { return u.Cluster.Pods[shop("web")] != nil })
-	if p := s.last().Cluster.Pods[shop("web")]; p.Status.PodIP != "" {
-		t.Fatalf("the pod has %s already", p.Status.PodIP)
+	if p := s.last().Cluster.Pods[shop("web")]; len(p.Addresses) > 0 {
+		t.Fatalf("the pod has %v already", p.Addresses)
 	}
 	announced := kube.Announced{Namespace: "shop", Name: "web", UID: web.UID, Addresses: []netip.Addr{address}}
 	s.until("the announcement is taken", func() bool { // the API server learns of the policy a little later
 		_, err := own.Sync(t.Context())
 		return err == nil && own.Announce(t.Context(), announced) == nil
 	})
-	s.eventually("the other node knows the address", func(u source.Update) bool { return u.Cluster.Pods[shop("web")].Status.PodIP == address.String() })
+	s.eventually("the other node knows the address", func(u source.Update) bool { return slices.Contains(u.Cluster.Pods[shop("web")].Addresses, address) })
 
 	lease, err := s.Admin.CoordinationV1().Leases("kube-system").Get(t.Context(), "weir-"+nodeName, metav1.GetOptions{})
 	s.must(err)
@@ -136,7 +136,9 @@ func TestAnnounce(t *testing.T) {
 	web.Status.PodIP, web.Status.PodIPs = "10.244.1.8", []corev1.PodIP{{IP: "10.244.1.8"}}
 	_, err = s.Admin.CoreV1().Pods("shop").UpdateStatus(t.Context(), web, metav1.UpdateOptions{})
 	s.must(err)
-	s.eventually("the pod's object counts", func(u source.Update) bool { return u.Cluster.Pods[shop("web")].Status.PodIP == "10.244.1.8" })
+	s.eventually("the pod's object counts", func(u source.Update) bool {
+		return slices.Contains(u.Cluster.Pods[shop("web")].Addresses, netip.MustParseAddr("10.244.1.8"))
+	})
 
 	// A token of node-b's does not write node-a's lease.
 	db := s.makePod("db", "db")

@@ -11,9 +11,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/source"
 )
 
@@ -67,7 +67,7 @@ func TestRelist(t *testing.T) {
 	}
 }
 
-func pods(u source.Update) map[types.NamespacedName]*corev1.Pod { return maps.Clone(u.Cluster.Pods) }
+func pods(u source.Update) map[types.NamespacedName]*policy.Pod { return maps.Clone(u.Cluster.Pods) }
 
 // TestWatchesBreak again and again while objects change: nothing is lost, nothing leaks.
 func TestWatchesBreak(t *testing.T) {

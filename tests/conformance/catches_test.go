@@ -31,7 +31,7 @@ func TestCatches(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, pod := range enforced.Pods {
-			asked.Pods[name].Status = pod.Status
+			asked.Pods[name].Addresses = pod.Addresses
 		}
 		w, err := r.probe(ctx, asked.expectations())
 		if w == nil {

@@ -30,7 +30,7 @@ type cluster struct{ policy.Cluster }
 func newCluster() *cluster {
 	c := &cluster{policy.Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
-		Pods:            map[types.NamespacedName]*corev1.Pod{},
+		Pods:            map[types.NamespacedName]*policy.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 	}}
 	for _, ns := range namespaces {
@@ -54,16 +54,10 @@ func (c *cluster) setNamespace(name string, labels map[string]string) {
 
 // setPod makes a pod that serves every port by every protocol, each under its name.
 func (c *cluster) setPod(namespace, name string, labels map[string]string) {
-	pod := &corev1.Pod{
-		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels},
-	}
+	pod := &policy.Pod{Namespace: namespace, Name: name, Labels: labels}
 	for _, port := range ports {
 		for _, protocol := range protocols {
-			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{
-				Name: fmt.Sprintf("cont-%d-%s", port, strings.ToLower(string(protocol))), Image: "none",
-				Ports: []corev1.ContainerPort{{Name: portName(port, protocol), ContainerPort: int32(port), Protocol: protocol}},
-			})
+			pod.Ports = append(pod.Ports, corev1.ContainerPort{Name: portName(port, protocol), ContainerPort: int32(port), Protocol: protocol})
 		}
 	}
 	c.Pods[types.NamespacedName{Namespace: namespace, Name: name}] = pod
@@ -109,7 +103,7 @@ func (c *cluster) apply(a *generator.Action) error {
 
 func (c *cluster) deleteNamespace(name string) {
 	delete(c.Namespaces, name)
-	maps.DeleteFunc(c.Pods, func(n types.NamespacedName, _ *corev1.Pod) bool { return n.Namespace == name })
+	maps.DeleteFunc(c.Pods, func(n types.NamespacedName, _ *policy.Pod) bool { return n.Namespace == name })
 	maps.DeleteFunc(c.NetworkPolicies, func(n types.NamespacedName, _ *networkingv1.NetworkPolicy) bool { return n.Namespace == name })
 }
 
@@ -130,7 +124,8 @@ func (c *cluster) files() (map[string]string, error) {
 		}
 	}
 	for name, object := range c.Pods {
-		bare := object.DeepCopy()
+		bare := object.Object()
+		bare.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 		bare.Status = corev1.PodStatus{} // the agent has the addresses from the plugin
 		if err := add(bare, "pod", name.Namespace, name.Name); err != nil {
 			return nil, err

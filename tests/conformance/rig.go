@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -121,7 +121,7 @@ func (r *rig) attach(ctx context.Context, c *cluster) error {
 				return err
 			}
 		}
-		c.Pods[name].Status.PodIPs = []corev1.PodIP{{IP: p.Addr4}, {IP: p.Addr6}}
+		c.Pods[name].Addresses = []netip.Addr{netip.MustParseAddr(p.Addr4), netip.MustParseAddr(p.Addr6)}
 	}
 	return nil
 }

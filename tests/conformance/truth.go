@@ -92,7 +92,7 @@ func (c *cluster) podNames() []types.NamespacedName {
 
 // address is a pod's: 0 for IPv4, 1 for IPv6.
 func (c *cluster) address(pod types.NamespacedName, family int) netip.Addr {
-	return netip.MustParseAddr(c.Pods[pod].Status.PodIPs[family].IP)
+	return c.Pods[pod].Addresses[family]
 }
 
 func (c *cluster) policies() []*networkingv1.NetworkPolicy {

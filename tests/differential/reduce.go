@@ -84,7 +84,7 @@ func withPolicy(c *policy.Cluster, name types.NamespacedName, np *networkingv1.N
 	return &out
 }
 
-func withPod(c *policy.Cluster, name types.NamespacedName, pod *corev1.Pod) *policy.Cluster {
+func withPod(c *policy.Cluster, name types.NamespacedName, pod *policy.Pod) *policy.Cluster {
 	if c == nil {
 		return nil
 	}
@@ -113,27 +113,15 @@ func with[K comparable, V any](m map[K]*V, k K, v *V) map[K]*V {
 	return m
 }
 
-func lesserPods(pod *corev1.Pod) (out []*corev1.Pod) {
+func lesserPods(pod *policy.Pod) (out []*policy.Pod) {
 	for _, key := range slices.Sorted(maps.Keys(pod.Labels)) {
-		less := pod.DeepCopy()
+		less := pod.Clone()
 		delete(less.Labels, key)
 		out = append(out, less)
 	}
-	for c := range pod.Spec.Containers {
-		for p := range pod.Spec.Containers[c].Ports {
-			less := pod.DeepCopy()
-			less.Spec.Containers[c].Ports = slices.Delete(less.Spec.Containers[c].Ports, p, p+1)
-			out = append(out, less)
-		}
-	}
-	for c := range pod.Spec.Containers {
-		less := pod.DeepCopy()
-		less.Spec.Containers = slices.Delete(less.Spec.Containers, c, c+1)
-		out = append(out, less)
-	}
-	for c := range pod.Spec.InitContainers {
-		less := pod.DeepCopy()
-		less.Spec.InitContainers = slices.Delete(less.Spec.InitContainers, c, c+1)
+	for p := range pod.Ports {
+		less := pod.Clone()
+		less.Ports = slices.Delete(less.Ports, p, p+1)
 		out = append(out, less)
 	}
 	return out

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/mattfenwick/cyclonus/pkg/matcher"
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -45,14 +44,12 @@ func takeCyclonus(c *policy.Cluster, n policy.Node) func(policy.Tuple) different
 }
 
 // portNames that a tuple's port has in the pod that it leads to, and none.
-func portNames(pod *corev1.Pod, t policy.Tuple) []string {
+func portNames(pod *policy.Pod, t policy.Tuple) []string {
 	out := []string{""}
 	if pod != nil {
-		for _, c := range running(pod) {
-			for _, p := range c.Ports {
-				if p.ContainerPort == int32(t.Port) && p.Protocol == protocol(t) {
-					out = append(out, p.Name)
-				}
+		for _, p := range pod.Ports {
+			if p.ContainerPort == int32(t.Port) && p.Protocol == protocol(t) {
+				out = append(out, p.Name)
 			}
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	networkinginformers "k8s.io/client-go/informers/networking/v1"
@@ -28,16 +27,14 @@ func takeKubeNetworkPolicies(c *policy.Cluster, n policy.Node) func(policy.Tuple
 		store.add(defaulted(np))
 	}
 	evaluator := networkpolicy.NewStandardNetworkPolicy("", namespaces{store}, pods{store}, policies{store})
-	infos := map[*corev1.Pod]*api.PodInfo{}
+	infos := map[*policy.Pod]*api.PodInfo{}
 	info := func(p party) *api.PodInfo {
 		if p.pod == nil {
 			return nil
 		}
 		i := infos[p.pod]
 		if i == nil {
-			flat := *p.pod // it knows no sidecars' ports: they are containers' like others
-			flat.Spec.Containers = running(p.pod)
-			i = api.NewPodInfo(&flat, namespaceLabels(c, p.pod.Namespace), nil, "")
+			i = api.NewPodInfo(p.pod.Object(), namespaceLabels(c, p.pod.Namespace), nil, "")
 			infos[p.pod] = i
 		}
 		return i

@@ -324,9 +324,8 @@ func (w *words) readPorts(list string, right bool) error {
 
 // addPort gives the receiver one.
 func (s *scene) addPort(name, protocol string) {
-	pod := s.cluster.Pods[s.tuple.To.Pod].DeepCopy()
-	pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{
-		Name: name, ContainerPort: int32(s.tuple.Port), Protocol: corev1.Protocol(protocol)}}})
+	pod := s.cluster.Pods[s.tuple.To.Pod].Clone()
+	pod.Ports = append(pod.Ports, corev1.ContainerPort{Name: name, ContainerPort: int32(s.tuple.Port), Protocol: corev1.Protocol(protocol)})
 	s.cluster.Pods[s.tuple.To.Pod] = pod
 }
 
@@ -360,7 +359,7 @@ func (w *words) peerEdits() []edit {
 
 // move gives the peer another namespace.
 func (s *scene) move(namespace string) {
-	pod := s.cluster.Pods[s.peer.Pod].DeepCopy()
+	pod := s.cluster.Pods[s.peer.Pod].Clone()
 	delete(s.cluster.Pods, s.peer.Pod)
 	pod.Namespace, s.peer.Pod.Namespace = namespace, namespace
 	s.cluster.Pods[s.peer.Pod] = pod
@@ -378,7 +377,7 @@ func (s *scene) label(l label, value *string) {
 		return labels
 	}
 	if l.of == "pod" {
-		pod := s.cluster.Pods[s.peer.Pod].DeepCopy()
+		pod := s.cluster.Pods[s.peer.Pod].Clone()
 		pod.Labels = set(pod.Labels)
 		s.cluster.Pods[s.peer.Pod] = pod
 		return

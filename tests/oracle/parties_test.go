@@ -19,7 +19,7 @@ import (
 
 // party is one end of a connection.
 type party struct {
-	pod  *corev1.Pod // nil: none that policies mean
+	pod  *policy.Pod // nil: none that policies mean
 	addr string
 }
 
@@ -36,15 +36,14 @@ func lookUp(c *policy.Cluster, e policy.End) party {
 			}
 		}
 	}
-	if p.pod != nil && p.pod.Spec.HostNetwork { // is its node
+	if p.pod != nil && p.pod.HostNetwork { // is its node
 		p.pod = nil
 	}
 	return p
 }
 
-func hasAddress(pod *corev1.Pod, a netip.Addr) bool {
-	over := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-	return !over && slices.ContainsFunc(pod.Status.PodIPs, func(ip corev1.PodIP) bool { return ip.IP == a.String() })
+func hasAddress(pod *policy.Pod, a netip.Addr) bool {
+	return !pod.Finished && slices.Contains(pod.Addresses, a)
 }
 
 // silence is what Kubernetes decides before any policy, and the engines leave to others: a pod
@@ -69,17 +68,6 @@ func namespaceLabels(c *policy.Cluster, name string) map[string]string {
 	out := map[string]string{corev1.LabelMetadataName: name}
 	if ns := c.Namespaces[name]; ns != nil {
 		maps.Copy(out, ns.Labels)
-	}
-	return out
-}
-
-// running containers: init containers are over unless they are sidecars.
-func running(pod *corev1.Pod) []corev1.Container {
-	out := slices.Clone(pod.Spec.Containers)
-	for _, c := range pod.Spec.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			out = append(out, c)
-		}
 	}
 	return out
 }

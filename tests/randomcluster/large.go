@@ -35,7 +35,7 @@ func NewLarge(pods, policies, locals int) *Large {
 	l := &Large{
 		Cluster: &policy.Cluster{
 			Namespaces:      map[string]*corev1.Namespace{},
-			Pods:            map[types.NamespacedName]*corev1.Pod{},
+			Pods:            map[types.NamespacedName]*policy.Pod{},
 			NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 			Services:        map[types.NamespacedName]*corev1.Service{},
 			EndpointSlices:  map[types.NamespacedName]*discoveryv1.EndpointSlice{},
@@ -59,7 +59,7 @@ func NewLarge(pods, policies, locals int) *Large {
 		if every := pods / locals; i%every == 0 && len(l.Locals) < locals {
 			n := uint32(len(l.Locals) + 1)
 			l.Locals = append(l.Locals, policy.Local{Pod: name, Number: n, Endpoint: datapath.Endpoint{
-				Ifindex: 100 + n, NetnsCookie: uint64(n), Addr4: netip.MustParseAddr(pod.Status.PodIP),
+				Ifindex: 100 + n, NetnsCookie: uint64(n), Addr4: pod.Addresses[0],
 			}})
 		}
 	}
@@ -74,7 +74,7 @@ func NewLarge(pods, policies, locals int) *Large {
 }
 
 // LargePod is pod i of a Large with so many namespaces.
-func LargePod(i, namespaces int) *corev1.Pod {
+func LargePod(i, namespaces int) *policy.Pod {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: fmt.Sprintf("ns%d", i%namespaces), Name: fmt.Sprintf("pod-%d", i),
 		UID: types.UID(fmt.Sprintf("00000000-0000-0000-0000-%012d", i)),
@@ -86,8 +86,7 @@ func LargePod(i, namespaces int) *corev1.Pod {
 	pod.Spec.NodeName = fmt.Sprintf("node%d", i/100)
 	pod.Spec.Containers = []corev1.Container{{Name: "main", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}
 	pod.Status.PodIP = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String()
-	pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
-	return pod
+	return policy.PodOf(pod)
 }
 
 // LargePolicy is policy i: it lets its namespace, another team's tier and a block reach an app.

@@ -102,7 +102,7 @@ func (w *World) Renew() {
 	}
 	w.Cluster = &policy.Cluster{
 		Namespaces:      map[string]*corev1.Namespace{},
-		Pods:            map[types.NamespacedName]*corev1.Pod{},
+		Pods:            map[types.NamespacedName]*policy.Pod{},
 		NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{},
 	}
 	for i, name := range []string{"x", "y", "z"} {
@@ -134,7 +134,7 @@ func (w *World) Edit() {
 	case 3:
 		name := w.Places[w.r.Intn(Pods)].Pod
 		if pod := c.Pods[name]; pod != nil {
-			pod = pod.DeepCopy()
+			pod = pod.Clone()
 			pod.Labels = w.labels()
 			c.Pods[name] = pod
 		}
@@ -172,7 +172,7 @@ func (w *World) addBystanders() {
 		} else {
 			pod.Status.Phase = []corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed}[w.r.Intn(2)]
 		}
-		w.Cluster.Pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = pod
+		w.Cluster.Pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = policy.PodOf(pod)
 	}
 }
 
@@ -234,7 +234,7 @@ func (w *World) addPod(p Place) {
 			pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: a.String()})
 		}
 	}
-	w.Cluster.Pods[p.Pod] = pod
+	w.Cluster.Pods[p.Pod] = policy.PodOf(pod)
 }
 
 func (w *World) protocol() corev1.Protocol {

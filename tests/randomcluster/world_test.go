@@ -7,7 +7,6 @@ import (
 	"slices"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -30,7 +29,7 @@ func TestWorldsHaveEverything(t *testing.T) {
 		"except over a pod", "excepts nested", "excepts apart", "family 4", "family 6", "bits beyond the prefix", "range outside",
 		"no types", "types [Ingress]", "types [Egress]", "types [Ingress Egress]", "egress rules and no egress type",
 		"denies all", "allows all", "contradicting twins", "any port", "range", "wide range", "named port", "TCP", "UDP", "SCTP",
-		"name means two ports for the same labels", "one port of two names", "sidecar's port", "undeclared namespace", "no labels", "many labels",
+		"name means two ports for the same labels", "one port of two names", "undeclared namespace", "no labels", "many labels",
 		"host network", "finished",
 	} {
 		if count[what] < worlds/40 {
@@ -69,17 +68,14 @@ func contentsOfPods(w *World) map[string]bool {
 		has["undeclared namespace"] = has["undeclared namespace"] || w.Cluster.Namespaces[pod.Namespace] == nil
 		has["no labels"] = has["no labels"] || len(pod.Labels) == 0
 		has["many labels"] = has["many labels"] || len(pod.Labels) > 6
-		has["host network"] = has["host network"] || pod.Spec.HostNetwork
-		has["finished"] = has["finished"] || pod.Status.Phase != ""
-		for _, c := range pod.Spec.InitContainers {
-			has["sidecar's port"] = has["sidecar's port"] || c.RestartPolicy != nil && len(c.Ports) > 0
-		}
-		for _, p := range containerPorts(pod) {
-			for _, o := range containerPorts(pod) {
+		has["host network"] = has["host network"] || pod.HostNetwork
+		has["finished"] = has["finished"] || pod.Finished
+		for _, p := range pod.Ports {
+			for _, o := range pod.Ports {
 				has["one port of two names"] = has["one port of two names"] || p.Name != o.Name && p.ContainerPort == o.ContainerPort && p.Protocol == o.Protocol
 			}
 			for _, other := range w.Cluster.Pods {
-				for _, o := range containerPorts(other) {
+				for _, o := range other.Ports {
 					alike := pod.Namespace == other.Namespace && fmt.Sprint(pod.Labels) == fmt.Sprint(other.Labels) && other != pod
 					has["name means two ports for the same labels"] = has["name means two ports for the same labels"] ||
 						alike && p.Name == o.Name && p.Protocol == o.Protocol && p.ContainerPort != o.ContainerPort
@@ -88,13 +84,6 @@ func contentsOfPods(w *World) map[string]bool {
 		}
 	}
 	return has
-}
-
-func containerPorts(pod *corev1.Pod) (out []corev1.ContainerPort) {
-	for _, c := range pod.Spec.Containers {
-		out = append(out, c.Ports...)
-	}
-	return out
 }
 
 func selectorHas(has map[string]bool, s *metav1.LabelSelector) {
