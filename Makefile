@@ -16,7 +16,8 @@
 #   cluster    the same, left up to look around in until interrupted
 #   bench-scale  the agent among 10,000 pods, that kwok plays, and 1,000 policies: its memory, time and
 #              latencies (PODS=10000 POLICIES=1000 LOCAL=100 ROUNDS=50; docs/scale.md)
-#   bench-latency  there: from an API call to its effect on packets, a pod's start (ROUNDS=100)
+#   bench-latency  there: from an API call to its effect on packets, a pod's start (ROUNDS=100;
+#              AIMS=1: what misses its aim fails)
 #   fuzz       test-oracle and made-up packets, ten times as long (SEED=n: others),
 #              then every fuzz target for FUZZTIME (FUZZNODES, FRAMES, COMMITS: less of it)
 #   test-kernels  the tests that depend on the kernel on 5.10 to 7.x, in small guests
@@ -146,7 +147,7 @@ cluster: image-here
 	@$(IN_CLUSTER) -v ./installed -args -only none -keep
 ROUNDS = 100
 bench-latency: image-here
-	@$(IN_CLUSTER) -v ./installed -args -only latency,starts -rounds $(ROUNDS)
+	@$(IN_CLUSTER) -v ./installed -args -only latency,starts -policies 120,1000 -rounds $(ROUNDS) $(if $(AIMS),-aims)
 image-here: build build-others
 	@tools/deps cluster
 	@$(MAKE) -s image-other-layout
