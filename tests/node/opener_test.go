@@ -38,6 +38,7 @@ type witness struct {
 //
 //	socket NAME tcp|udp        bind NAME ADDR     listen NAME     accept NAME
 //	connect NAME ADDR          send NAME [ADDR]   close NAME      wait
+//	serve NAME                 say one's PID to whoever comes, until nobody does for five seconds
 //	child STEPS...             the rest, by a child that inherits all sockets; then go on
 //	exec FILE                  go on as another program
 //	thread                     go on on another thread
@@ -138,6 +139,8 @@ func use(sockets map[string]int, f []string) error {
 		}
 		_, err = unix.Write(got, []byte("hello"))
 		return errors.Join(err, unix.Close(got))
+	case "serve":
+		return serve(fd)
 	case "answer":
 		b := make([]byte, 64)
 		_, from, err := unix.Recvfrom(fd, b, 0)
@@ -161,6 +164,35 @@ func use(sockets map[string]int, f []string) error {
 		return unix.Close(fd)
 	}
 	return fmt.Errorf("no step %q", f)
+}
+
+// serve ends when nobody comes any more.
+func serve(fd int) error {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return err
+	}
+	me := []byte(strconv.Itoa(os.Getpid()))
+	for {
+		if kind == unix.SOCK_DGRAM {
+			_, from, err := unix.Recvfrom(fd, make([]byte, 64), 0)
+			if err != nil {
+				return nil
+			}
+			if err := unix.Sendto(fd, me, 0, from); err != nil {
+				return err
+			}
+			continue
+		}
+		got, _, err := unix.Accept(fd)
+		if err != nil {
+			return nil
+		}
+		if _, err := unix.Write(got, me); err != nil {
+			return err
+		}
+		unix.Close(got)
+	}
 }
 
 func portOf(fd int) int {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -152,6 +153,75 @@ func TestProcessThatListens(t *testing.T) {
 	x = e.recordFrom("ended", "udp", w.Port)
 	e.is("sends", x.Process, w)
 	e.is("answers", x.Listener, binds)
+}
+
+// TestProcessOfSharedPorts: of several processes that listen at one port (SO_REUSEPORT) the one
+// is named whose socket the kernel chose.
+func TestProcessOfSharedPorts(t *testing.T) {
+	e, cgroup := processEnv(t)
+	b := e.host("ns/b")
+	bind := fmt.Sprintf("bind s 0.0.0.0:%d", portServed)
+	servers := map[string]witness{} // by PID, as they say it
+	for range 3 {
+		o := e.opener("ns/b", cgroup, "socket s tcp", bind, "listen s", "wait", "serve s")
+		w := o.until("listen s")
+		servers[fmt.Sprint(w.PID)] = w
+		o.until("wait")
+		o.goOn()
+		o = e.opener("ns/b", cgroup, "socket s udp", bind, "wait", "serve s")
+		w = o.until(bind)
+		servers[fmt.Sprint(w.PID)] = w
+		o.until("wait")
+		o.goOn()
+	}
+	type flow struct {
+		protocol string
+		port     int
+		server   string
+	}
+	var flows []flow
+	chosen := map[string]bool{}
+	for range 12 {
+		for _, protocol := range []string{"tcp", "udp"} {
+			var c net.Conn
+			e.must("connect", e.host("ns/a").Do(func() (err error) {
+				d := net.Dialer{Timeout: 5 * time.Second}
+				d.SetMultipathTCP(false)
+				c, err = d.Dial(protocol, net.JoinHostPort(b.Addr(4), fmt.Sprint(portServed)))
+				return err
+			}))
+			f := flow{protocol: protocol}
+			if protocol == "udp" {
+				_, err := c.Write([]byte("x"))
+				e.must("send", err)
+				f.port = c.LocalAddr().(*net.UDPAddr).Port
+			} else {
+				f.port = c.LocalAddr().(*net.TCPAddr).Port
+			}
+			said := make([]byte, 64)
+			e.must("deadline", c.SetDeadline(time.Now().Add(5*time.Second)))
+			n, err := c.Read(said)
+			e.must("hear", err)
+			f.server = string(said[:n])
+			chosen[protocol+f.server] = true
+			flows = append(flows, f)
+			c.Close()
+		}
+	}
+	if len(chosen) < 4 {
+		t.Fatalf("the kernel chose %v: no test of a choice", chosen)
+	}
+	check := func(protocol string) {
+		t.Helper()
+		for _, f := range flows {
+			if f.protocol == protocol {
+				e.is(protocol, e.recordFrom("ended", protocol, f.port).Listener, servers[f.server])
+			}
+		}
+	}
+	check("tcp")
+	e.must("detach", e.DelPod(e.ctx, e.pods["ns/b"])) // ends UDP's
+	check("udp")
 }
 
 // TestProcessSurvivesTheAgent: what the kernel noted is there for the next agent; sockets that
