@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -189,4 +190,61 @@ func listenSmall(h *lab.Host, port int) (c *net.UDPConn, err error) {
 		return c.SetReadBuffer(4096)
 	})
 	return c, err
+}
+
+// TestKernelsDropsOnTheWay: packets that the kernel finds broken, or has no way for, are told of
+// as those of the pod that they came from or went to.
+func TestKernelsDropsOnTheWay(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc)
+	e.add("ns/a", "ns/b")
+	a, b := e.host("ns/a"), e.host("ns/b")
+	out, err := e.Run(e.ctx, "ip", "route", "del", "default")
+	e.must("route: "+out, err)
+	const each = 5
+	source := netip.MustParseAddr(a.Addr(4)).AsSlice()
+	send := func(to string, protocol byte, segment []byte) {
+		t.Helper()
+		address := netip.MustParseAddr(to)
+		packet := append([]byte{0x45, 0, 0, byte(20 + len(segment)), 0, 1, 0, 0, 64, protocol, 0, 0}, append(append(source, address.AsSlice()...), segment...)...)
+		e.must("send", a.Do(func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			for range each {
+				if err := unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: address.As4()}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	for _, c := range []struct {
+		what, to, reason string
+		protocol         byte
+		port             int
+		segment          []byte
+	}{
+		{"TCP with a wrong checksum", b.Addr(4), "TCP_CSUM", unix.IPPROTO_TCP, portHTTP,
+			[]byte{0x90, 0x01, portHTTP >> 8, portHTTP & 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0xba, 0xad, 0, 0}},
+		{"datagrams with a wrong checksum", b.Addr(4), "UDP_CSUM", unix.IPPROTO_UDP, portHTTP,
+			[]byte{0x90, 0x02, portHTTP >> 8, portHTTP & 0xff, 0, 9, 0xba, 0xad, 'x'}},
+		{"where there is no way to", "203.0.113.7", "IP_INNOROUTES", unix.IPPROTO_UDP, 53,
+			[]byte{0x90, 0x03, 0, 53, 0, 9, 0, 0, 'x'}},
+	} {
+		name := "kernel: " + c.reason
+		before := e.status().Drops[name]
+		send(c.to, c.protocol, c.segment)
+		e.eventually(fmt.Sprintf("%s is counted (%v)", c.what, e.status().Drops), 5*time.Second, func() bool { return e.status().Drops[name]-before == each })
+		e.eventually("records of "+c.what, 5*time.Second, func() bool {
+			n := 0
+			for _, f := range e.flows("--last", "1000", "--verdict", "dropped", "--to-port", fmt.Sprint(c.port)) {
+				if x := e.extension(f); x.KernelReason == c.reason && f.IP.Source == a.Addr(4) && f.IP.Destination == c.to && f.Source.String() == "ns/a" {
+					n++
+				}
+			}
+			return n == each
+		})
+	}
 }
