@@ -21,10 +21,10 @@ import (
 // Overload, with every buffer far too small: what was sent is what was delivered and what was
 // lost, at each step, to the packet.
 //
-//	packets sent -> kernel rings (16 kB, 4 kB) -> log (64 records) -> a reader, and one that dawdles
+//	packets sent -> kernel rings (a page each, the least there is) -> log (64 records) -> a reader, and one that dawdles
 func TestOverloadIsAccountedForExactly(t *testing.T) {
 	const each = 20000
-	s := newSceneWith(t, closed, loader.Config{Sizes: loader.Sizes{"flow_events": 16384, "denial_events": 4096}})
+	s := newSceneWith(t, closed, loader.Config{Sizes: loader.Sizes{"flow_events": 4096, "denial_events": 4096}})
 	log := flowlog.New(nobody{}, flowlog.Options{Node: "n", Size: 64, Counters: s.Kernel.Counters})
 	in, err := reader.Open(s.Config.BPFFSDir)
 	if err != nil {
