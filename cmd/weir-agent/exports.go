@@ -195,13 +195,16 @@ func (x exports) run(ctx context.Context) {
 	all.Wait()
 }
 
+// exportFlags say where each was asked for.
+var exportFlags = map[string]string{"file": "--flow-export-file", "otlp": "--otlp-endpoint", "otlp-metrics": "--otlp-endpoint"}
+
 // add completes a status.
 func (x exports) add(s *api.Status) {
 	for _, e := range x {
 		status := e.Status()
 		s.Exports = append(s.Exports, status)
 		if status.Error != "" {
-			s.Warnings = append(s.Warnings, fmt.Sprintf("export %s: %s takes nothing since %s: %s", status.Export, status.Target, status.Since.UTC().Format(time.RFC3339), status.Error))
+			s.Warnings = append(s.Warnings, fmt.Sprintf("export %s (%s): %s takes nothing since %s: %s", status.Export, exportFlags[status.Export], status.Target, status.Since.UTC().Format(time.RFC3339), status.Error))
 		}
 	}
 }

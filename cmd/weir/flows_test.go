@@ -55,11 +55,11 @@ func TestFlowQueries(t *testing.T) {
 		"--since 5m --last 3":               "last=3&since=5m0s",
 		"--verdict dropped --pod shop/db-0": "last=20&pod=shop%2Fdb-0&verdict=dropped",
 		"--since 5m --until 1m":             "since=5m0s&until=1m0s",
-		"--from-pod a/b --to-port 80 --not --ip 10.0.0.0/8":   "from-pod=a%2Fb&last=20&not-address=10.0.0.0%2F8&to-port=80",
-		"--not --verdict dropped --kind new --not --kind new": "kind=new&last=20&not-kind=new&not-verdict=dropped",
-		"--not=false --process nginx --from-service a/b":      "from-service=a%2Fb&last=20&process=nginx",
-		"--label app=web,tier!=db --namespace shop":           "label=app%3Dweb%2Ctier%21%3Ddb&last=20&namespace=shop",
-		"--policy a/b --policy a/c --port 80 --protocol tcp":  "last=20&policy=a%2Fb&policy=a%2Fc&port=80&protocol=tcp",
+		"--from-pod a/b --to-port 80 --not --ip 10.0.0.0/8":     "from-pod=a%2Fb&last=20&not-address=10.0.0.0%2F8&to-port=80",
+		"--not --verdict dropped --kind new --not --kind ended": "kind=new&last=20&not-kind=ended&not-verdict=dropped",
+		"--not=false --process nginx --from-service a/b":        "from-service=a%2Fb&last=20&process=nginx",
+		"--label app=web,tier!=db --namespace shop":             "label=app%3Dweb%2Ctier%21%3Ddb&last=20&namespace=shop",
+		"--policy a/b --policy a/c --port 80 --protocol tcp":    "last=20&policy=a%2Fb&policy=a%2Fc&port=80&protocol=tcp",
 	} {
 		a := startAgent(t, map[string]any{api.PathFlows: func(http.ResponseWriter, *http.Request) {}})
 		a.weir(t, append([]string{"flows"}, strings.Fields(args)...)...)

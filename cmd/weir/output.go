@@ -40,9 +40,12 @@ func (a *app) print(lines ...string) error {
 // table is rows under a head, in columns as wide as what they hold. On a terminal that
 // is narrower the widest columns are cut.
 type table struct {
-	head []string
-	rows [][]string
+	head  []string
+	rows  [][]string
+	folds bool // a first column that is cut goes on in lines below, at most foldsTo of them
 }
+
+const foldsTo = 4
 
 func (t *table) add(cells ...string) {
 	for i := range cells {
@@ -57,9 +60,54 @@ func (a *app) table(t table) error {
 	widths := t.widths(a.width)
 	lines := []string{a.style.Strong(t.line(t.head, widths))}
 	for _, row := range t.rows {
-		lines = append(lines, t.line(row, widths))
+		lines = append(lines, t.lines(row, widths)...)
 	}
 	return a.print(lines...)
+}
+
+// lines are a row's.
+func (t *table) lines(row []string, widths []int) []string {
+	if !t.folds {
+		return []string{t.line(row, widths)}
+	}
+	parts := fold(row[0], widths[0], foldsTo)
+	out := []string{t.line(append([]string{parts[0]}, row[1:]...), widths)}
+	for _, p := range parts[1:] {
+		out = append(out, strings.TrimRight(fit(p, widths[0]), " "))
+	}
+	return out
+}
+
+// cut leaves as many rows as have so many lines within room, and one at least; it says how many.
+func (t *table) cut(room, lines int) int {
+	widths := t.widths(room)
+	for i, row := range t.rows {
+		if lines -= len(t.lines(row, widths)); lines < 0 && i > 0 {
+			t.rows = t.rows[:i]
+			break
+		}
+	}
+	return len(t.rows)
+}
+
+// fold breaks s between words into lines of w characters, at most so many: what is left is in the last.
+func fold(s string, w, most int) []string {
+	var out []string
+	for line := []string{}; ; {
+		word, rest, more := strings.Cut(s, " ")
+		next := strings.Join(append(line, word), " ")
+		switch {
+		case len(out) == most-1:
+			return append(out, strings.TrimSpace(strings.Join(line, " ")+" "+s))
+		case len(line) > 0 && utf8.RuneCountInString(next) > w:
+			out, line = append(out, strings.Join(line, " ")), nil
+			continue
+		}
+		line = append(line, word)
+		if s = rest; !more {
+			return append(out, strings.Join(line, " "))
+		}
+	}
 }
 
 // widths of the columns within room, 0 = any.

@@ -198,6 +198,7 @@ func (t *top) table(f *flowFlags, most int) table {
 		if i == most {
 			break
 		}
+		out.folds = true // what tells rows apart may be at their keys' ends
 		out.add(r.Key, fmt.Sprint(r.Flows), fmt.Sprint(r.Denied), fmt.Sprint(r.Packets), format.Bytes(r.Bytes), fmt.Sprintf("%.1f", 100*float64(r.by(f.by))/float64(max(total, 1))))
 	}
 	return out
@@ -322,7 +323,9 @@ func (a *app) drawTop(t *top, f *flowFlags, before int) (lines int, err error) {
 	}
 	drawn := *a
 	drawn.out = &text
-	if err := drawn.table(t.table(f, most)); err != nil {
+	table := t.table(f, most)
+	most = table.cut(a.width, most)
+	if err := drawn.table(table); err != nil {
 		return before, err
 	}
 	line := fmt.Sprintf("%s  %s", time.Now().Format(time.TimeOnly), t.rest(most))

@@ -182,3 +182,46 @@ func TestAgo(t *testing.T) {
 		}
 	}
 }
+
+// On a narrow terminal rows are told apart though their keys begin alike, and the table fits
+// its height.
+func TestTopFoldsLongKeys(t *testing.T) {
+	t.Parallel()
+	tab := table{head: []string{"POLICY", "FLOWS"}, folds: true}
+	for _, last := range []string{"web", "cart", "orders"} {
+		tab.add("default deny of shop/default-deny, shop/"+last, "12345")
+	}
+	var b strings.Builder
+	a := &app{streams: streams{out: &b}, width: 40}
+	if err := a.table(tab); err != nil {
+		t.Fatal(err)
+	}
+	for _, last := range []string{"web", "cart", "orders"} {
+		if !strings.Contains(b.String(), "\nshop/"+last+"\n") {
+			t.Errorf("no %s in\n%s", last, b.String())
+		}
+	}
+	for line := range strings.SplitSeq(b.String(), "\n") {
+		if len(line) > 40 {
+			t.Errorf("%d characters: %q", len(line), line)
+		}
+	}
+	for lines, want := range map[int]int{100: 3, 6: 3, 5: 2, 4: 2, 1: 1} {
+		cut := tab
+		if got := cut.cut(40, lines); got != want || len(cut.rows) != want {
+			t.Errorf("%d rows in %d lines, want %d", got, lines, want)
+		}
+	}
+}
+
+func TestFold(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"": "", "one": "one", "one two": "one two", "one two three": "one two|three", "muchtoolong one": "muchtoolong|one",
+		"a bbbbbbb ccccccc ddddddd eeeeeee": "a|bbbbbbb|ccccccc|ddddddd eeeeeee",
+	} {
+		if got := strings.Join(fold(text, 7, 4), "|"); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+}

@@ -141,7 +141,45 @@ func ParseFlowQuery(v url.Values) (FlowQuery, error) {
 	if q.Since > 0 && q.Until >= q.Since {
 		return FlowQuery{}, fmt.Errorf("until: %s ago is before since, %s ago: no record is in that range", q.Until, q.Since)
 	}
+	if err := q.impossible(); err != nil {
+		return FlowQuery{}, err
+	}
 	return q, nil
+}
+
+// impossible says which filters no record can fit together.
+func (q *FlowQuery) impossible() error {
+	for _, p := range flowParameters {
+		values, not := *p.of(q), q.Not[p.name]
+		if len(values) > 0 && within(values, not) {
+			return fmt.Errorf("%s: what is asked for is left out, too: no record can match", p.name)
+		}
+	}
+	forwarded, dropped := within(q.Verdicts, []string{"forwarded"}), within(q.Verdicts, []string{"dropped"})
+	switch {
+	case forwarded && len(q.Reasons) > 0:
+		return fmt.Errorf("reason: what is forwarded has none: no record can match")
+	case forwarded && within(q.Kinds, []string{FlowDenied, FlowRevoked}):
+		return fmt.Errorf("kind: what is %s is dropped, not forwarded: no record can match", strings.Join(q.Kinds, " or "))
+	case dropped && within(q.Kinds, []string{FlowNew}):
+		return fmt.Errorf("kind: what is new is forwarded, not dropped: no record can match")
+	case within(q.Protocols, []string{"icmp", "icmpv4", "icmpv6", "1", "58"}) && len(q.Ports)+len(q.From.Ports)+len(q.To.Ports) > 0:
+		return fmt.Errorf("port: %s has none: no record can match", strings.Join(q.Protocols, " or "))
+	}
+	for prefix, e := range map[string]*FlowEnd{FromEnd: &q.From, ToEnd: &q.To} {
+		if len(e.Namespaces) > 0 && len(e.Pods) > 0 && !slices.ContainsFunc(e.Pods, func(pod string) bool {
+			ns, _, _ := strings.Cut(pod, "/")
+			return slices.Contains(e.Namespaces, ns)
+		}) {
+			return fmt.Errorf("%snamespace: %s is not of %s: no record can match", prefix, strings.Join(e.Pods, " or "), strings.Join(e.Namespaces, " or "))
+		}
+	}
+	return nil
+}
+
+// within reports whether there are values, and all of them are of a set.
+func within(values, of []string) bool {
+	return len(values) > 0 && !slices.ContainsFunc(values, func(v string) bool { return !slices.Contains(of, strings.ToLower(v)) && !slices.Contains(of, v) })
 }
 
 func (q *FlowQuery) set(name string, values []string) error {
@@ -255,15 +293,29 @@ func oneOf(allowed ...string) func(string) error {
 }
 
 func checkPod(s string) error {
-	if ns, name, ok := strings.Cut(s, "/"); !ok || ns == "" || strings.Contains(name, "/") {
+	ns, name, ok := strings.Cut(s, "/")
+	if !ok || ns == "" || strings.Contains(name, "/") {
 		return fmt.Errorf("%q is not namespace/name (or namespace/ for all of it)", s)
 	}
-	return nil
+	if name == "" {
+		return checkName(ns)
+	}
+	return canBe(s, ns, name)
 }
 
 func checkName(s string) error {
 	if s == "" || strings.Contains(s, "/") {
 		return fmt.Errorf("%q is not the name of a namespace", s)
+	}
+	return canBe(s, s)
+}
+
+// canBe: objects are called what Kubernetes lets them be.
+func canBe(s string, names ...string) error {
+	for _, n := range names {
+		if strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
+			return fmt.Errorf("%q is no name that an object can have: small letters, digits, - and .", s)
+		}
 	}
 	return nil
 }
@@ -293,7 +345,7 @@ func checkPolicy(s string) error {
 	if ns, name, ok := strings.Cut(s, "/"); !ok || ns == "" || name == "" || strings.Contains(name, "/") {
 		return fmt.Errorf("%q is not namespace/name", s)
 	}
-	return nil
+	return canBe(s, strings.Split(s, "/")...)
 }
 
 func checkAddress(s string) error {

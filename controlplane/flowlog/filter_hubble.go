@@ -33,7 +33,13 @@ var filterFields = []filterField{
 	}),
 	listed("event_type", (*flowpb.FlowFilter).GetEventType, eventTypes),
 	listed("verdict", (*flowpb.FlowFilter).GetVerdict, verdicts),
-	listed("drop_reason_desc", (*flowpb.FlowFilter).GetDropReasonDesc, hubbleReasons),
+	{"drop_reason_desc", func(l *Log, f *flowpb.FlowFilter) (test, error) {
+		t, err := listed("", (*flowpb.FlowFilter).GetDropReasonDesc, hubbleReasons).test(l, f)
+		if v := f.GetVerdict(); err == nil && t != nil && len(v) > 0 && !slices.Contains(v, flowpb.Verdict_DROPPED) {
+			return nil, never("verdict leaves out what is dropped, and nothing else has a reason")
+		}
+		return t, err
+	}},
 	listed("reply", (*flowpb.FlowFilter).GetReply, constant(false, "a record holds both ways of a flow, in the direction of who began it")),
 	listed("encrypted", (*flowpb.FlowFilter).GetEncrypted, constant(false, "Weir does not encrypt")),
 	listed("source_identity", (*flowpb.FlowFilter).GetSourceIdentity, identities(source)),

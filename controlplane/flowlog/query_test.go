@@ -146,11 +146,36 @@ func TestBadQueries(t *testing.T) {
 		"not-port=http":        `not-port: "http" is not a port number (1-65535)`,
 		"to-address=10.0.0":    `to-address: "10.0.0" is neither an address nor a CIDR`,
 		"colour=red&last=many": `colour: no such parameter`,
+		"namespace=Bad_NS":     `namespace: "Bad_NS" is no name that an object can have: small letters, digits, - and .`,
+		"from-pod=shop/w*b":    `from-pod: "shop/w*b" is no name that an object can have: small letters, digits, - and .`,
+		"policy=shop/a%20b":    `policy: "shop/a b" is no name that an object can have: small letters, digits, - and .`,
+
+		"verdict=dropped&not-verdict=dropped&not-verdict=forwarded": `verdict: what is asked for is left out, too: no record can match`,
+		"verdict=Forwarded&reason=policy":                           `reason: what is forwarded has none: no record can match`,
+		"verdict=forwarded&kind=denied&kind=revoked":                `kind: what is denied or revoked is dropped, not forwarded: no record can match`,
+		"verdict=dropped&kind=new":                                  `kind: what is new is forwarded, not dropped: no record can match`,
+		"protocol=icmp&protocol=58&to-port=80":                      `port: icmp or 58 has none: no record can match`,
+		"from-namespace=shop&from-pod=other/web&from-pod=third/":    `from-namespace: other/web or third/ is not of shop: no record can match`,
 	} {
 		v, err := url.ParseQuery(query)
 		must(t, err)
 		if _, err := api.ParseFlowQuery(v); err == nil || err.Error() != want {
 			t.Errorf("%s: %v, want %s", query, err, want)
+		}
+	}
+}
+
+// What looks like a contradiction and is none.
+func TestPossibleQueries(t *testing.T) {
+	for _, query := range []string{
+		"verdict=dropped&not-kind=revoked", "verdict=forwarded&verdict=dropped&reason=policy", "verdict=dropped&kind=ended", "verdict=forwarded&kind=new&kind=denied",
+		"protocol=icmp&protocol=tcp&port=80", "namespace=shop&pod=other/web", "from-namespace=shop&to-pod=other/web", "from-namespace=shop&from-pod=shop/&from-pod=other/web", "pod=shop/&pod=kube-system/a.b-1",
+		"port=80&port=81&not-port=81",
+	} {
+		v, err := url.ParseQuery(query)
+		must(t, err)
+		if _, err := api.ParseFlowQuery(v); err != nil {
+			t.Errorf("%s: %v", query, err)
 		}
 	}
 }

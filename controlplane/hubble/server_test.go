@@ -201,8 +201,11 @@ func TestGetFlows(t *testing.T) {
 		`whitelist[1].source_ip: "10.0.0.0/33" is no CIDR`: {Whitelist: []*flowpb.FlowFilter{{}, {SourceIp: []string{"10.0.0.0/33"}}}},
 		`blacklist[0].dns_query: error parsing regexp`:     {Blacklist: []*flowpb.FlowFilter{{DnsQuery: []string{"("}}}},
 		`whitelist[0].http_method: no record can match`:    {Whitelist: []*flowpb.FlowFilter{{HttpMethod: []string{"GET"}}}},
-		`extensions: policy: "db" is not namespace/name`:   {Extensions: extension("policy=db")},
-		`extensions: only filters`:                         {Extensions: extension("last=5")},
+		`whitelist[0].drop_reason_desc: no record can match`: {Whitelist: []*flowpb.FlowFilter{{
+			Verdict: []flowpb.Verdict{flowpb.Verdict_FORWARDED}, DropReasonDesc: []flowpb.DropReason{flowpb.DropReason_POLICY_DENIED},
+		}}},
+		`extensions: policy: "db" is not namespace/name`: {Extensions: extension("policy=db")},
+		`extensions: only filters`:                       {Extensions: extension("last=5")},
 	} {
 		_, err := ask(t, c, req)
 		if s := status.Convert(err); s.Code() != codes.InvalidArgument || !strings.HasPrefix(strings.ReplaceAll(s.Message(), "\u00a0", " "), want) {
