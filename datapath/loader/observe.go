@@ -94,9 +94,10 @@ func observeSpec(c Config, others ...*ebpf.CollectionSpec) (*ebpf.CollectionSpec
 }
 
 // reasonsLeft are the kernel's reasons that its drops are not told of: packets that were
-// consumed, nobody knows why, or by a program of ours, which has told; and the last packets of
-// TCP connections, which find theirs closed.
-var reasonsLeft = []string{"NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED", "TC_INGRESS", "TC_EGRESS", "XDP", "TCP_CLOSE"}
+// consumed, nobody knows why, or by a program of ours, which has told; the last packets of
+// TCP connections, which find theirs closed; and what a socket had got when it was closed, such
+// as the ICMP error that its owner has heard of already.
+var reasonsLeft = []string{"NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED", "TC_INGRESS", "TC_EGRESS", "XDP", "TCP_CLOSE", "QUEUE_PURGE"}
 
 // setDropReasons tells the program on kfree_skb what this kernel's reasons are.
 func setDropReasons(spec *ebpf.CollectionSpec) error {

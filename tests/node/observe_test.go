@@ -180,6 +180,24 @@ func TestKernelsDrops(t *testing.T) {
 		got := e.status().Drops
 		return got["kernel: SOCKET_RCVBUFF"]+got["kernel: PROTO_MEM"] == want
 	})
+
+	// An error that ends a connection has been told to its socket; the copy that nobody reads is no drop.
+	const nowhere = "198.51.100.7"
+	_, err = e.Run(e.ctx, "ip", "route", "add", "prohibit", nowhere)
+	e.must("route", err)
+	if got, err := a.Probe("tcp", nowhere, 80); got != lab.Refused || err != nil {
+		t.Fatalf("where the node prohibits it: %v %v", got, err)
+	}
+	counted := e.status().Drops["kernel: NO_SOCKET"]
+	send(1, 9996)
+	e.eventually("what comes after it is counted", 5*time.Second, func() bool {
+		return e.status().Drops["kernel: NO_SOCKET"] == counted+1
+	})
+	for reason, n := range e.status().Drops {
+		if strings.Contains(reason, "PURGE") {
+			t.Errorf("%d drops for %s", n, reason)
+		}
+	}
 }
 
 func listenSmall(h *lab.Host, port int) (c *net.UDPConn, err error) {
