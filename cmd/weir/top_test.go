@@ -197,7 +197,7 @@ func TestTopFoldsLongKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, last := range []string{"web", "cart", "orders"} {
-		if !strings.Contains(b.String(), "\nshop/"+last+"\n") {
+		if !strings.Contains(b.String(), "shop/"+last+"\n") {
 			t.Errorf("no %s in\n%s", last, b.String())
 		}
 	}
