@@ -54,7 +54,7 @@ func (a *adding) run(args *skel.CmdArgs) (types.Result, error) {
 	}
 	steps := []func() error{a.meetAgent, a.veth.absent, a.allocate, a.create, a.ask, a.attach, a.configure, a.enforced}
 	if a.conf.chained() {
-		steps = []func() error{a.meetAgent, a.inherit, a.veth.follow, a.attachChained, a.ask, a.enforced}
+		steps = []func() error{a.meetAgent, a.inherit, a.veth.follow, a.ask, a.attachChained, a.enforced}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -114,7 +114,8 @@ func (a *adding) attach() error {
 func (a *adding) configure() error { return a.veth.configure(a.addrs) }
 
 // ask has the agent make the endpoint while the interface gets ready: what either waits for is
-// no work of the other's. Nothing passes before both are done, see configure.
+// no work of the other's. Nothing passes before both are done, see configure; only a chained
+// interface is up when we come.
 func (a *adding) ask() error {
 	cookie, err := a.veth.cookie()
 	if err != nil {

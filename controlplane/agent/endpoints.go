@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -48,8 +49,11 @@ func (a *Agent) AddEndpoint(ctx context.Context, req api.AddRequest) (api.Endpoi
 		return api.Endpoint{}, &api.Error{Code: api.CodeInternal, Message: fmt.Sprintf("add pod %s: %v", r.Pod(), err)}
 	}
 	a.begin.note(added)
-	a.detachAsDevice(added)
-	if err := a.awaitEndpoint(ctx, added); err != nil {
+	var device sync.WaitGroup
+	device.Go(func() { a.detachAsDevice(added) })
+	err = a.awaitEndpoint(ctx, added)
+	device.Wait()
+	if err != nil {
 		return api.Endpoint{}, a.refuse(added, fresh, err)
 	}
 	<-told

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -302,11 +303,17 @@ func (a *Agent) detachAsDevice(r *endpoint.Record) {
 	}
 	a.hooked.busy.Lock()
 	err := a.Hooks.Release(r.HostIfName)
+	if err == nil {
+		a.hooked.drop(r.HostIfName)
+	}
+	port := slices.ContainsFunc(a.hooked.state.Devices, func(d node.Device) bool { return d.Index == int(r.HostIfindex) && d.Master != 0 })
 	a.hooked.busy.Unlock()
 	if err != nil {
 		a.Log.Error("release interface of pod", "pod", r.Pod(), "interface", r.HostIfName, "error", err)
 	}
-	a.attachDevices(nil) // its bridge has another role now
+	if port {
+		a.attachDevices(nil) // its bridge has another role now
+	}
 }
 
 func (a *Agent) role(d node.Device) loader.Role {
@@ -365,6 +372,13 @@ func hookNames(attached []loader.Attachment, here map[string]bool) []string {
 		out = append(out, fmt.Sprintf("%s %s (%s)", at.Hook, at.Name, how))
 	}
 	return out
+}
+
+// drop forgets the hooks of a device.
+func (h *hooked) drop(device string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hooks = slices.DeleteFunc(slices.Clone(h.hooks), func(hook string) bool { return strings.Contains(hook, " "+device+" (") })
 }
 
 func (h *hooked) set(warn func(string, ...any), hooks, warnings []string) {
