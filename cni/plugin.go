@@ -8,6 +8,7 @@
 //	DEL     endpoint -> veth -> links -> addresses: the reverse, so that no address is
 //	        reused while a packet can still be judged by its last owner's endpoint
 //	        (chained: addresses and veth are found, then links and endpoint alone, and back)
+//	        (addresses that cannot be given back are noted, and the pod goes: owed.go)
 //	CHECK   each of these, every mismatch named
 //	GC      DEL of whatever is not listed
 //	STATUS  is ADD possible

@@ -156,15 +156,20 @@ func (h *health) line(c call, t trouble) string {
 	return fmt.Sprintf("API server %s: %s %s: %s", h.host, c.verb, c.resource, t.text)
 }
 
-// lines are the present troubles, one a line; of those that all calls have in common one.
+// lines are the present troubles, one a line; of those that all calls have in common one, and
+// one of all that is denied.
 func (h *health) lines() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	first := map[string]trouble{}
+	may, said := h.denied()
 	for c, t := range h.troubles {
 		key := h.line(c, t)
-		if t.class.common() {
+		switch {
+		case t.class.common():
 			key = fmt.Sprint(t.class)
+		case t.class == denied:
+			key, c, t.text = fmt.Sprint(t.class), may, said
 		}
 		if was, ok := first[key]; !ok || t.since.Before(was.since) {
 			t.text = h.line(c, t)
@@ -178,6 +183,25 @@ func (h *health) lines() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// denied are the calls that are, as one, and what the API server says to the first of them.
+func (h *health) denied() (all call, text string) {
+	var verbs, resources []string
+	for c, t := range h.troubles {
+		if t.class != denied {
+			continue
+		}
+		verbs, resources = append(verbs, c.verb), append(resources, c.resource)
+		if text == "" || t.text < text {
+			text = t.text
+		}
+	}
+	join := func(words []string) string {
+		slices.Sort(words)
+		return strings.Join(slices.Compact(words), ", ")
+	}
+	return call{join(resources), join(verbs)}, text
 }
 
 // reason is err on one line without the URL, which says nothing to people.

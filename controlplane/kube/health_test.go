@@ -69,7 +69,10 @@ func TestHealth(t *testing.T) {
 
 	h.note(watchPods, errDenied)
 	h.note(listPods, errDenied)
-	step("denied", 2, 2, `does not let this agent watch pods: pods is forbidden: user \"u\" cannot watch`)
+	step("denied", 2, 1, `does not let this agent watch pods: pods is forbidden: user \"u\" cannot watch`)
+	if got := strings.Join(h.lines(), "\n"); !strings.Contains(got, "does not let this agent list, watch pods: pods is forbidden") {
+		t.Error(got)
+	}
 	h.note(listPods, nil)
 	step("may list", 1, 1, "mended")
 	h.note(watchPods, errRefused)
