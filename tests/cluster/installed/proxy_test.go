@@ -55,18 +55,27 @@ type proxied struct {
 // proxy: real kube-proxy on both nodes beside Weir. Services' connections from outside the
 // sockets of pods are its, and policy judges whom it leads where.
 func (w *world) proxy() {
-	for _, n := range w.Nodes {
-		defer n.StartProxy()()
-	}
-	w.step("sockets", (*world).besideProxy)
-	w.step("suite", func(w *world) { w.suite(policySpecs, "3/24") })
-	// Without translation at sockets all Services are kube-proxy's.
-	w.apply(w.manifest("cgroupRoot="))
-	w.rolledOut()
-	w.step("nat", (*world).besideProxy)
-	w.step("suite-nat", func(w *world) { w.suite(policySpecs, "11/24") })
+	w.proxies("nftables", func() {
+		w.step("sockets", (*world).besideProxy)
+		w.step("suite", func(w *world) { w.suite(policySpecs, "3/24") })
+		// Without translation at sockets all Services are kube-proxy's.
+		w.apply(w.manifest("cgroupRoot="))
+		w.rolledOut()
+		w.step("nat", (*world).besideProxy)
+		w.step("suite-nat", func(w *world) { w.suite(policySpecs, "11/24") })
+	})
+	w.proxies("iptables", func() { w.step("nat-iptables", (*world).besideProxy) })
 	w.apply(w.manifest())
 	w.rolledOut()
+}
+
+// proxies of all nodes, in a mode, while this runs.
+func (w *world) proxies(mode string, run func()) {
+	w.Helper()
+	for _, n := range w.Nodes {
+		defer n.StartProxy(mode)()
+	}
+	run()
 }
 
 func (w *world) besideProxy() {
