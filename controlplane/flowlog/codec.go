@@ -27,6 +27,17 @@ type packed struct {
 	reading                       // when the last of them was read
 }
 
+// packedBy is packed with its flows as they are written: most of a block is those, and most of
+// what a library takes for them is finding out of what they are made.
+type packedBy struct {
+	Parties   []*Party            `cbor:"1,keyasint"`
+	Rules     []*policy.Rule      `cbor:"2,keyasint"`
+	Services  []*Ref              `cbor:"3,keyasint"`
+	Processes []*datapath.Process `cbor:"4,keyasint"`
+	Flows     cbor.RawMessage     `cbor:"5,keyasint"`
+	reading
+}
+
 // reading is how far a life of the log has read the kernel's rings.
 type reading struct {
 	Begun uint64 `cbor:"6,keyasint"` // bytes that were read before it began
@@ -168,9 +179,10 @@ var cborEncoding = func() cbor.EncMode {
 
 // packer makes blocks of records; for one goroutine.
 type packer struct {
-	out  bytes.Buffer
-	zip  *flate.Writer
-	flat bytes.Buffer
+	out   bytes.Buffer
+	zip   *flate.Writer
+	flat  bytes.Buffer
+	flows []byte
 }
 
 func newPacker() *packer {
@@ -182,12 +194,14 @@ func newPacker() *packer {
 // pack is valid until the next call.
 func (p *packer) pack(records []*record, since reading) ([]byte, error) {
 	var in sharing
-	flows := make([]packedRecord, len(records))
-	for i, r := range records {
-		flows[i].pack(r, &in)
+	p.flows = appendHead(p.flows[:0], cborArray, uint64(len(records)))
+	for _, r := range records {
+		var f packedRecord
+		f.pack(r, &in)
+		p.flows = f.append(p.flows)
 	}
 	p.flat.Reset()
-	if err := cborEncoding.NewEncoder(&p.flat).Encode(packed{in.parties.list, in.rules.list, in.services.list, in.processes.list, flows, since}); err != nil {
+	if err := cborEncoding.NewEncoder(&p.flat).Encode(packedBy{in.parties.list, in.rules.list, in.services.list, in.processes.list, p.flows, since}); err != nil {
 		return nil, fmt.Errorf("pack records: %w", err)
 	}
 	p.out.Reset()

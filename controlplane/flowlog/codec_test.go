@@ -1,7 +1,9 @@
 package flowlog
 
 import (
+	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -171,4 +173,38 @@ func BenchmarkUnpack(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/512, "ns/record")
+}
+
+// TestRecordsArePackedByTheirTags: what is written by hand is what the library makes of the tags,
+// up to how the number of fields is written. A field that is added here is to be added there.
+func TestRecordsArePackedByTheirTags(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	var full packedRecord
+	n := 1
+	filled(reflect.ValueOf(&full).Elem(), &n)
+	all := []packedRecord{{}, full}
+	for range 5000 {
+		var f packedRecord
+		arbitrary(random, reflect.ValueOf(&f).Elem())
+		f.At -= int64(random.Uint64() >> 1)
+		for _, p := range []*[2]int{&f.Parties, &f.Rules, f.Services, f.Processes} {
+			if p != nil {
+				p[0], p[1] = p[0]&0xffff, p[1]&0xffff
+			}
+		}
+		all = append(all, f)
+	}
+	for _, f := range all {
+		want, err := cborEncoding.Marshal(f)
+		must(t, err)
+		got := f.append([]byte("before"))[len("before"):]
+		if want[0] == got[0] {
+			want, got = want[2:], got[2:]
+		} else if want[0] == cborMap|got[1] && got[1] < 24 {
+			want, got = want[1:], got[2:]
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%+v:\n%x, want\n%x", f, got, want)
+		}
+	}
 }
