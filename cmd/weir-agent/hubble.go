@@ -73,7 +73,7 @@ func hubbleServer(o *options, a *agent.Agent, flows *flowlog.Log) *hubble.Server
 		Flows: flows, Node: o.nodeName, Version: "weir " + build.Read().Version, StateDir: o.stateDir, TCP: o.hubble.tcp, Log: o.log,
 		State: func() ([]api.Endpoint, []api.Policy, <-chan struct{}) {
 			_, changed := a.Nodes()
-			return a.Endpoints(), a.Policies(), changed
+			return a.Endpoints(), a.PolicyRevisions(), changed
 		},
 		Peers: func() (out []hubble.Node, changed <-chan struct{}) {
 			nodes, changed := a.Nodes()

@@ -132,7 +132,8 @@ type Agent struct {
 	last    attempt // the latest
 	applied attempt // the latest that succeeded
 	since   map[types.NamespacedName]policyRevision
-	notes   []string // warnings about the start; not changed after New
+	listed  []api.Policy // of since, nil: it changed
+	notes   []string     // warnings about the start; not changed after New
 }
 
 // input is what is to be enforced.

@@ -263,6 +263,7 @@ func (a *Agent) notePolicies(t *attempt) {
 }
 
 func (a *Agent) notePolicy(t *attempt, name types.NamespacedName) {
+	a.listed = nil
 	is, was := t.cluster.NetworkPolicies[name], a.since[name]
 	if is == nil {
 		delete(a.since, name)

@@ -13,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/endpoint"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/source"
@@ -232,4 +233,39 @@ func heap() uint64 {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+// Who asks for revisions after every change gets the same list until a policy is another.
+func TestPolicyRevisions(t *testing.T) {
+	c := newCrowd(t, 2000, 200)
+	holds := func() []api.Policy {
+		t.Helper()
+		c.people.took = 0 // so that Policies are made anew
+		got, want := c.PolicyRevisions(), map[string]api.Policy{}
+		for _, p := range c.Policies() {
+			want[p.Namespace+"/"+p.Name] = p
+		}
+		if len(got) != len(want) || len(got) < 200 {
+			t.Errorf("%d policies, want %d", len(got), len(want))
+		}
+		for _, p := range got {
+			if w := want[p.Namespace+"/"+p.Name]; p.Kind != w.Kind || p.Revision != w.Revision || p.Ingress != w.Ingress || p.Egress != w.Egress {
+				t.Errorf("%+v, want %+v", p, w)
+			}
+		}
+		return got
+	}
+	first := holds()
+	for _, e := range c.edits() {
+		before := c.PolicyRevisions()
+		c.commit(e.there)
+		after := holds()
+		if same := &before[0] == &after[0]; same != (len(e.there.NetworkPolicies) == 0) {
+			t.Errorf("%s: the same list: %v", e.name, same)
+		}
+		c.commit(e.back)
+	}
+	if first[0].Revision != 1 {
+		t.Errorf("a list that was handed out changed: %+v", first[0])
+	}
 }

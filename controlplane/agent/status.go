@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -267,6 +268,27 @@ func (a *Agent) Policies() []api.Policy {
 		})
 	}
 	return out
+}
+
+// PolicyRevisions are the policies in force, sorted, with their revisions and numbers of rules
+// alone: what else Policies say takes a look at all pods. While none changes it is the same list,
+// which is never changed.
+func (a *Agent) PolicyRevisions() []api.Policy {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.listed == nil {
+		a.listed = make([]api.Policy, 0, len(a.since))
+		for name, p := range a.since {
+			a.listed = append(a.listed, api.Policy{
+				Kind: policy.KindNetworkPolicy, Namespace: name.Namespace, Name: name.Name, Revision: p.revision,
+				Ingress: len(p.policy.Spec.Ingress), Egress: len(p.policy.Spec.Egress),
+			})
+		}
+		slices.SortFunc(a.listed, func(x, y api.Policy) int {
+			return cmp.Or(strings.Compare(x.Namespace, y.Namespace), strings.Compare(x.Name, y.Name))
+		})
+	}
+	return a.listed
 }
 
 func enforcedOf(r *policy.Result, name types.NamespacedName) string {

@@ -16,7 +16,7 @@ import (
 )
 
 // State is what the agent enforces, for agent events; changed is closed once it may be
-// another.
+// another. Policies that did not change are the same list.
 type State func() (endpoints []api.Endpoint, policies []api.Policy, changed <-chan struct{})
 
 const (
@@ -75,9 +75,16 @@ func (s *Server) watchEvents(ctx context.Context) error {
 		}
 		e, p, again := s.State()
 		s.compareEndpoints(endpoints, e)
-		s.comparePolicies(policies, p)
+		if !sameList(policies, p) {
+			s.comparePolicies(policies, p)
+		}
 		endpoints, policies, changed = e, p, again
 	}
+}
+
+// sameList: most changes are of pods, and there may be many policies.
+func sameList(a, b []api.Policy) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 func (s *Server) note(at time.Time, kind flowpb.AgentEventType, e *flowpb.AgentEvent) {
