@@ -39,7 +39,7 @@ func run(ctx context.Context, o *options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("root is needed to load programs and to change the network")
 	}
-	collectOften()
+	collectAt(garbageAtStart)
 	state, err := statedir.Open(o.stateDir)
 	if err != nil {
 		return err
@@ -283,6 +283,7 @@ func answer(ctx context.Context, o *options, p parts) error {
 		return err
 	}
 	defer os.Remove(o.stateDir + "/" + api.SocketName)
+	collectAt(garbage)
 	if _, err := releaseProgram(); err != nil {
 		o.log.Debug("the pages that the start used stay mapped", "error", err)
 	}

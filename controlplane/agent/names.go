@@ -28,7 +28,7 @@ type names struct {
 	undo   func() // makes now what it was before the latest attempt
 
 	party   sync.Mutex
-	parties map[*peerName]made // made of now's, for the next packet
+	parties map[netip.Addr]made // made of now's, for the next packet
 }
 
 // directory is names; not every one is complete.
@@ -36,7 +36,8 @@ type directory struct {
 	endpoints  map[uint32]*flowlog.Party
 	madeOf     map[uint32]pieces // endpoints' parties
 	interfaces map[uint32]string // of pods, by index
-	peers      map[netip.Addr]*peerName
+	peers      map[netip.Addr]peerName
+	parties    map[netip.Addr]*flowlog.Party // of peers that are no more
 	namespaces map[string]*corev1.Namespace
 	services   serviceNames
 	node       *flowlog.Party
@@ -44,10 +45,9 @@ type directory struct {
 
 // peerName is whose address it is.
 type peerName struct {
-	name     types.NamespacedName
-	pod      *policy.Pod // nil: it has no object
+	pod      *policy.Pod // names it, at least; nil: it is nobody's
 	identity identity.Number
-	party    *flowlog.Party // of what is no more
+	bare     bool // the pod has no object
 }
 
 // pieces are what a Party is made of.
@@ -56,10 +56,10 @@ type pieces struct {
 	namespace *corev1.Namespace
 }
 
-// made is a Party and the namespace whose labels are in it.
+// made is a Party and what it is made of.
 type made struct {
-	party     *flowlog.Party
-	namespace *corev1.Namespace
+	party *flowlog.Party
+	of    pieces
 }
 
 const partiesMost = 8192
@@ -93,8 +93,11 @@ func (a *Agent) Peer(addr netip.Addr, n identity.Number) (out *flowlog.Party) {
 			out = d.node
 			return out != nil
 		}
-		if p := d.peers[addr.Unmap()]; p != nil && p.identity == n {
-			out = a.names.partyOf(p)
+		addr := addr.Unmap()
+		if p := d.peers[addr]; p.pod == nil || p.identity != n {
+			return false
+		} else if out = d.parties[addr]; out == nil {
+			out = a.names.partyOf(addr, p)
 		}
 		return out != nil
 	})
@@ -124,21 +127,22 @@ func (a *Agent) Rule(id uint32) (policy.Rule, bool) { return a.ids.Rule(id) }
 
 // partyOf makes the Party of an address when somebody asks: a cluster has many addresses and a
 // node few peers. n.mu is held.
-func (n *names) partyOf(p *peerName) *flowlog.Party {
-	if p.party != nil {
-		return p.party
-	}
-	ns := n.now.namespaces[p.name.Namespace]
+func (n *names) partyOf(addr netip.Addr, p peerName) *flowlog.Party {
+	of := pieces{p.pod, n.now.namespaces[p.pod.Namespace]}
 	n.party.Lock()
 	defer n.party.Unlock()
-	if m, ok := n.parties[p]; ok && m.namespace == ns {
+	if m, ok := n.parties[addr]; ok && m.of == of {
 		return m.party
 	}
 	if len(n.parties) >= partiesMost {
 		clear(n.parties)
 	}
-	m := made{partyOf(p.name, p.pod, ns), ns}
-	n.parties[p] = m
+	name, object := types.NamespacedName{Namespace: p.pod.Namespace, Name: p.pod.Name}, p.pod
+	if p.bare {
+		object = nil
+	}
+	m := made{partyOf(name, object, of.namespace), of}
+	n.parties[addr] = m
 	return m.party
 }
 
@@ -147,7 +151,7 @@ func (n *names) show(t *attempt, records []*endpoint.Record) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.parties == nil {
-		n.parties = map[*peerName]made{}
+		n.parties = map[netip.Addr]made{}
 	}
 	was := n.now
 	if t.step == nil || was == nil {
@@ -185,18 +189,19 @@ func (n *names) hide() {
 // change makes now the names of t, and before what they were where it changed.
 func (n *names) change(t *attempt) {
 	d, s := n.now, t.step
-	was := &directory{endpoints: d.endpoints, madeOf: d.madeOf, interfaces: d.interfaces, peers: map[netip.Addr]*peerName{}, node: d.node}
+	was := &directory{endpoints: d.endpoints, madeOf: d.madeOf, interfaces: d.interfaces, node: d.node,
+		peers: map[netip.Addr]peerName{}, parties: map[netip.Addr]*flowlog.Party{}}
 	n.before = was
 	for addr := range s.WasNames {
-		if p := d.peers[addr]; p != nil {
-			was.peers[addr] = &peerName{p.name, p.pod, p.identity, n.partyOf(p)}
+		if p := d.peers[addr]; p.pod != nil {
+			was.peers[addr], was.parties[addr] = p, n.partyOf(addr, p)
 		}
 	}
 	spaces := policy.Changes{Namespaces: s.Changed.Namespaces}
 	c := policy.Cluster{Namespaces: d.namespaces}
 	wasSpaces := c.Apply(&spaces)
 	d.namespaces = c.Namespaces
-	fresh := map[netip.Addr]*peerName{}
+	fresh := map[netip.Addr]peerName{}
 	for addr := range s.WasNames {
 		fresh[addr] = newPeerName(t, addr)
 	}
@@ -220,12 +225,12 @@ func (n *names) change(t *attempt) {
 	}
 }
 
-// put sets peers, nil takes one out, and returns what was there.
-func (d *directory) put(peers map[netip.Addr]*peerName) (was map[netip.Addr]*peerName) {
-	was = map[netip.Addr]*peerName{}
+// put sets peers, nobody takes one out, and returns what was there.
+func (d *directory) put(peers map[netip.Addr]peerName) (was map[netip.Addr]peerName) {
+	was = map[netip.Addr]peerName{}
 	for addr, p := range peers {
 		was[addr] = d.peers[addr]
-		if p == nil {
+		if p.pod == nil {
 			delete(d.peers, addr)
 		} else {
 			d.peers[addr] = p
@@ -234,17 +239,21 @@ func (d *directory) put(peers map[netip.Addr]*peerName) (was map[netip.Addr]*pee
 	return was
 }
 
-func newPeerName(t *attempt, addr netip.Addr) *peerName {
+func newPeerName(t *attempt, addr netip.Addr) peerName {
 	name, ok := t.result.Names[addr]
 	if !ok {
-		return nil
+		return peerName{}
 	}
-	return &peerName{name: name, pod: t.cluster.Pods[name], identity: t.result.State.Peers[identity.Single(addr)].Identity}
+	out := peerName{pod: t.cluster.Pods[name], identity: t.result.State.Peers[identity.Single(addr)].Identity}
+	if out.pod == nil {
+		out.pod, out.bare = &policy.Pod{Namespace: name.Namespace, Name: name.Name}, true
+	}
+	return out
 }
 
 func newDirectory(t *attempt) *directory {
 	d := &directory{
-		peers:      make(map[netip.Addr]*peerName, len(t.result.Names)),
+		peers:      make(map[netip.Addr]peerName, len(t.result.Names)),
 		namespaces: maps.Clone(t.cluster.Namespaces),
 		services:   servicesOf(t.cluster),
 		node:       &flowlog.Party{Name: t.node.Name},

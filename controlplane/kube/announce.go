@@ -141,11 +141,11 @@ func (s *Source) ownedByNode() []metav1.OwnerReference {
 type announced struct {
 	said   map[types.NamespacedName][]Announced // by lease
 	given  map[types.NamespacedName]*policy.Pod // pods that were handed out with announced addresses
-	owners map[netip.Addr]int                   // how many pods have an address by their objects
+	owners map[[16]byte]uint16                  // how many pods have an address by their objects
 }
 
 func newAnnounced() announced {
-	return announced{map[types.NamespacedName][]Announced{}, map[types.NamespacedName]*policy.Pod{}, map[netip.Addr]int{}}
+	return announced{map[types.NamespacedName][]Announced{}, map[types.NamespacedName]*policy.Pod{}, map[[16]byte]uint16{}}
 }
 
 // count who has an address; what was announced of a start that failed may still be there when
@@ -156,8 +156,9 @@ func (a *announced) count(was, is *policy.Pod) {
 			continue
 		}
 		for _, at := range pod.Addresses {
-			if a.owners[at] += by; a.owners[at] == 0 {
-				delete(a.owners, at)
+			key := at.As16()
+			if a.owners[key] += uint16(by); a.owners[key] == 0 {
+				delete(a.owners, key)
 			}
 		}
 	}
@@ -188,7 +189,7 @@ func (s *stores) addAnnounced(c *policy.Changes) {
 					break
 				}
 			}
-			if p.isOf(pod, node.Name, node.PodCIDRs) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.Unmap()] > 0 }) {
+			if p.isOf(pod, node.Name, node.PodCIDRs) && !slices.ContainsFunc(p.Addresses, func(x netip.Addr) bool { return a.owners[x.As16()] > 0 }) {
 				given[p.key()] = p.at(pod)
 			}
 		}

@@ -89,12 +89,24 @@ type space struct {
 	members  map[*member]bool
 }
 
-// known is a pod of the cluster.
+// known is a pod of the cluster. There are as many as pods: what a Pod says is not said again.
 type known struct {
-	name      types.NamespacedName
-	pod       *Pod
-	member    *member // nil: no policy can mean it
-	elsewhere []netip.Addr
+	pod     *Pod
+	member  *member // nil: no policy can mean it
+	claimed bool    // its addresses, see elsewhere
+	gone    bool
+}
+
+func (k *known) name() types.NamespacedName {
+	return types.NamespacedName{Namespace: k.pod.Namespace, Name: k.pod.Name}
+}
+
+// elsewhere are the addresses that the API has for it, if it has no interface here.
+func (k *known) elsewhere() []netip.Addr {
+	if !k.claimed {
+		return nil
+	}
+	return StatusAddresses(k.pod)
 }
 
 // member is an identity that pods have.

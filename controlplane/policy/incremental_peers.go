@@ -69,23 +69,23 @@ func (c *claims) remove(a netip.Addr, k *known) {
 	}
 }
 
-func compareKnown(a, b *known) int { return compareNames(a.name, b.name) }
+func compareKnown(a, b *known) int { return compareNames(a.name(), b.name()) }
 
 // unclaim takes back the addresses that the API had for a pod elsewhere.
 func (x *Incremental) unclaim(t *step, k *known) {
-	for _, a := range k.elsewhere {
+	for _, a := range k.elsewhere() {
 		x.claims.remove(a, k)
 		t.peers[identity.Single(a)] = true
 	}
-	k.elsewhere = nil
+	k.claimed = false
 }
 
 func (x *Incremental) claim(t *step, k *known) {
-	if x.here[k.name] {
+	if x.here[k.name()] {
 		return
 	}
-	k.elsewhere = StatusAddresses(k.pod)
-	for _, a := range k.elsewhere {
+	k.claimed = true
+	for _, a := range k.elsewhere() {
 		x.claims.add(a, k)
 		t.peers[identity.Single(a)] = true
 	}
@@ -204,7 +204,7 @@ func (x *Incremental) owner(a netip.Addr) (identity.Number, uint32, types.Namesp
 		return n, 0, types.NamespacedName{}
 	}
 	if k := x.claims.of(a); k != nil {
-		return k.member.number, 0, k.name
+		return k.member.number, 0, k.name()
 	}
 	return x.remoteAt[a], 0, types.NamespacedName{}
 }

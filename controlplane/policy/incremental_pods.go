@@ -11,22 +11,22 @@ func (x *Incremental) changePods(t *step, ch *Changes) {
 		case k == nil && pod == nil:
 			continue
 		case k == nil:
-			k = &known{name: name}
+			k = &known{pod: pod}
 			x.pods[name] = k
 			x.space(name.Namespace).pods[k] = true
 		case pod == nil:
 			delete(x.pods, name)
 			delete(x.space(name.Namespace).pods, k)
-			k.pod = nil
 			x.unclaim(t, k)
 			x.become(t, k, nil)
+			k.gone = true
 			x.leave(name.Namespace)
 			x.localPod(t, name)
 			continue
 		}
+		x.unclaim(t, k)
 		k.pod = pod
 		t.pods[k] = true
-		x.unclaim(t, k)
 		x.claim(t, k)
 		x.localPod(t, name)
 	}
@@ -35,10 +35,10 @@ func (x *Incremental) changePods(t *step, ch *Changes) {
 // identify gives pods the identities that their labels are now.
 func (x *Incremental) identify(t *step) {
 	for k := range t.pods {
-		if k.pod == nil {
+		if k.gone {
 			continue
 		}
-		if !x.here[k.name] && (k.pod.HostNetwork || k.pod.Finished) {
+		if !x.here[k.name()] && (k.pod.HostNetwork || k.pod.Finished) {
 			x.become(t, k, nil)
 		} else {
 			x.become(t, k, x.member(k.pod))
@@ -111,8 +111,8 @@ func (x *Incremental) become(t *step, k *known, m *member) {
 		m.pods++
 	}
 	k.member = m
-	for _, a := range k.elsewhere {
+	for _, a := range k.elsewhere() {
 		t.peers[identity.Single(a)] = true
 	}
-	x.localPod(t, k.name)
+	x.localPod(t, k.name())
 }

@@ -44,7 +44,7 @@ func (x *Incremental) warnTaken(w *compiler) {
 	}
 	for _, name := range w.pods {
 		k := x.pods[name]
-		for _, a := range k.elsewhere {
+		for _, a := range k.elsewhere() {
 			_, here := x.localAt[a]
 			_, node := x.nodeAt[a]
 			if here || node || x.claims.of(a) != k {
