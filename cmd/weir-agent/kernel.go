@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,8 @@ type kernel struct {
 	named   bool           // sockets older than the programs have been looked for
 	older   bool           // there may be some
 	lock    *os.File
+
+	observed atomic.Bool // the programs on tracepoints are in force
 
 	mu       sync.Mutex
 	warnings []string
@@ -70,7 +73,7 @@ func load(o *options, state *statedir.Dir) (_ *kernel, err error) {
 		return k, err
 	}
 	close(k.inForce)
-	k.warn(loaded.Unobserved)
+	k.observe(loaded)
 	o.log.Info("programs are in force", "bpffsDir", o.bpffsDir, "adopted", loaded.Adopted, "abi", loaded.Abi)
 	if err := loaded.Close(); err != nil {
 		return nil, fmt.Errorf("close programs: %w", err)
@@ -96,7 +99,7 @@ func (k *kernel) Commit(s *datapath.State) (uint64, error) {
 	}
 	k.o.log.Info("programs are in force on new maps", "abi", k.next.Abi, "flows", taken, "flowsLeft", left, "took", time.Since(begun))
 	close(k.inForce)
-	k.warn(k.next.Unobserved)
+	k.observe(k.next)
 	err = k.next.Close()
 	k.next = nil
 	return epoch, err
@@ -119,6 +122,11 @@ func (k *kernel) nameSockets() {
 func inInitialPIDNamespace() bool {
 	ns, err := os.Readlink("/proc/self/ns/pid")
 	return err == nil && ns == "pid:[4026531836]" // PROC_PID_INIT_INO of the kernel
+}
+
+func (k *kernel) observe(l *loader.Loaded) {
+	k.warn(l.Unobserved)
+	k.observed.Store(l.Unobserved == nil)
 }
 
 // warn says what is not observed; nothing else depends on it.

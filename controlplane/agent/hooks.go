@@ -40,6 +40,7 @@ type BPF struct {
 	Dir       string         // on a bpffs
 	UplinkXDP loader.XDPMode // of the shield on uplinks
 	Programs  loader.Config  // what they were loaded with
+	Observed  func() bool    // the kernel took those on tracepoints; nil = they are not looked after
 }
 
 var _ Hooks = BPF{}
@@ -78,6 +79,9 @@ func (b BPF) Restore() (bool, error) {
 	intact, err := loader.Intact(b.Dir)
 	if err == nil && intact {
 		intact, err = loader.SocketsIntact(b.Programs)
+	}
+	if err == nil && intact && b.Observed != nil && b.Observed() && !loader.ObserversIntact(b.Dir) {
+		return true, loader.Observe(b.Programs)
 	}
 	if err != nil || intact {
 		return false, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,6 +46,27 @@ func (l *Loaded) observe() error {
 		}
 	}
 	return nil
+}
+
+// ObserversIntact reports whether the links of the programs on tracepoints are where they were pinned.
+func ObserversIntact(dir string) bool {
+	return !slices.ContainsFunc(observers, func(o observer) bool { return !exists(observerPin(dir, o.program)) })
+}
+
+// Observe attaches them again.
+func Observe(cfg Config) error {
+	_, _, observe, err := cfg.specs()
+	if err != nil {
+		return err
+	}
+	l := &Loaded{cfg: cfg}
+	if l.observed, err = loadCollection(cfg.BPFFSDir, maps.InForce, observe); err != nil {
+		return explain(err)
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.BPFFSDir, observersDir), 0o700); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return errors.Join(l.observe(), l.Close())
 }
 
 func (o observer) link(p *ebpf.Program) (link.Link, error) {

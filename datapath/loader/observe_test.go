@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -31,4 +32,25 @@ func TestObserversAreAttached(t *testing.T) {
 		}
 	}
 	must(t, NameSockets(cfg))
+}
+
+// What somebody took away is put back, one or all, by the same programs on the same maps.
+func TestObserversArePutBack(t *testing.T) {
+	cfg := small(filepath.Join(sandbox.BPFFS(t), "weir"))
+	load(t, cfg)
+	for what, gone := range map[string]string{"one": observerPin(cfg.BPFFSDir, observers[0].program), "all": filepath.Join(cfg.BPFFSDir, observersDir)} {
+		if !ObserversIntact(cfg.BPFFSDir) {
+			t.Fatalf("%s: not intact before", what)
+		}
+		must(t, os.RemoveAll(gone))
+		if ObserversIntact(cfg.BPFFSDir) {
+			t.Errorf("%s is gone, and all intact", what)
+		}
+		must(t, Observe(cfg))
+		for _, o := range observers {
+			at, err := link.LoadPinnedLink(observerPin(cfg.BPFFSDir, o.program), nil)
+			must(t, err)
+			at.Close()
+		}
+	}
 }

@@ -24,7 +24,8 @@ func TestTamperedStateIsRepaired(t *testing.T) {
 	e.check(closed)
 	links := filepath.Join(e.BPFFSDir(), "links")
 	for what, do := range map[string]func() error{
-		"all links of a pod": func() error { return removePods(links) },
+		"the links on tracepoints": func() error { return os.RemoveAll(filepath.Join(e.BPFFSDir(), "observers")) },
+		"all links of a pod":       func() error { return removePods(links) },
 		"the programs": func() error {
 			array, err := ebpf.LoadPinnedMap(maps.Path(e.BPFFSDir(), bpf.StubMapTcProgs), nil)
 			if err != nil {
@@ -58,7 +59,7 @@ func TestTamperedStateIsRepaired(t *testing.T) {
 		e.eventually(what+" to be put right", 20*time.Second, func() bool {
 			whole, err := loader.Intact(e.BPFFSDir())
 			answer, failed := e.host("ns/a").Probe("tcp", e.host("ns/b").Addr(4), portHTTP)
-			return whole && err == nil && answer == lab.Silent && failed == nil
+			return whole && loader.ObserversIntact(e.BPFFSDir()) && err == nil && answer == lab.Silent && failed == nil
 		})
 		t.Logf("%s: put right within %s", what, time.Since(began).Round(time.Millisecond))
 		e.check(closed)
