@@ -27,8 +27,8 @@ type tunneller interface {
 }
 
 // origins are what the other nodes' packets may come from out of the tunnel: their addresses
-// and those of their pods. An address that two nodes claim is the first one's by name; one
-// of this node's is nobody's.
+// and those of their pods. An address that two nodes claim is the elder's; one of this
+// node's is nobody's.
 func origins(nodes *source.Nodes) map[netip.Prefix]datapath.Origin {
 	out := map[netip.Prefix]datapath.Origin{}
 	if nodes == nil {
@@ -42,7 +42,7 @@ func origins(nodes *source.Nodes) map[netip.Prefix]datapath.Origin {
 	for i := range nodes.Others {
 		n := &nodes.Others[i]
 		for _, a := range n.Addresses {
-			if a.IsGlobalUnicast() {
+			if a.IsGlobalUnicast() && n.Has(a) {
 				add(n, netip.PrefixFrom(a, a.BitLen()), true)
 			}
 		}

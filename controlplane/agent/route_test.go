@@ -27,12 +27,17 @@ func TestOriginsAreTheOtherNodes(t *testing.T) {
 		nodeOf("two", []string{"192.0.2.2", "2001:db8::2", "192.0.2.3"}, "10.0.2.0/24", "fd00:2::1/64"), // and node three's
 		nodeOf("without", []string{"fe80::4", "127.0.0.1", "0.0.0.0"}),                                  // addresses that say nothing
 	}}
+	// Node aaa is younger than three.
+	aaa := nodeOf("aaa", []string{"192.0.2.9", "192.0.2.3"}, "10.0.9.0/24")
+	aaa.Borrowed = []source.Borrowed{{Address: netip.MustParseAddr("192.0.2.3"), Node: "three"}}
+	nodes.Others = append([]source.Node{aaa}, nodes.Others...)
 	two, three := nodeNumber("two"), nodeNumber("three")
 	if two == three || two == 0 || three == 0 {
 		t.Errorf("numbers %d and %d", two, three)
 	}
 	want := map[netip.Prefix]datapath.Origin{}
 	for text, o := range map[string]datapath.Origin{
+		"192.0.2.9/32": {Node: nodeNumber("aaa"), Address: true}, "10.0.9.0/24": {Node: nodeNumber("aaa")},
 		"192.0.2.3/32": {Node: three, Address: true}, "10.0.3.0/24": {Node: three},
 		"192.0.2.2/32": {Node: two, Address: true}, "2001:db8::2/128": {Node: two, Address: true}, "10.0.2.0/24": {Node: two}, "fd00:2::/64": {Node: two},
 	} {

@@ -38,6 +38,7 @@ func nodesOf(all map[types.NamespacedName]kept[*corev1.Node], own string) *sourc
 		}
 		out.Others = append(out.Others, node)
 	}
+	lend(out, all)
 	slices.SortFunc(out.Others, func(a, b source.Node) int { return strings.Compare(a.Name, b.Name) })
 	for _, n := range out.Others {
 		out.OtherAddresses = append(out.OtherAddresses, n.Addresses...)
@@ -65,12 +66,8 @@ func disputes(all map[types.NamespacedName]kept[*corev1.Node], own string) map[s
 	if !overlapping(ranges) {
 		return nil
 	}
-	slices.SortStableFunc(ranges, func(x, y owned) int {
-		a, b := all[named(x.node)].object, all[named(y.node)].object
-		if (x.node == own) != (y.node == own) {
-			return map[bool]int{true: -1, false: 1}[x.node == own]
-		}
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(x.node, y.node))
+	slices.SortStableFunc(ranges, func(a, b owned) int {
+		return elder(all[named(a.node)].object, all[named(b.node)].object, own)
 	})
 	out := map[string][]source.Dispute{}
 	given, above := map[netip.Prefix]owned{}, map[netip.Prefix]owned{} // and what is wider than those
@@ -89,6 +86,39 @@ func disputes(all map[types.NamespacedName]kept[*corev1.Node], own string) map[s
 		}
 	}
 	return out
+}
+
+// elder compares which of two nodes goes before the other: this one, then the older one.
+func elder(a, b *corev1.Node, own string) int {
+	if (a.Name == own) != (b.Name == own) {
+		return map[bool]int{true: -1, false: 1}[a.Name == own]
+	}
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+}
+
+// lend marks the addresses that nodes claim and an elder one has: kubelets write their own.
+func lend(n *source.Nodes, all map[types.NamespacedName]kept[*corev1.Node]) {
+	nodes, own := make([]*source.Node, 0, len(all)), ""
+	for i := range n.Others {
+		nodes = append(nodes, &n.Others[i])
+	}
+	if n.Own != nil {
+		nodes, own = append(nodes, n.Own), n.Own.Name
+	}
+	slices.SortFunc(nodes, func(a, b *source.Node) int {
+		return elder(all[named(a.Name)].object, all[named(b.Name)].object, own)
+	})
+	of := map[netip.Addr]string{}
+	for _, node := range nodes {
+		for _, a := range node.Addresses {
+			switch has, taken := of[a]; {
+			case !taken:
+				of[a] = node.Name
+			case has != node.Name:
+				node.Borrowed = append(node.Borrowed, source.Borrowed{Address: a, Node: has})
+			}
+		}
+	}
 }
 
 func wider(p netip.Prefix, bits int) netip.Prefix { return netip.PrefixFrom(p.Addr(), bits).Masked() }
@@ -163,6 +193,9 @@ func nodeWarnings(n *source.Nodes, own string) (out []string) {
 		nodes = append(nodes, *n.Own)
 	}
 	for _, node := range nodes {
+		for _, b := range node.Borrowed {
+			out = append(out, fmt.Sprintf("Node %s: status.addresses: %s is node %s's, too, and counts as that one's: give kubelet of node %s an address of its own (--node-ip)", node.Name, b.Address, b.Node, node.Name))
+		}
 		for _, d := range node.Disputed {
 			first := "the older one has it"
 			if d.Node == own {

@@ -123,6 +123,29 @@ func TestWhoComesTakesNothing(t *testing.T) {
 	}
 }
 
+// TestWhoComesIsNobodyElse: an address that a node claims, and an elder one has, is that one's.
+func TestWhoComesIsNobodyElse(t *testing.T) {
+	at := func(n *corev1.Node, minutes int) *corev1.Node {
+		n.CreationTimestamp = metav1.NewTime(time.Date(2026, 1, 1, 0, minutes, 0, 0, time.UTC))
+		return n
+	}
+	n := nodesOf(nodes(at(node("own", "", "192.0.2.1"), 9), at(node("m", "", "192.0.2.2", "2001:db8::2"), 1),
+		at(node("a", "", "192.0.2.3", "192.0.2.2", "2001:db8::2", "192.0.2.1"), 2)), "own")
+	a := n.Named("a")
+	for addr, want := range map[string]string{"192.0.2.1": "own", "192.0.2.2": "m", "2001:db8::2": "m", "192.0.2.3": "a"} {
+		for _, name := range []string{"own", "m", "a"} {
+			if has := n.Named(name).Has(netip.MustParseAddr(addr)); has != (name == want) {
+				t.Errorf("%s has %s: %t", name, addr, has)
+			}
+		}
+	}
+	warned := nodeWarnings(n, "own")
+	warned = slices.DeleteFunc(warned, func(s string) bool { return !strings.Contains(s, "status.addresses") })
+	if len(a.Addresses) != 4 || len(warned) != 3 || !strings.HasPrefix(warned[0], "Node a: status.addresses: 192.0.2.2 is node m's, too") {
+		t.Errorf("%v, %q", a.Addresses, warned)
+	}
+}
+
 func TestServiceWarning(t *testing.T) {
 	n := nodesOf(nodes(node("own", "10.1.0.0/24"), node("b", "10.1.1.0/24 fd01::/64")), "own")
 	services := map[types.NamespacedName]kept[*corev1.Service]{}

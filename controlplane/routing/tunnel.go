@@ -165,7 +165,7 @@ func (w way) routes(dev int, pods []netip.Prefix) (out []route) {
 		out = append(out, route{table: unix.RT_TABLE_MAIN, to: cidr.Masked(), node: w.to, dev: dev})
 	}
 	for _, a := range w.node.Addresses {
-		if a.IsGlobalUnicast() && slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }) {
+		if a.IsGlobalUnicast() && w.node.Has(a) && slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() }) {
 			out = append(out, route{table: podsTable, to: netip.PrefixFrom(a, a.BitLen()), node: w.to, dev: dev})
 		}
 	}

@@ -311,3 +311,13 @@ func TestNodesThatNoTunnelReachesAreNamed(t *testing.T) {
 		t.Errorf("the others are not routed: %s", got)
 	}
 }
+
+// What pods send to an address that a node claims, and another has, does not go to the one that claims it.
+func TestNoTunnelToABorrowedAddress(t *testing.T) {
+	a := addrs("192.0.2.3", "192.0.2.2")
+	w := way{node: source.Node{Name: "a", Addresses: a, Borrowed: []source.Borrowed{{Address: a[1], Node: "m"}}}, to: a[0]}
+	got := w.routes(7, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")})
+	if want := []route{{table: podsTable, to: netip.MustParsePrefix("192.0.2.3/32"), node: a[0], dev: 7}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

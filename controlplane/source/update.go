@@ -52,6 +52,18 @@ type Node struct {
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix // none: it was given no addresses for pods yet
 	Disputed  []Dispute
+	Borrowed  []Borrowed // of Addresses
+}
+
+// Has reports whether an address is this node's, and not another's that it claims as well.
+func (n *Node) Has(a netip.Addr) bool {
+	return slices.Contains(n.Addresses, a) && !slices.ContainsFunc(n.Borrowed, func(b Borrowed) bool { return b.Address == a })
+}
+
+// Borrowed is an address that a node claims and another has.
+type Borrowed struct {
+	Address netip.Addr
+	Node    string // the one that has it
 }
 
 // Named is the node of that name; nil: there is none.
