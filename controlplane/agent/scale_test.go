@@ -269,3 +269,22 @@ func TestPolicyRevisions(t *testing.T) {
 		t.Errorf("a list that was handed out changed: %+v", first[0])
 	}
 }
+
+// TestMemoryOfAPodElsewhere is what one costs the agent, its compiler and its names, with its object
+// and its part of a Service; what the kernel's maps are known to have is not in it.
+func TestMemoryOfAPodElsewhere(t *testing.T) {
+	const most = 2200 // bytes; of them some 600 are labels, which a real source holds once for all
+	held := func(pods int) uint64 {
+		before := heap()
+		c := newCrowd(t, pods, 20)
+		used := heap() - before
+		runtime.KeepAlive(c)
+		return used
+	}
+	few, many := held(2000), held(22_000)
+	each := (many - few) / 20_000
+	t.Logf("%d bytes a pod", each)
+	if each > most {
+		t.Errorf("%d bytes a pod, at most %d are expected", each, most)
+	}
+}
