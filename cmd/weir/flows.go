@@ -225,6 +225,9 @@ func (a *app) flows() *cobra.Command {
 				return err
 			}
 			if flags.top != "" {
+				if a.output == outputDict || a.output == outputWide {
+					return usage("--output: --top is a table, or with -o json an object; there is no %s of it", a.output)
+				}
 				q.Follow = q.Follow || a.width > 0 && a.output != outputJSON && !boundedBy(c.Flags().Changed)
 				return a.showTop(c.Context(), flags, q, a.records(q))
 			}

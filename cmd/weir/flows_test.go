@@ -85,6 +85,15 @@ func TestFollowEnds(t *testing.T) {
 	if r := a.weir(t, "flows", "-f"); r.status != exitFailed || r.err != "weir flows: the agent ended the stream: it stopped\n" {
 		t.Errorf("agent gone: status %d, err %q", r.status, r.err)
 	}
+	a = startAgent(t, map[string]any{api.PathFlows: func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, lostRecord)
+		fmt.Fprint(w, lostRecord[:20])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler) // as when a reader took nothing for too long
+	}})
+	if r := a.weir(t, "flows", "-f", "-o", "json"); r.status != exitFailed || strings.Count(r.out, "\n") != 1 || !strings.HasPrefix(r.err, "weir flows: the agent cut the stream off: ") || !strings.Contains(r.err, "--since") {
+		t.Errorf("cut off: status %d, out %q, err %q", r.status, r.out, r.err)
+	}
 }
 
 func TestFlowsOfNobody(t *testing.T) {

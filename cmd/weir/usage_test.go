@@ -27,6 +27,7 @@ func TestWrongUsage(t *testing.T) {
 		{"flows --since -5m", `weir flows: --since: -5m is not above 0`},
 		{"flows -o table", `weir flows: --output: "table" is not one of compact, wide, json, dict`},
 		{"flows --since yesterday", `weir flows: --since: "yesterday" is neither a duration such as 30s, 5m or 2h nor a time such as 2026-11-24T12:00:00Z, 2026-11-24 or 15:04`},
+		{"flows --top src -o dict", `weir flows: --output: --top is a table, or with -o json an object; there is no dict of it`},
 		{"flows --since 2999-01-01", `weir flows: --since: 2999-01-01 is not in the past`},
 		{"flows --since 5m --until 2h", `weir flows: --until: 2h is before --since 5m: nothing is in that range`},
 		{"flows -f --until 2h", `weir flows: --until: it has passed, there is nothing to follow`},

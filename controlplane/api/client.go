@@ -125,6 +125,7 @@ func (c *Client) Flows(ctx context.Context, query url.Values, each func(line []b
 	defer body.Close()
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, maxFlowLine)
+	lines.Split(wholeLines)
 	for lines.Scan() {
 		if len(lines.Bytes()) == 0 {
 			continue
@@ -136,10 +137,22 @@ func (c *Client) Flows(ctx context.Context, query url.Values, each func(line []b
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err := lines.Err(); err != nil {
+	err = lines.Err()
+	if errors.Is(err, io.ErrUnexpectedEOF) { // who takes nothing cannot be told so first
+		return errors.New("the agent cut the stream off: it was killed, or nothing was taken of it for 30 s; ask again with --since for what is missing")
+	}
+	if err != nil {
 		return fmt.Errorf("read flows from %s: %w", c.socket, err)
 	}
 	return nil
+}
+
+// wholeLines is bufio.ScanLines without what is left at the end of a stream that was cut off.
+func wholeLines(data []byte, atEOF bool) (advance int, token []byte, err error) {
+	if atEOF && bytes.IndexByte(data, '\n') < 0 {
+		return len(data), nil, nil
+	}
+	return bufio.ScanLines(data, atEOF)
 }
 
 // Profile is one of the agent's own, as PathProfile says.
