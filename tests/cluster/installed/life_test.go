@@ -225,7 +225,8 @@ func (w *world) toCome(node *bare.Node) []*lab.Host {
 	w.Helper()
 	var next [2]netip.Addr
 	for i := range next {
-		last, err := node.Inside(w.ctx, "cat", fmt.Sprint("/var/lib/cni/networks/weir/last_reserved_ip.", i))
+		// Of the network that gave out the last one: behind another plugin it is not named weir.
+		last, err := node.Inside(w.ctx, "sh", "-c", fmt.Sprintf("cat $(ls -t /var/lib/cni/networks/*/last_reserved_ip.%d | head -n 1)", i))
 		w.must(err)
 		next[i], err = netip.ParseAddr(strings.TrimSpace(last))
 		w.must(err)
