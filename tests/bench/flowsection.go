@@ -489,7 +489,6 @@ type crafter struct {
 	yard    yard.YardObjects
 	ifindex int
 	packet  []byte
-	next    uint32
 }
 
 func newCrafter(s *site) (*crafter, error) {
