@@ -314,7 +314,7 @@ func checkName(s string) error {
 func canBe(s string, names ...string) error {
 	for _, n := range names {
 		if strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
-			return fmt.Errorf("%q is no name that an object can have: small letters, digits, - and .", s)
+			return fmt.Errorf("%q is no name that an object can have: small letters, digits, dots and dashes", s)
 		}
 	}
 	return nil

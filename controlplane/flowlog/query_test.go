@@ -146,9 +146,9 @@ func TestBadQueries(t *testing.T) {
 		"not-port=http":        `not-port: "http" is not a port number (1-65535)`,
 		"to-address=10.0.0":    `to-address: "10.0.0" is neither an address nor a CIDR`,
 		"colour=red&last=many": `colour: no such parameter`,
-		"namespace=Bad_NS":     `namespace: "Bad_NS" is no name that an object can have: small letters, digits, - and .`,
-		"from-pod=shop/w*b":    `from-pod: "shop/w*b" is no name that an object can have: small letters, digits, - and .`,
-		"policy=shop/a%20b":    `policy: "shop/a b" is no name that an object can have: small letters, digits, - and .`,
+		"namespace=Bad_NS":     `namespace: "Bad_NS" is no name that an object can have: small letters, digits, dots and dashes`,
+		"from-pod=shop/w*b":    `from-pod: "shop/w*b" is no name that an object can have: small letters, digits, dots and dashes`,
+		"policy=shop/a%20b":    `policy: "shop/a b" is no name that an object can have: small letters, digits, dots and dashes`,
 
 		"verdict=dropped&not-verdict=dropped&not-verdict=forwarded": `verdict: what is asked for is left out, too: no record can match`,
 		"verdict=Forwarded&reason=policy":                           `reason: what is forwarded has none: no record can match`,

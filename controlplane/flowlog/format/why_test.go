@@ -50,7 +50,7 @@ func TestExplainIsSafeToType(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	for _, name := range []string{"web; reboot", "$(reboot)", "web\n", ""} {
-		g := &flowpb.Flow{IP: &flowpb.IP{Source: "192.0.2.9"}, Summary: f.Summary, Destination: &flowpb.Endpoint{Namespace: "shop", PodName: name}}
+		g := &flowpb.Flow{IP: &flowpb.IP{Source: "192.0.2.9"}, Summary: "ICMPv4 EchoRequest", Destination: &flowpb.Endpoint{Namespace: "shop", PodName: name}}
 		if got := explain(g, x); got != "" {
 			t.Errorf("%q: %q", name, got)
 		}
