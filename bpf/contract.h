@@ -18,6 +18,7 @@ enum limits {
 	PARKED_BUDGET = 20,  /* of these, how many are handed to the agent if their peer is not known yet */
 	PARKED_SIZE = 512,   /* bytes of a frame that is; a power of two */
 	ERROR_BUDGET = 100,  /* ICMP errors a second that each end of a flow may be sent about it */
+	REFUSALS = 8,        /* refusals that are remembered for an interface; a power of two */
 	FRAGMENTS = 32,      /* fragmented datagrams that an endpoint can have under way */
 	FRAGMENTS_OUTSIDE = 4096, /* and the outside; both powers of two */
 	TUNNEL_NETWORK = 0x7765,  /* VNI of the tunnel between nodes */
@@ -438,6 +439,25 @@ struct denial {
 	__u8 pad[6];
 };
 
+/* A packet that began nothing because a ruleset said no, by its own fields: the next like it is
+ * known before anybody is looked up. */
+struct refusal {
+	__u64 epoch;
+	__u8 peer[16]; /* address of the end that is not the hook's pod */
+	__u32 ifindex; /* of the hook */
+	__u32 sender;  /* 0: that interface's pod; else where the packet came from, as flow entries name it */
+	__u16 dport;
+	__u8 protocol;
+	__u8 family;
+	__u8 direction;
+	__u8 reason;
+	__u16 pad;
+	__u32 endpoint[2]; /* source, destination */
+	__u32 identity[2];
+	__u32 rule[2]; /* by direction */
+	__u64 check;   /* of all of it: what two CPUs wrote at once does not fit */
+};
+
 struct denial_count_key {
 	__u32 endpoint;
 	__u32 rule;
@@ -522,5 +542,6 @@ _Static_assert(sizeof(struct port_span) == 40, "port_span");
 _Static_assert(WIDE_WORDS * 64 == WIDE_MAX, "wide_mask");
 _Static_assert(sizeof(struct event) == 168, "event");
 _Static_assert(sizeof(struct backend_list) == sizeof(struct backend), "backend_list");
+_Static_assert(sizeof(struct refusal) == 72, "refusal");
 _Static_assert(sizeof(struct backend) == 24, "backend");
 _Static_assert(sizeof(struct translation) == 40, "translation");

@@ -140,6 +140,10 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 	struct flow *f;
 	int way = w->reason;
 
+	if (!way && refused_again(skb, w, 0)) {
+		park(skb, w, 1);
+		return TC_DROP;
+	}
 	w->end[0].endpoint = endpoint_number(w->ifindex);
 	w->end[0].iface = w->ifindex;
 	if (!way)
@@ -148,6 +152,7 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 	if (way == DROP_NONE)
 		return f ? deliver(skb, f, w->side) : TC_DROP;
 	if (way < NO_ENTRY) {
+		refusal_remember(w, 0);
 		refuse(skb, w);
 		park(skb, w, 1);
 		return TC_DROP;

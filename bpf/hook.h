@@ -4,6 +4,7 @@
 #include "decide.h"
 #include "deliver.h"
 #include "error.h"
+#include "refusal.h"
 
 /* IPv6 headers that carry IPv4 addresses, loopback or nothing at all; IPv4's like. */
 static __always_inline int is_odd_address(__u8 *a, __u8 family)

@@ -158,6 +158,14 @@ struct {
 	__type(key, struct denial_key);
 	__type(value, struct denial);
 } denials SEC(".maps");
+/* Refusals, by place: an interface has REFUSALS of its own, unless it shares them with those whose
+ * index differs by a multiple of ENDPOINT_MAX. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ENDPOINT_MAX *REFUSALS);
+	__type(key, __u32);
+	__type(value, struct refusal);
+} refusals SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 8192);

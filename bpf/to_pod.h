@@ -100,6 +100,10 @@ static __always_inline int to_pod_slow(struct __sk_buff *skb, struct walk *w, __
 {
 	int way = w->reason;
 
+	if (!way && iface && !(mark_read(skb) & MARK_SHARED) && refused_again(skb, w, iface)) {
+		park(skb, w, 0);
+		return TC_DROP;
+	}
 	w->end[1].endpoint = endpoint_number(w->ifindex);
 	w->end[1].iface = w->ifindex;
 	if (!way)
@@ -107,6 +111,8 @@ static __always_inline int to_pod_slow(struct __sk_buff *skb, struct walk *w, __
 	walk_settle(skb, w, iface, way);
 	if (way == DROP_NONE || way >= NO_ENTRY)
 		return TC_NEXT;
+	if (iface)
+		refusal_remember(w, iface);
 	refuse(skb, w);
 	park(skb, w, 0);
 	return TC_DROP;

@@ -15,7 +15,7 @@ import (
 
 // Sizes are how many entries maps hold, by name; rings in bytes. What is not named has
 // its size of bpf/maps.h. The maps of endpoints and of their
-// fragments have none to choose: endpoint numbers are 10 bits.
+// fragments and refusals have none to choose: endpoint numbers are 10 bits.
 type Sizes map[string]uint32
 
 // sizable are the maps that have a size to choose, and whether it is a ring's.

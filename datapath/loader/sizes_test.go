@@ -96,7 +96,7 @@ func everyMap(t *testing.T) map[string]*ebpf.MapSpec {
 // Whatever map a program writes or reads has a knob, or a reason not to.
 func TestEveryMapHasASize(t *testing.T) {
 	fixed := map[string]bool{
-		bpf.WeirMapEndpointIndex: true, bpf.WeirMapEndpoints: true, bpf.WeirMapEndpointStates: true, bpf.WeirMapFragments: true, // by endpoint number
+		bpf.WeirMapEndpointIndex: true, bpf.WeirMapEndpoints: true, bpf.WeirMapEndpointStates: true, bpf.WeirMapFragments: true, bpf.WeirMapRefusals: true, // by endpoint number, or interface
 		bpf.WeirMapFlowSlots: true, bpf.WeirMapFlowFree: true, // as flows
 		bpf.WeirMapPeers:          true,                           // as addresses and prefixes
 		bpf.SockMapNetnsEndpoints: true,                           // by endpoint number

@@ -90,6 +90,7 @@ type commit struct {
 	rulesets  map[uint32]datapath.Ruleset // to put, canonical
 	unwanted  []uint32                    // rulesets
 	gone      []datapath.Frontend         // removed by write
+	seen      bool                        // write changed frontends
 	endpoints endpointDelta
 	peers     peerDelta
 	origins   delta[netip.Prefix, bpf.WeirOrigin]
@@ -325,6 +326,7 @@ func (c *commit) write() error {
 // judged by them. Their value is the same for all, so removing one needs no grace.
 func (c *commit) writeFrontends() error {
 	k := c.k
+	c.seen = !c.frontends.empty()
 	if err := k.frontends.put(c.frontends.keys, c.frontends.values, k.tick); err != nil {
 		return err
 	}
@@ -385,6 +387,11 @@ func (c *commit) rollback() error {
 		if i, ok := k.peers.index(x); ok {
 			slots{k.peers.memory.at(i)}.forgetAfter(c.epoch)
 		}
+	}
+	// What has no slots was there to be seen: what programs remember of it goes with the epoch.
+	if c.seen || len(c.ends) > 0 {
+		k.control.store(controlEpoch, c.epoch+1)
+		k.committed = c.epoch + 1
 	}
 	return errors.Join(errs...)
 }

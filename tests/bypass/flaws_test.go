@@ -129,7 +129,7 @@ var flaws = []bypass{{
 	id: "R26", name: "denials_washed_out",
 	title: "a pod washes its neighbours' denials out",
 	note:  "B39",
-	tests: []string{"tests/packet TestDenialsAreCountedExactly", "datapath/maps TestDenialsOfRulesOutOfForceAreRetired"},
+	tests: []string{"tests/packet TestRefusalsAreNotWashedOut", "tests/packet TestDenialsAreCountedExactly", "datapath/maps TestDenialsOfRulesOutOfForceAreRetired"},
 }, {
 	id: "R27", name: "rule_ids",
 	title: "rule ids are given again, and credit the wrong policy",

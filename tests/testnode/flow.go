@@ -87,3 +87,41 @@ func (t *Tables) DeniedByCPU(key *bpf.WeirDenialCountKey) ([]bpf.WeirDenialCount
 	}
 	return t.perCPU, err
 }
+
+// Refusals are the denials that are remembered by their packets' own fields.
+func (n *Node) Refusals() ([]bpf.WeirRefusal, error) {
+	m, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapRefusals), nil)
+	if err != nil {
+		return nil, fmt.Errorf("open map %s: %w", bpf.WeirMapRefusals, err)
+	}
+	defer m.Close()
+	var all []bpf.WeirRefusal
+	var place uint32
+	var r bpf.WeirRefusal
+	entries := m.Iterate()
+	for entries.Next(&place, &r) {
+		if r.Epoch != 0 {
+			all = append(all, r)
+		}
+	}
+	return all, entries.Err()
+}
+
+// ForgetDenials empties what is remembered of denials by identities.
+func (n *Node) ForgetDenials() error {
+	m, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapDenials), nil)
+	if err != nil {
+		return fmt.Errorf("open map %s: %w", bpf.WeirMapDenials, err)
+	}
+	defer m.Close()
+	var key bpf.WeirDenialKey
+	for err = m.NextKey(nil, &key); err == nil; err = m.NextKey(nil, &key) {
+		if err := m.Delete(key); err != nil {
+			return fmt.Errorf("empty map %s: %w", bpf.WeirMapDenials, err)
+		}
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
