@@ -151,7 +151,7 @@ func (h *health) line(c call, t trouble) string {
 	case stranger:
 		return fmt.Sprintf("API server %s does not accept this agent's credentials: %s", h.host, t.text)
 	case denied:
-		return fmt.Sprintf("API server %s does not let this agent %s %s: %s: apply deploy/rbac.yaml", h.host, c.verb, c.resource, t.text)
+		return fmt.Sprintf("API server %s does not let this agent %s %s: %s: apply deploy/rbac.yaml, or upgrade the chart's release", h.host, c.verb, c.resource, t.text)
 	}
 	return fmt.Sprintf("API server %s: %s %s: %s", h.host, c.verb, c.resource, t.text)
 }
