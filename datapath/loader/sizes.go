@@ -31,9 +31,6 @@ const (
 	leastEntries = 16
 	mostEntries  = 1 << 24
 	mostBytes    = 1 << 30
-
-	ringPerFlow = 16 // bytes of flow_events for an entry of flows, if nobody says otherwise
-	mostOwnRing = 32 << 20
 )
 
 // ParseSizes reads NAME=ENTRIES, e.g. facts=262144.
@@ -66,12 +63,6 @@ func (s Sizes) set(spec *ebpf.CollectionSpec) {
 	for name, n := range s {
 		if m := spec.Maps[name]; m != nil {
 			m.MaxEntries = n
-		}
-	}
-	// A node of more flows has more at once to tell of.
-	if m := spec.Maps[bpf.WeirMapFlowEvents]; m != nil && s[bpf.WeirMapFlowEvents] == 0 {
-		for m.MaxEntries < min(s[bpf.WeirMapFlows]*ringPerFlow, mostOwnRing) {
-			m.MaxEntries *= 2
 		}
 	}
 	// An address or prefix has a peer, an address and port of a Service a list; index 0 is none.

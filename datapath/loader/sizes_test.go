@@ -31,31 +31,6 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// The ring of flows' events grows with their table, unless it is told how large it is to be.
-func TestRingOfFlows(t *testing.T) {
-	for _, c := range []struct {
-		sizes Sizes
-		want  uint32
-	}{
-		{Sizes{}, 2 << 20},
-		{Sizes{"flows": 1024}, 2 << 20},
-		{Sizes{"flows": 131072}, 2 << 20},
-		{Sizes{"flows": 131073}, 4 << 20},
-		{Sizes{"flows": 1 << 21}, 32 << 20},
-		{Sizes{"flows": 1 << 24}, 32 << 20},
-		{Sizes{"flows": 1 << 21, "flow_events": 4096}, 4096},
-	} {
-		spec, err := bpf.LoadWeir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.sizes.set(spec)
-		if got := spec.Maps["flow_events"].MaxEntries; got != c.want {
-			t.Errorf("%v: a ring of %d bytes, want %d", c.sizes, got, c.want)
-		}
-	}
-}
-
 func TestBadSizes(t *testing.T) {
 	for text, want := range map[string]string{
 		"facts":              "from 16",

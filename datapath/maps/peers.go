@@ -86,7 +86,7 @@ type peerDelta struct {
 	addresses []netip.Prefix // added
 	prefixes  []netip.Prefix // added
 	unwanted  []netip.Prefix
-	words     bool   // a known key's word changes, or a new prefix says something new
+	words     bool   // an address is new, a known key's word changes, or a new prefix says something new
 	oldest    uint64 // a grace must be younger than this epoch
 }
 
@@ -144,6 +144,7 @@ func (d *peerDelta) want(p *peers, x netip.Prefix, peer datapath.Peer, epoch uin
 		delete(p.prefixes.stale, x)
 	} else if x.IsSingleIP() {
 		d.addresses = append(d.addresses, x)
+		d.words = true // what is remembered of a packet to it, or of a flow, is of what covers it
 	} else {
 		d.prefixes = append(d.prefixes, x)
 	}

@@ -136,26 +136,28 @@ func failingCommit(t testing.TB, k *Kernel, s *datapath.State, r *rand.Rand) boo
 	return err != nil
 }
 
-func TestAddedAddressNeedsNoEpoch(t *testing.T) {
+// A refusal is remembered by its address, a flow by what it was when it was judged: the epoch makes
+// both be judged again by who the address is now.
+func TestAddedAddressMovesTheEpoch(t *testing.T) {
 	k := openQuiet(t, pinMaps(t, nil))
 	s := state()
 	s.Peers = peersOf("10.0.0.0/8", 4)
 	first := commitState(t, k, s)
 	s = state()
 	s.Peers = peersOf("10.0.0.0/8", 4, "10.0.0.7", 300)
-	if epoch := commitState(t, k, s); epoch != first {
-		t.Errorf("epoch %d after adding an address, want still %d", epoch, first)
+	if epoch := commitState(t, k, s); epoch != first+1 {
+		t.Errorf("epoch %d after adding an address, want %d", epoch, first+1)
 	}
-	if got := lookup(t, k, netip.MustParseAddr("10.0.0.7"), first); got.word != 300 {
-		t.Errorf("added address is %+v, want 300 at once", got)
+	if got := lookup(t, k, netip.MustParseAddr("10.0.0.7"), first+1); got.word != 300 {
+		t.Errorf("added address is %+v, want 300", got)
 	}
 	s = state()
 	s.Peers = peersOf("10.0.0.0/8", 4)
-	if epoch := commitState(t, k, s); epoch != first+1 {
-		t.Errorf("epoch %d after removing an address, want %d", epoch, first+1)
+	if epoch := commitState(t, k, s); epoch != first+2 {
+		t.Errorf("epoch %d after removing an address, want %d", epoch, first+2)
 	}
-	if again := commitState(t, k, s); again != first+1 {
-		t.Errorf("epoch %d after a commit of the same, want %d", again, first+1)
+	if again := commitState(t, k, s); again != first+2 {
+		t.Errorf("epoch %d after a commit of the same, want %d", again, first+2)
 	}
 }
 

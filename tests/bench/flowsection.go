@@ -405,7 +405,7 @@ func quiet(ctx context.Context, n *lab.Node) error {
 // Crafted.
 
 func flowCrafted(m *measurement) (failed error) {
-	s, err := newSite(m, "x", 1, lab.Options{Agent: append([]string{"--map-size", "flows=2097152"}, recordsOn...)})
+	s, err := newSite(m, "x", 1, lab.Options{Agent: append([]string{"--map-size", "flows=2097152", "--map-size", "flow_events=33554432"}, recordsOn...)})
 	defer func() { failed = errors.Join(failed, s.close()) }()
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ var flaws = []bypass{{
 	id: "R10", name: "addresses_outside_the_commit",
 	title: "addresses change outside of the commit",
 	note:  "B18",
-	tests: []string{"datapath/maps TestPeersChangeInOneEpoch", "datapath/maps TestAddedAddressNeedsNoEpoch", "tests/packet TestUnconcernedFlowIsRestamped"},
+	tests: []string{"datapath/maps TestPeersChangeInOneEpoch", "datapath/maps TestAddedAddressMovesTheEpoch", "tests/packet TestUnconcernedFlowIsRestamped"},
 }, {
 	id: "R11", name: "mapped",
 	title: "v4-mapped addresses mix the families",

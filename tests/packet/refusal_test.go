@@ -155,6 +155,19 @@ func TestARefusalEndsWithItsEpoch(t *testing.T) {
 		t.Errorf("%d flows revoked, want %d (%v)", after.FlowsRevoked, before.FlowsRevoked+1, err)
 	}
 
+	// An address that had no peer of its own gets one: it is judged by that at once.
+	s.Set(s.a, toB, open)
+	s.Commit(t)
+	unmanaged := dropped(bpf.WeirDropReasonDROP_UNMANAGED_PEER)
+	newcomer := tcp(s.a.Addr4, 1000, "10.0.0.200", 80, "S")
+	for range 2 {
+		s.from(t, "a newcomer", s.a, newcomer, unmanaged)
+		newcomer.Sport++
+	}
+	s.State.Peers[prefix("10.0.0.200/32")] = datapath.Peer{Identity: idB}
+	s.Commit(t)
+	s.from(t, "who is known now", s.a, newcomer, next)
+
 	// A claimed address and port is NAT's to name, once the commit that claims it is in force.
 	service := datapath.Frontend{Addr: mustAddr("10.96.0.1"), Protocol: datapath.TCP, Port: 443}
 	s.Set(s.a, toWorld, open)
