@@ -34,7 +34,7 @@ func TestOverloadIsAccountedForExactly(t *testing.T) {
 	ran := make(chan error, 1)
 	go func() { ran <- log.Run(ctx, in) }()
 	s.FromPod(t, s.a, testnode.UDP(s.a.Addr4, 999, outside, 53))
-	for deadline := time.Now().Add(10 * time.Second); log.Status().Read == 0; time.Sleep(time.Millisecond) { // it reads
+	for deadline := time.Now().Add(10 * time.Second); log.Status().Records == 0; time.Sleep(time.Millisecond) { // it reads
 		if time.Now().After(deadline) {
 			t.Fatal("the log does not read")
 		}
