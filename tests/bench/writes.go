@@ -25,7 +25,7 @@ var writeCases = []struct {
 	{"a pod elsewhere, like others", func(s *datapath.State) *datapath.Delta {
 		s.Peers[elsewhere] = datapath.Peer{Identity: farAway}
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}}
-	}, "1 + 3 words"},
+	}, "1 + 4 words"},
 	{"the pod goes", func(s *datapath.State) *datapath.Delta {
 		delete(s.Peers, elsewhere)
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}}
@@ -34,7 +34,7 @@ var writeCases = []struct {
 		s.Peers[elsewhere] = datapath.Peer{Identity: newcomer.Identity}
 		s.Facts[newcomer] = 0
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}, Facts: []datapath.Fact{newcomer}}
-	}, "2 + 4 words"},
+	}, "2 + 5 words"},
 	{"the pod goes", func(s *datapath.State) *datapath.Delta {
 		delete(s.Peers, elsewhere)
 		delete(s.Facts, newcomer)
