@@ -20,8 +20,9 @@ type queue struct {
 	closed bool
 }
 
-// gaps are the causes of loss on the way to a target: the kernel's rings, the log, the queue.
-var gaps = [...]string{flowlog.LostFlowEvents, flowlog.LostDenialEvents, "", flowlog.LostExportQueue}
+// gaps are the causes of loss on the way to a target: the kernel's rings, an earlier agent, the log,
+// the queue.
+var gaps = [...]string{flowlog.LostFlowEvents, flowlog.LostDenialEvents, flowlog.LostAgent, "", flowlog.LostExportQueue}
 
 func newQueue(size int) *queue { return &queue{size: size, wake: make(chan struct{}, 1)} }
 
