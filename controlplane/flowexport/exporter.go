@@ -105,13 +105,12 @@ func (e *Exporter) Run(ctx context.Context) {
 func (e *Exporter) read(ctx context.Context) {
 	defer e.from.Close()
 	for {
-		records, lost, err := e.from.Next(ctx)
+		records, missed, err := e.from.Next(ctx)
 		if err != nil {
 			return // ctx or the log is over
 		}
-		if lost > 0 {
-			e.queue.addLost(lost, "")
-			e.lose(LostBehind, lost)
+		for _, r := range missed {
+			e.take(r)
 		}
 		for _, r := range records {
 			e.take(r)
@@ -122,6 +121,9 @@ func (e *Exporter) read(ctx context.Context) {
 func (e *Exporter) take(r *flowlog.Record) {
 	if n, cause := r.Lost(); n > 0 {
 		e.queue.addLost(n, cause)
+		if cause == "" {
+			e.lose(LostBehind, n)
+		}
 		return
 	}
 	if !e.Filter.Wants(r) {

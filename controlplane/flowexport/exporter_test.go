@@ -292,6 +292,29 @@ func TestBehind(t *testing.T) {
 	n.same(to.all(), append([]string{"lost 92 "}, ports(93, 100)...))
 }
 
+// Nor is what the kernel lost meanwhile: those who missed the log's records of it hear of it, by
+// cause, and flows alone count as missed.
+func TestBehindHearsOfTheKernelsLosses(t *testing.T) {
+	n := newNode(t, 8)
+	to := &target{}
+	e := flowexport.New(n.Log, flowexport.Config{Name: "test", Target: to, Log: slog.New(slog.DiscardHandler), Linger: time.Millisecond})
+	n.Flows(20)
+	n.KernelLoses(40, 2)
+	n.Flows(30)
+	n.KernelLoses(5, 0)
+	n.Flows(4)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); e.Run(ctx) }()
+	n.until(e, "what is left", func(s api.ExportStatus) bool { return s.Exported == 7 })
+	cancel()
+	<-ended
+	if s := e.Status(); s.Lost["behind"] != 47 || s.Taken != 7 {
+		t.Errorf("%+v", s)
+	}
+	n.same(to.all(), slices.Concat([]string{"lost 40 flow_events", "lost 2 denial_events", "lost 47 "}, ports(48, 50), []string{"lost 5 flow_events"}, ports(51, 54)))
+}
+
 // broken is a target that cannot be opened.
 type broken struct{ err error }
 

@@ -91,15 +91,12 @@ func (h *history) keep(r *Reader) {
 	due := time.Now().Add(time.Minute)
 	for {
 		ctx, cancel := context.WithDeadline(context.Background(), due)
-		records, lost, err := r.Next(ctx)
+		records, missed, err := r.Next(ctx)
 		cancel()
 		if len(pending) == 0 && len(records) > 0 {
 			due = time.Now().Add(spillAfter)
 		}
-		if lost > 0 {
-			pending = append(pending, gap(lost, records[0])) // the ring has some, always
-		}
-		pending = append(pending, records...)
+		pending = append(append(pending, missed...), records...)
 		ended := errors.Is(err, io.EOF)
 		if over := !time.Now().Before(due); len(pending) >= spillBlock || over || ended {
 			if len(pending) > 0 {
@@ -116,11 +113,6 @@ func (h *history) keep(r *Reader) {
 			return
 		}
 	}
-}
-
-// gap stands for records that were overwritten before they could be spilled, in front of next.
-func gap(lost uint64, next *record) *record {
-	return &record{seq: next.seq - 1, lost: lost, read: next.read, event: datapath.Event{Time: time.Now()}}
 }
 
 // write spills records; with none, how far this life has read.

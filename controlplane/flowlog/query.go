@@ -52,9 +52,9 @@ func (l *Log) selection(q api.FlowQuery) (Selection, error) {
 // lost_events message with the number of records, matching or not, in their place. The error
 // is to's, or ctx's.
 func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
-	kept, next := l.ring.all()
+	kept, end := l.ring.all()
 	if !s.New {
-		for r := range l.past(s, kept, next-uint64(len(kept))) {
+		for r := range l.past(s, kept, end.next-uint64(len(kept))) {
 			if err := l.send(r, to); err != nil {
 				l.cutOff(nameOf(ctx), err)
 				return err
@@ -67,11 +67,7 @@ func (l *Log) Select(ctx context.Context, s Selection, to Sink) error {
 	if err := to.Flush(); err != nil || !s.Follow {
 		return err
 	}
-	told := uint64(0)
-	if len(kept) > 0 {
-		told = kept[len(kept)-1].kernelLost()
-	}
-	return l.follow(ctx, next, told, s, to)
+	return l.follow(ctx, end, s, to)
 }
 
 // past yields the records that s asks for among those that there are, oldest first: kept are
@@ -147,46 +143,35 @@ func (s *Selection) wants(r *record) bool {
 // late is how long after its time a record may come: the kernel's rings are read in turn.
 const late = time.Second
 
-// follow goes on with record next; told is what the kernel lost before it. A reader that misses
-// records hears of what those told.
-func (l *Log) follow(ctx context.Context, next, told uint64, s Selection, to Sink) error {
+// follow goes on where all there was ended.
+func (l *Log) follow(ctx context.Context, end place, s Selection, to Sink) error {
 	within := ctx
 	if !s.Until.IsZero() {
 		var cancel context.CancelFunc
 		within, cancel = context.WithTimeout(ctx, s.Until.Sub(l.opts.Now())+late)
 		defer cancel()
 	}
-	r := l.readerAt(nameOf(ctx), next)
+	r := l.readerAt(nameOf(ctx), end)
 	defer r.Close()
 	for {
-		records, lost, err := r.Next(within)
+		records, missed, err := r.Next(within)
 		switch {
 		case errors.Is(err, io.EOF), err != nil && ctx.Err() == nil:
 			return nil // the log's end, or that of the time asked for
 		case err != nil:
 			return err
 		}
-		untold := uint64(0)
-		if len(records) > 0 {
-			untold, told = records[0].lostBefore-told, records[len(records)-1].kernelLost()
-		}
-		if err := l.sendAll(records, lost, untold, s, to); err != nil {
+		if err := l.sendAll(records, missed, s, to); err != nil {
 			l.cutOff(r.name, err)
 			return err
 		}
 	}
 }
 
-// sendAll sends what a reader took, after what it missed: records, and events of the kernel's
-// that those told of.
-func (l *Log) sendAll(records []*record, lost, untold uint64, s Selection, to Sink) error {
-	if untold > 0 {
-		if err := to.Send(l.lost(untold, LostFlowEvents, l.opts.Now())); err != nil {
-			return err
-		}
-	}
-	if lost > 0 {
-		if err := to.Send(l.lost(lost, "", l.opts.Now())); err != nil {
+// sendAll sends what a reader took, after what it missed.
+func (l *Log) sendAll(records, missed []*record, s Selection, to Sink) error {
+	for _, r := range missed {
+		if err := to.Send(l.response(r)); err != nil {
 			return err
 		}
 	}

@@ -19,7 +19,7 @@ const batch = 512
 type Reader struct {
 	log   *Log
 	name  string
-	next  uint64
+	at    place
 	buf   []*record
 	taken time.Time // when it last had less than it could take
 }
@@ -33,18 +33,19 @@ func (l *Log) pause() time.Duration {
 // Reader begins with the record that comes next. name is how status and metrics call it;
 // Close must be called.
 func (l *Log) Reader(name string) *Reader {
-	_, _, next := l.ring.measure()
-	return l.readerAt(name, next)
+	return l.readerAt(name, l.ring.end())
 }
 
-func (l *Log) readerAt(name string, next uint64) *Reader {
+func (l *Log) readerAt(name string, at place) *Reader {
 	l.account.change(name, func(a *api.FlowReader) { a.Open++ })
-	return &Reader{log: l, name: name, next: next, buf: make([]*record, 0, batch)}
+	return &Reader{log: l, name: name, at: at, buf: make([]*record, 0, batch)}
 }
 
-// Next waits for records; lost is how many came before these and are gone. The slice is
-// valid until the next call. It ends with io.EOF when no more will come, or ctx's error.
-func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err error) {
+// Next waits for records. Those that came before these and are gone are missed: records of lost
+// events, one without a cause for how many they were, and the others for what the kernel lost
+// meanwhile, which were among them. The records are valid until the next call. It ends with io.EOF
+// when no more will come, or ctx's error.
+func (r *Reader) Next(ctx context.Context) (records, missed []*Record, err error) {
 	if rest := r.log.pause() - time.Since(r.taken); rest > 0 {
 		select {
 		case <-ctx.Done():
@@ -53,9 +54,9 @@ func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err 
 	}
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
-		records, lost, wait := r.log.ring.after(r.next, r.buf)
+		records, lost, wait := r.log.ring.after(r.at.next, r.buf)
 		if wait != nil {
 			select {
 			case <-ctx.Done():
@@ -63,10 +64,16 @@ func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err 
 			}
 			continue
 		}
-		if len(records) == 0 && lost == 0 {
-			return nil, 0, io.EOF
+		if len(records) == 0 {
+			return nil, nil, io.EOF
 		}
-		r.next += lost + uint64(len(records))
+		if lost > 0 {
+			missed = r.at.missed(lost, records[0])
+			for _, m := range missed {
+				m.event.Time = r.log.opts.Now()
+			}
+		}
+		r.at = after(records[len(records)-1])
 		if len(records) < cap(r.buf) {
 			r.taken = time.Now()
 		}
@@ -74,7 +81,7 @@ func (r *Reader) Next(ctx context.Context) (records []*Record, lost uint64, err 
 			a.Taken += uint64(len(records))
 			a.Lost += lost
 		})
-		return records, lost, nil
+		return records, missed, nil
 	}
 }
 

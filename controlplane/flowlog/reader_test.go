@@ -39,12 +39,16 @@ func TestThousandReaders(t *testing.T) {
 		readers.Go(func() {
 			r := l.Reader("many")
 			defer r.Close()
-			first, n, missed := r.next, uint64(0), uint64(0)
+			first, n, missed := r.at.next, uint64(0), uint64(0)
 			for range i%7 + 1 {
-				records, gone, err := r.Next(t.Context())
+				records, gaps, err := r.Next(t.Context())
 				if err != nil {
 					t.Error(err)
 					return
+				}
+				gone := uint64(0)
+				for _, gap := range gaps {
+					gone += gap.lost
 				}
 				if at := first + n + missed + gone; len(records) > 0 && records[0].seq != at {
 					t.Errorf("record %d, want %d", records[0].seq, at)
@@ -69,8 +73,8 @@ func TestReaderEnds(t *testing.T) {
 	r := l.Reader("x")
 	l.add(began())
 	l.ring.setClosed(true)
-	if records, lost, err := r.Next(t.Context()); len(records) != 1 || lost != 0 || err != nil {
-		t.Fatalf("%v, %d, %v", records, lost, err)
+	if records, missed, err := r.Next(t.Context()); len(records) != 1 || missed != nil || err != nil {
+		t.Fatalf("%v, %v, %v", records, missed, err)
 	}
 	if _, _, err := r.Next(t.Context()); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v", err)
@@ -137,6 +141,54 @@ func TestKernelLossesAreTold(t *testing.T) {
 	if len(to.got) != 2 || to.got[0].GetLostEvents().GetNumEventsLost() != 4 || to.got[1].GetLostEvents().GetNumEventsLost() != 2 ||
 		to.got[0].GetLostEvents().GetSource().String() != "PERF_EVENT_RING_BUFFER" {
 		t.Errorf("%v", to.got)
+	}
+}
+
+// Who misses records hears what those told, each cause for itself, and how many others they were;
+// what was told before, or is told by a record that comes, is not told again.
+func TestReaderHearsWhatItMissed(t *testing.T) {
+	l := New(shop(), Options{Size: 4, Now: func() time.Time { return noon }})
+	l.tellLost(LostFlowEvents, 100, 0) // before
+	r := l.Reader("x")
+	defer r.Close()
+	take := func() (told, n string) {
+		t.Helper()
+		records, missed, err := r.Next(t.Context())
+		must(t, err)
+		for _, m := range missed {
+			told += fmt.Sprintf("%d %q, ", m.lost, m.cause)
+			if !m.event.Time.Equal(noon) {
+				t.Errorf("time %s", m.event.Time)
+			}
+		}
+		return told, fmt.Sprint(len(records))
+	}
+	is := func(want string) {
+		t.Helper()
+		if told, n := take(); told+n != want {
+			t.Errorf("got %s%s\nwant %s", told, n, want)
+		}
+	}
+	l.tellLost(LostFlowEvents, 107, 100)
+	l.add(began())
+	is("2")
+	l.tellLost(LostFlowEvents, 9, 7)
+	l.tellLost(LostDenialEvents, 4, 1)
+	l.add(began())
+	l.tellLost(LostFlowEvents, 10, 9)
+	l.ring.add(&record{lost: 8, cause: LostAgent})
+	l.tellLost(LostFlowEvents, 50, 10)
+	for range 3 {
+		l.add(began())
+	}
+	is(`3 "flow_events", 3 "denial_events", 8 "agent", 1 "", 4`)
+	for range 4 {
+		l.tellLost(LostFlowEvents, 1, 0)
+	}
+	l.tellLost(LostFlowEvents, 1, 0)
+	is(`1 "flow_events", 4`) // no other records were missed
+	if a := l.Status().Readers[0]; a.Taken != 10 || a.Lost != 6 {
+		t.Errorf("account %+v", a)
 	}
 }
 

@@ -21,15 +21,7 @@ type record struct {
 	lost       uint64          // stands for so many events that the kernel had no room for; has a time and nothing else
 	cause      string          // where they were lost
 	read       uint64          // events that the log had read by then, this one included
-	lostBefore uint64          // what the kernel lost by then, as records before this one in the ring tell
-}
-
-// kernelLost is what the kernel lost by then, as this record and those before it tell.
-func (r *record) kernelLost() uint64 {
-	if r.cause == LostFlowEvents || r.cause == LostDenialEvents {
-		return r.lostBefore + r.lost
-	}
-	return r.lostBefore
+	before     *losses         // what the records before this one in the ring tell
 }
 
 // namer resolves names and remembers those that stay true: a rule id never changes its

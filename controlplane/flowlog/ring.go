@@ -8,22 +8,22 @@ type ring struct {
 	mu      sync.RWMutex
 	kept    []*record // record seq is at seq % size once the ring is full
 	size    uint64
-	next    uint64 // sequence number of the next record
-	lost    uint64 // kernelLost of the newest
+	next    uint64  // sequence number of the next record
+	told    *losses // what all records tell
 	wake    chan struct{}
 	waiting bool
 	closed  bool
 }
 
 func newRing(size int) *ring {
-	return &ring{size: uint64(size), wake: make(chan struct{})}
+	return &ring{size: uint64(size), told: &losses{}, wake: make(chan struct{})}
 }
 
 func (g *ring) add(r *record) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	r.seq, r.lostBefore = g.next, g.lost
-	g.next, g.lost = g.next+1, r.kernelLost()
+	r.seq, r.before = g.next, g.told
+	g.next, g.told = g.next+1, g.told.and(r)
 	if uint64(len(g.kept)) < g.size {
 		g.kept = append(g.kept, r)
 	} else {
@@ -47,15 +47,22 @@ func (g *ring) setClosed(closed bool) {
 	g.wakeAll()
 }
 
-// all returns what is kept, oldest first, and the sequence number that follows.
-func (g *ring) all() ([]*record, uint64) {
+// all returns what is kept, oldest first, and the place that follows.
+func (g *ring) all() ([]*record, place) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	out := make([]*record, 0, len(g.kept))
 	for seq := g.oldest(); seq < g.next; seq++ {
 		out = append(out, g.kept[seq%g.size])
 	}
-	return out, g.next
+	return out, place{g.next, g.told}
+}
+
+// end is the place of the record that comes next.
+func (g *ring) end() place {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return place{g.next, g.told}
 }
 
 func (g *ring) oldest() uint64 { return g.next - uint64(len(g.kept)) }

@@ -8,7 +8,7 @@ import (
 
 // Rate is how many records a second came in the last minute, or in what is kept of it.
 func (l *Log) Rate() float64 {
-	kept, next := l.ring.all()
+	kept, end := l.ring.all()
 	now := l.opts.Now()
 	from := now.Add(-time.Minute)
 	count := 0
@@ -21,7 +21,7 @@ func (l *Log) Rate() float64 {
 	switch {
 	case count == 0:
 		return 0
-	case count == len(kept) && next > uint64(count): // some of the minute's are gone
+	case count == len(kept) && end.next > uint64(count): // some of the minute's are gone
 		from = kept[0].event.Time
 	case l.begun.After(from):
 		from = l.begun

@@ -32,11 +32,6 @@ func (r *record) Lost() (n uint64, cause string) { return r.lost, r.cause }
 // Message is the record as the API gives it.
 func (l *Log) Message(r *Record) *observerpb.GetFlowsResponse { return l.response(r) }
 
-// LostMessage stands for n records that a reader was too slow for.
-func (l *Log) LostMessage(n uint64) *observerpb.GetFlowsResponse {
-	return l.lost(n, "", l.opts.Now())
-}
-
 // LostRecord stands for n records that were lost between a reader and whom it read for.
 func LostRecord(n uint64, cause string, at time.Time) *Record {
 	return &record{lost: n, cause: cause, event: datapath.Event{Time: at}}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,12 +25,15 @@ type Feed struct {
 	events chan datapath.Event
 	sent   uint64
 	port   uint16
+
+	mu       sync.Mutex
+	counters datapath.Counters
 }
 
 // New returns a log that keeps so many records; 0 = the default.
 func New(t testing.TB, size int) *Feed {
 	f := &Feed{TB: t, events: make(chan datapath.Event)}
-	f.Log = flowlog.New(shop{}, flowlog.Options{Node: Node, Version: "0.1.0", Size: size})
+	f.Log = flowlog.New(shop{}, flowlog.Options{Node: Node, Version: "0.1.0", Size: size, Counters: f.kernel})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- f.Log.Run(ctx, reader{f.events, ctx.Done()}) }()
@@ -56,6 +60,28 @@ func (f *Feed) Add(events ...datapath.Event) {
 	for f.Log.Status().Records < f.sent {
 		time.Sleep(100 * time.Microsecond)
 	}
+}
+
+// KernelLoses has the kernel lose events, and denials; the log tells of both when it returns.
+func (f *Feed) KernelLoses(events, denials uint64) {
+	f.Helper()
+	before := f.Log.Status().Records
+	f.mu.Lock()
+	f.counters.EventsLost += events
+	f.counters.DenialsLost += denials
+	f.mu.Unlock()
+	f.sent += min(events, 1) + min(denials, 1)
+	for end := time.Now().Add(20 * time.Second); f.Log.Status().Records < before+min(events, 1)+min(denials, 1); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			f.Fatal("the log does not tell what the kernel lost")
+		}
+	}
+}
+
+func (f *Feed) kernel() (datapath.Counters, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.counters, nil
 }
 
 // Flows makes n flows of web to db begin, from the next source ports on: 1, 2, ...
