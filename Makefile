@@ -26,7 +26,7 @@
 #   lint       format, vet, staticcheck, import arrows
 #   verify     what each kernel program costs the verifier
 #   bench      what policy costs, beside what others cost: writes docs/benchmarks.md (ONLY=packets,traffic,flood,
-#              flows,updates,cni,memory; BENCHFLAGS=-short: to see that it works; -gate 3: what a change is held to)
+#              flows,updates,cni,memory; BENCHFLAGS=-short: to see that it works; -gate: what a change is held to)
 #   fmt        rewrite Go and C in the house's format
 #   clean      build output, and what a crashed run left behind
 

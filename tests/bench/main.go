@@ -89,9 +89,7 @@ func main() {
 	flag.StringVar(&o.result, "result", "", "file for its result (likewise)")
 	flag.StringVar(&o.match, "match", "", "of what is compared, only this (a regular expression), and what it is held against")
 	repeat := flag.Int("repeat", 300000, "with a gate: packets per burst (keep a burst under a second)")
-	var gates gates
-	flag.Float64Var(&gates.established, "gate", 0, "fail if an established packet costs more than this many 1H (0: no gate)")
-	flag.Float64Var(&gates.more, "gate-more", 0, "fail if more rules make a first packet more than this many times as dear (0: no gate)")
+	gated := flag.Bool("gate", false, "only the ratios that are stable enough, and fail where one is past its gate")
 	flag.Parse()
 	if o.short && o.out == page {
 		o.out = filepath.Join(o.bin, "benchmarks-short.md")
@@ -101,8 +99,8 @@ func main() {
 	err := errors.New("no arguments are expected")
 	switch {
 	case flag.NArg() > 0:
-	case gates != (gatesOff):
-		err = gate(min(o.rounds, mostRounds), *repeat, gates)
+	case *gated:
+		err = gate(min(o.rounds, mostRounds), *repeat)
 	case o.child != "":
 		err = child(ctx, o)
 	default:

@@ -99,7 +99,7 @@ func (n *node) kinds(m *measurement) error {
 			switch s.name {
 			case establishedRow:
 				m.AtMost(fmt.Sprintf("an established packet, IPv%d, to one hash lookup", family), median(ratio), 3, "x")
-			case "denied, again and again":
+			case deniedRow:
 				m.AtMost(fmt.Sprintf("a repeated denial, IPv%d, logging on, to one hash lookup", family), median(ratio), 6.5, "x")
 			}
 		}
@@ -136,7 +136,7 @@ func (n *node) kindShots(family, repeat int) ([]*shot, error) {
 	shots := append(n.base(family, repeat),
 		n.floor(n.shot(establishedRow, data(family), 1, repeat, redirect)), established, reply,
 		n.floor(floorFirst), first,
-		n.shot("denied, again and again", tcp(one, 1000, three, 80, "S"), 1, repeat/4, drop), refused)
+		n.shot(deniedRow, tcp(one, 1000, three, 80, "S"), 1, repeat/4, drop), refused)
 	head, tail, err := fragments(one, address(15, family))
 	if err != nil {
 		return nil, err
@@ -241,7 +241,7 @@ func (n *node) byRules(m *measurement) error {
 func (n *node) byIdentities(m *measurement) error {
 	counts := pick(m, []int{10, 100, 1000, 10000, 100000}, []int{10, 1000})
 	t := &report.Table{Name: "identities", Title: "More identities", Head: "x 1H, by identities", Plot: report.Lines}
-	rows := []report.Row{{Name: establishedRow}, {Name: firstRow}, {Name: "denied, again and again"}}
+	rows := []report.Row{{Name: establishedRow}, {Name: firstRow}, {Name: deniedRow}}
 	const ruleset, set = 900, 900
 	n.state.Rulesets[ruleset] = datapath.Ruleset{Default: 300, Groups: []datapath.PortGroup{{Protocol: datapath.TCP, Low: 80, High: 80, Set: set, Labels: true, Rules: []uint32{301}}}}
 	n.state.Facts[datapath.Fact{Set: set, Identity: pod1}] = 0
