@@ -273,6 +273,7 @@ func TestBadStarts(t *testing.T) {
 		{[]string{"--otlp-tls-cert", "a.pem"}, 2, "--otlp-tls-cert and --otlp-tls-key need each other"},
 		{[]string{"--otlp-protocol", "udp"}, 2, `--otlp-protocol "udp" is neither grpc nor http`},
 		{[]string{"--otlp-flow-filter", "verdict"}, 2, `--otlp-flow-filter: "verdict" is not NAME=VALUE`},
+		{[]string{"--otlp-flow-fields", "weir.verdict,sourc"}, 2, `--otlp-flow-fields: "sourc": flows have no such attribute`},
 		{[]string{"--otlp-metrics-interval", "1ms"}, 2, "--otlp-metrics-interval 1ms must be a second or more"},
 		{[]string{"--flow-export-queue", "0"}, 2, "--flow-export-queue 0 must be above 0"},
 	} {

@@ -40,12 +40,14 @@ type exportOptions struct {
 	otlpCompress string
 	otlpFlows    bool
 	otlpFilter   []string
+	otlpFields   []string
 	otlpMetrics  bool
 	otlpInterval time.Duration
 
 	// Of the above, checked.
 	fileWants, otlpWants flowlog.Filter
 	fileOf               jsonfile.Fields
+	otlpOf               otlp.Fields
 	otlpURL              *url.URL
 }
 
@@ -66,6 +68,7 @@ func (o *exportOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.otlpCompress, "otlp-compression", "gzip", "gzip or none")
 	f.BoolVar(&o.otlpFlows, "otlp-flows", true, "send flows, as log records")
 	f.StringArrayVar(&o.otlpFilter, "otlp-flow-filter", nil, "which, as for --flow-export-file-filter; repeatable (default: all)")
+	f.StringSliceVar(&o.otlpFields, "otlp-flow-fields", nil, "attributes of flows that are sent, or what their names begin with, and body, e.g. weir.verdict,source.k8s (default: all)")
 	f.BoolVar(&o.otlpMetrics, "otlp-metrics", true, "send metrics, those of --metrics-listen")
 	f.DurationVar(&o.otlpInterval, "otlp-metrics-interval", time.Minute, "how often")
 }
@@ -109,6 +112,9 @@ func (o *exportOptions) checkOTLP() error {
 	var err error
 	if o.otlpWants, err = exportFilter(o.otlpFilter); err != nil {
 		return usage("--otlp-flow-filter: %w", err)
+	}
+	if o.otlpOf, err = otlp.ParseFields(o.otlpFields); err != nil {
+		return usage("--otlp-flow-fields: %w", err)
 	}
 	if o.otlp == "" {
 		return nil
@@ -182,7 +188,7 @@ func (o *exportOptions) metrics(from *export.Metrics, node string, to *slog.Logg
 func (o *exportOptions) collector(node string) otlp.Options {
 	return otlp.Options{
 		Endpoint: o.otlpURL, Protocol: o.otlpProtocol, CA: o.otlpCA, Cert: o.otlpCert, Key: o.otlpKey,
-		HeadersFile: o.otlpHeaders, Gzip: o.otlpCompress == "gzip", Node: node, Version: build.Read().String(),
+		HeadersFile: o.otlpHeaders, Gzip: o.otlpCompress == "gzip", Fields: o.otlpOf, Node: node, Version: build.Read().String(),
 	}
 }
 

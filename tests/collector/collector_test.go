@@ -242,6 +242,41 @@ func TestFlowsAreLogRecords(t *testing.T) {
 	})
 }
 
+// What is asked for comes, and nothing else; what is lost is told whole.
+func TestSomeFieldsOfFlows(t *testing.T) {
+	each(t, func(t *testing.T, protocol string) {
+		address := freeAddress(t)
+		s, _ := collect(t, protocol, address, nil)
+		feed := flowfeed.New(t, 0)
+		o := to(t, "http", protocol, address)
+		var err error
+		o.Fields, err = otlp.ParseFields([]string{"weir.verdict", "weir.reason", "source.k8s.pod", "weir.ingress.isolated_by"})
+		must(t, err)
+		e := export(t, feed, o)
+		feed.Add(flowfeed.Denied(40001))
+		feed.KernelLoses(3, 0)
+		feed.Add(flowfeed.Ended(40002))
+		until(t, e, "two exported", func(s api.ExportStatus) bool { return s.Exported == 2 })
+		got := s.all()
+		if len(got) != 3 {
+			t.Fatalf("%d records", len(got))
+		}
+		for i, want := range []string{
+			"weir.flow WARN  map[source.k8s.pod.name:web-1 weir.ingress.isolated_by:[shop/db] weir.reason:policy weir.verdict:DROPPED]",
+			"weir.lost ERROR flow records were lost here map[weir.lost.cause:flow_events weir.lost.records:3]",
+			"weir.flow INFO  map[source.k8s.pod.name:web-1 weir.verdict:FORWARDED]",
+		} {
+			r := got[i]
+			if have := fmt.Sprint(r.EventName(), " ", r.SeverityText(), " ", r.Body().AsString(), " ", r.Attributes().AsRaw()); have != want {
+				t.Errorf("got %s\nwant %s", have, want)
+			}
+		}
+		if !got[0].Timestamp().AsTime().Equal(flowfeed.At) {
+			t.Errorf("time %s", got[0].Timestamp())
+		}
+	})
+}
+
 // same holds all attributes but the record's id, which must be there.
 func same(t *testing.T, r plog.LogRecord, want map[string]any) {
 	t.Helper()

@@ -153,7 +153,12 @@ func (shop) Endpoint(number uint32) *flowlog.Party {
 	return nil
 }
 
-func (shop) Peer(netip.Addr, identity.Number) *flowlog.Party { return nil }
+func (shop) Peer(a netip.Addr, _ identity.Number) *flowlog.Party {
+	if a == netip.MustParseAddr("192.168.0.10") {
+		return &flowlog.Party{Name: Node}
+	}
+	return nil
+}
 
 func (shop) Service(a netip.Addr) *flowlog.Ref {
 	if a == netip.MustParseAddr("10.96.0.10") {

@@ -62,7 +62,7 @@ func (l *Logs) Send(ctx context.Context, records []*flowlog.Record) (settled int
 	l.batch.records = l.batch.records[:0]
 	now := time.Now()
 	for _, r := range records {
-		l.logger.Emit(ctx, logRecord(r, l.Node, now))
+		l.logger.Emit(ctx, logRecord(r, l.Node, l.Fields, now))
 	}
 	l.answer.reset()
 	err = l.exporter.Export(ctx, l.batch.records)

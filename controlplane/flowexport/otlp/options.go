@@ -30,6 +30,7 @@ type Options struct {
 	Cert, Key   string // of the node, for a collector that asks; "" = none
 	HeadersFile string // a line "name: value" each; "" = none
 	Gzip        bool
+	Fields      Fields // of flows; zero = all
 
 	Node, Version string
 }

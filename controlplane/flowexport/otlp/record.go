@@ -22,8 +22,8 @@ const (
 )
 
 // logRecord is a flow as OpenTelemetry has it: semantic conventions where there are such,
-// weir.* for the rest. What is not known is not there.
-func logRecord(r *flowlog.Record, node string, now time.Time) log.Record {
+// weir.* for the rest. What is not known, or not among fields, is not there.
+func logRecord(r *flowlog.Record, node string, fields Fields, now time.Time) log.Record {
 	var out log.Record
 	out.SetTimestamp(r.Event().Time)
 	out.SetObservedTimestamp(now)
@@ -43,7 +43,9 @@ func logRecord(r *flowlog.Record, node string, now time.Time) log.Record {
 		out.SetSeverity(log.SeverityWarn)
 		out.SetSeverityText("WARN")
 	}
-	out.SetBody(attribute.StringValue(body(r, x)))
+	if fields.want(fieldBody) {
+		out.SetBody(attribute.StringValue(body(r, x)))
+	}
 	a := make(attributes, 0, 48)
 	a.text(semconv.LogRecordUIDKey, r.UUID(node))
 	a.network(r)
@@ -52,7 +54,7 @@ func logRecord(r *flowlog.Record, node string, now time.Time) log.Record {
 	}
 	a.story(r, x)
 	a.process(x)
-	out.AddAttributes(a...)
+	out.AddAttributes(fields.of(a)...)
 	return out
 }
 

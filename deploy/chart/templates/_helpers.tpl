@@ -110,6 +110,9 @@ otlp-flows: {{ .flows }}
 {{- with .filters }}
 otlp-flow-filter: {{ toJson . }}
 {{- end }}
+{{- with .fields }}
+otlp-flow-fields: {{ toJson . }}
+{{- end }}
 otlp-metrics: {{ .metrics }}
 otlp-metrics-interval: {{ .metricsInterval }}
 {{- end }}

@@ -83,7 +83,7 @@ var everything = map[string]any{
 	"flowFile": map[string]any{"path": "/var/log/weir/flows.json", "sizeMiB": 7, "keep": 2, "age": "48h",
 		"filters": []any{"verdict=dropped"}, "fields": []any{"verdict", "source.pod_name"}},
 	"otlp": map[string]any{"endpoint": "https://collector.example.test:4318/in", "protocol": "http", "secret": "collector", "secretHas": []any{"ca.crt", "tls.crt", "headers"},
-		"flows": true, "filters": []any{"namespace=shop"}, "metrics": true, "metricsInterval": "30s"},
+		"flows": true, "filters": []any{"namespace=shop"}, "fields": []any{"weir.verdict", "source.k8s"}, "metrics": true, "metricsInterval": "30s"},
 }
 
 // The agent's own tests read its settings from here (cmd/weir-agent).
@@ -144,6 +144,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"otlp": map[string]any{"endpoint": "collector:4317"}}, "endpoint"},
 		{map[string]any{"otlp": map[string]any{"endpoint": "http://collector:4317", "secretHas": []any{"headers"}}}, "name it in otlp.secret"},
 		{map[string]any{"otlp": map[string]any{"secretHas": []any{"password"}}}, "secretHas"},
+		{map[string]any{"otlp": map[string]any{"fields": []any{"weir.verdict,source"}}}, "fields"},
 		{map[string]any{"hubble": map[string]any{"listen": "localhost:4244"}}, "listen"},
 		{map[string]any{"hubble": map[string]any{"listen": ":4244"}}, "name a Secret in hubble.tlsSecret"},
 		{map[string]any{"metrics": map[string]any{"podMonitor": true}}, "nobody else reaches metrics.listen 127.0.0.1:9945"},
