@@ -87,7 +87,7 @@ func (l *Log) Counts() []Count {
 			for d := range t[k][v] {
 				for p, n := range t[k][v][d] {
 					if n > 0 {
-						kind := cmp.Or(kindNames[kindList[k]], "other")
+						kind := cmp.Or(kindName(kindList[k]), "other")
 						out = append(out, Count{kind, verdictList[v], directionList[d], protocolList[p], n})
 					}
 				}

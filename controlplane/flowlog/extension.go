@@ -11,16 +11,31 @@ import (
 
 const pathBPF = 1 // datapath.Event.Path
 
-var kindNames = map[datapath.EventKind]string{
-	datapath.EventNew:     api.FlowNew,
-	datapath.EventEnded:   api.FlowEnded,
-	datapath.EventRevoked: api.FlowRevoked,
-	datapath.EventDenied:  api.FlowDenied,
-	datapath.EventUpdate:  api.FlowUpdate,
+func kindName(k datapath.EventKind) string {
+	switch k {
+	case datapath.EventNew:
+		return api.FlowNew
+	case datapath.EventEnded:
+		return api.FlowEnded
+	case datapath.EventRevoked:
+		return api.FlowRevoked
+	case datapath.EventDenied:
+		return api.FlowDenied
+	case datapath.EventUpdate:
+		return api.FlowUpdate
+	}
+	return ""
 }
 
 // endNames are datapath.Event.End.
-var endNames = map[uint8]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked", 5: "gone"}
+var endNames = [...]string{1: "fin", 2: "rst", 3: "timeout", 4: "revoked", 5: "gone"}
+
+func endName(end uint8) string {
+	if int(end) < len(endNames) {
+		return endNames[end]
+	}
+	return ""
+}
 
 const extensionType = "type.googleapis.com/google.protobuf.StringValue"
 
@@ -33,10 +48,11 @@ func extension(r *record) *anypb.Any {
 }
 
 func extensionOf(r *record) *api.FlowExtension {
-	e := r.event
+	e := &r.event
 	x := &api.FlowExtension{
-		Kind:       kindNames[e.Kind],
+		Kind:       kindName(e.Kind),
 		Epoch:      e.Epoch,
+		Path:       pathOf(e),
 		Egress:     ruleOf(r, datapath.Egress),
 		Ingress:    ruleOf(r, datapath.Ingress),
 		Duration:   e.Age.Seconds(),
@@ -52,24 +68,32 @@ func extensionOf(r *record) *api.FlowExtension {
 	if e.Dropped {
 		x.Reason = e.Reason.String()
 	}
-	if e.Kind != datapath.EventDenied {
-		x.Path = api.PathStack
-		if e.Path == pathBPF {
-			x.Path = api.PathBPF
-		}
-	}
 	if r.suppressed == 0 {
 		x.Packets = &api.FlowCount{Sent: e.Packets[0], Received: e.Packets[1]}
 		x.Bytes = &api.FlowCount{Sent: e.Bytes[0], Received: e.Bytes[1]}
 	}
 	if e.Kind == datapath.EventEnded || e.Kind == datapath.EventRevoked {
-		x.End = endNames[e.End]
+		x.End = endName(e.End)
 		if e.Protocol == datapath.TCP {
 			x.FlagsSent, x.FlagsBack = flagText(uint8(e.TCPFlags)), flagText(uint8(e.TCPFlags>>8))
 		}
 	}
 	return x
 }
+
+// pathOf is "" for what was denied.
+func pathOf(e *datapath.Event) string {
+	switch {
+	case e.Kind == datapath.EventDenied:
+		return ""
+	case e.Path == pathBPF:
+		return api.PathBPF
+	}
+	return api.PathStack
+}
+
+// ruleUnknown is the kind of a rule that nobody can name any more.
+const ruleUnknown = "unknown"
 
 // ruleOf is nil where this node did not judge. A rule id that nobody can name any more
 // is given as its number.
@@ -78,7 +102,7 @@ func ruleOf(r *record, d datapath.Direction) *api.FlowRule {
 	if id == datapath.RuleNone {
 		return nil
 	}
-	out := &api.FlowRule{ID: id, Verdict: verdict(r.denied(d)).String(), Kind: "unknown"}
+	out := &api.FlowRule{ID: id, Verdict: verdictName(r.denied(d)), Kind: ruleUnknown}
 	rule := r.rules[d]
 	if rule == nil {
 		return out

@@ -159,9 +159,9 @@ func eventTypes(_ *Log, want []*flowpb.EventTypeFilter) (test, error) {
 		return nil, never("records are drops (type %d) and traces (type %d)", eventTypeDrop, eventTypeTrace)
 	}
 	return func(r *record) bool {
-		is := eventType(r.event)
+		kind, sub := eventType(&r.event)
 		return slices.ContainsFunc(want, func(w *flowpb.EventTypeFilter) bool {
-			return (w.GetType() == 0 || w.GetType() == is.Type) && (!w.GetMatchSubType() || w.GetSubType() == is.SubType)
+			return (w.GetType() == 0 || w.GetType() == kind) && (!w.GetMatchSubType() || w.GetSubType() == sub)
 		})
 	}, nil
 }
@@ -188,7 +188,7 @@ func hubbleReasons(_ *Log, want []flowpb.DropReason) (test, error) {
 	if !slices.ContainsFunc(want, possible) {
 		return nil, never("Weir drops nothing for %v; \"weir flows\" has its own reasons", want)
 	}
-	return oneOf(want, func(r *record) (flowpb.DropReason, bool) { return dropReason(r.event), r.event.Dropped }), nil
+	return oneOf(want, func(r *record) (flowpb.DropReason, bool) { return dropReason(&r.event), r.event.Dropped }), nil
 }
 
 func identityIs(end int, want []uint32) test {
@@ -439,11 +439,11 @@ func clusters(end int) func(*Log, []string) (test, error) {
 }
 
 func ipVersions(_ *Log, want []flowpb.IPVersion) (test, error) {
-	return oneOf(want, func(r *record) (flowpb.IPVersion, bool) { return ipVersion(r.event), true }), nil
+	return oneOf(want, func(r *record) (flowpb.IPVersion, bool) { return ipVersion(&r.event), true }), nil
 }
 
 func directions(_ *Log, want []flowpb.TrafficDirection) (test, error) {
-	return oneOf(want, func(r *record) (flowpb.TrafficDirection, bool) { return hubbleDirections[r.direction()], true }), nil
+	return oneOf(want, func(r *record) (flowpb.TrafficDirection, bool) { return hubbleDirection(r.direction()), true }), nil
 }
 
 func interfaces(_ *Log, want []*flowpb.NetworkInterface) (test, error) {

@@ -56,7 +56,7 @@ func verdictIs(v string) (test, error) {
 
 func kindIs(v string) (test, error) {
 	v = strings.ToLower(v)
-	return func(r *record) bool { return kindNames[r.event.Kind] == v }, nil
+	return func(r *record) bool { return kindName(r.event.Kind) == v }, nil
 }
 
 func isPod(v string) (endTest, error) {

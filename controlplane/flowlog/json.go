@@ -11,7 +11,6 @@ import (
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 
-	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
 )
@@ -37,13 +36,14 @@ func (l *Log) appendFlow(o *text, r *record) {
 	e := &r.event
 	o.open('{')
 	o.time("time", e.Time)
-	o.string("uuid", r.uuid(l.opts.Node))
+	o.key("uuid")
+	*o = append(r.appendUUID(append(*o, '"'), l.opts.Node), '"')
 	o.object("emitter")
 	o.string("name", emitterName)
 	o.string("version", l.opts.Version)
 	o.close('}')
-	o.string("verdict", verdict(e.Dropped).String())
-	if v := ipVersion(*e); v != flowpb.IPVersion_IP_NOT_USED {
+	o.string("verdict", verdictName(e.Dropped))
+	if v := ipVersion(e); v != flowpb.IPVersion_IP_NOT_USED {
 		o.object("IP")
 		o.address("source", e.Source.Addr())
 		o.address("destination", e.Destination.Addr())
@@ -55,24 +55,24 @@ func (l *Log) appendFlow(o *text, r *record) {
 	appendEnd(o, "destination", r, destination)
 	o.string("Type", flowpb.FlowType_L3_L4.String())
 	o.string("node_name", l.opts.Node)
-	o.strings("source_names", nodeNames(r.parties[source]))
-	o.strings("destination_names", nodeNames(r.parties[destination]))
-	kind := eventType(*e)
+	appendNodeName(o, "source_names", r.parties[source])
+	appendNodeName(o, "destination_names", r.parties[destination])
+	kind, sub := eventType(e)
 	o.object("event_type")
-	o.number("type", uint64(kind.GetType()))
-	o.number("sub_type", uint64(kind.GetSubType()))
+	o.number("type", uint64(kind))
+	o.number("sub_type", uint64(sub))
 	o.close('}')
 	appendService(o, "source_service", r.services[source])
 	appendService(o, "destination_service", r.services[destination])
-	if d := hubbleDirections[r.direction()]; d != 0 {
+	if d := hubbleDirection(r.direction()); d != 0 {
 		o.string("traffic_direction", d.String())
 	}
-	if reason := dropReason(*e); e.Dropped && reason != 0 {
+	if reason := dropReason(e); e.Dropped && reason != 0 {
 		o.string("drop_reason_desc", reason.String())
 	}
 	if !e.Dropped {
-		o.string("trace_observation_point", observationPoint(*e).String())
-		o.string("trace_reason", traceReason(*e).String())
+		o.string("trace_observation_point", observationPoint(e).String())
+		o.string("trace_reason", traceReason(e).String())
 	}
 	o.key("is_reply")
 	*o = append(*o, "false"...)
@@ -82,7 +82,8 @@ func (l *Log) appendFlow(o *text, r *record) {
 		o.string("name", r.ifname)
 		o.close('}')
 	}
-	o.string("Summary", summary(r))
+	o.key("Summary")
+	*o = append(appendSummary(append(*o, '"'), r), '"')
 	o.object("extensions")
 	o.string("@type", extensionType)
 	o.key("value")
@@ -145,23 +146,36 @@ func appendEnd(o *text, key string, r *record, end int) {
 	o.object(key)
 	o.number("ID", uint64(r.event.Endpoint[end]))
 	o.number("identity", uint64(r.event.Identity[end]))
-	party := r.parties[end]
-	if party.IsPod() {
-		o.string("cluster_name", clusterName)
-		o.string("namespace", party.Namespace)
-	}
-	o.strings("labels", r.labels(end))
-	if party.IsPod() {
-		o.string("pod_name", party.Name)
-		if w := party.Workload; w.Name != "" {
-			o.key("workloads")
-			*o = append(*o, "[{"...)
-			o.string("name", w.Name)
-			o.string("kind", w.Kind)
-			*o = append(*o, "}]"...)
-		}
+	if party := r.parties[end]; party.IsPod() {
+		o.separate()
+		*o = append(*o, party.jsonForm()...)
+	} else {
+		o.strings("labels", r.labels(end))
 	}
 	o.close('}')
+}
+
+// jsonPod is what a pod's Endpoints have in common: fields, without the braces.
+func jsonPod(p *Party) []byte {
+	o := text{'{'}
+	o.string("cluster_name", clusterName)
+	o.string("namespace", p.Namespace)
+	o.strings("labels", p.hubbleLabels())
+	o.string("pod_name", p.Name)
+	if w := p.Workload; w.Name != "" {
+		o.key("workloads")
+		o = append(o, "[{"...)
+		o.string("name", w.Name)
+		o.string("kind", w.Kind)
+		o = append(o, "}]"...)
+	}
+	return o[1:]
+}
+
+func appendNodeName(o *text, key string, p *Party) {
+	if isNode(p) {
+		o.strings(key, []string{p.Name})
+	}
 }
 
 func appendService(o *text, key string, s *Ref) {
@@ -198,9 +212,9 @@ func appendPolicy(o *text, p policy.Ref, uid string, epoch uint64) {
 	o.string("namespace", p.Namespace)
 	o.key("labels")
 	o.open('[')
-	for _, label := range [...]struct{ key, value string }{{"derived-from=", p.Kind}, {"name=", p.Name}, {"namespace=", p.Namespace}, {"uid=", uid}} {
-		if label.key == "uid=" && uid == "" {
-			break
+	for _, label := range policyLabels(p, uid) {
+		if label.key == "" {
+			continue
 		}
 		o.separate()
 		*o = append(*o, '"')
@@ -219,53 +233,67 @@ func appendPolicy(o *text, p policy.Ref, uid string, epoch uint64) {
 
 // appendExtension adds what extensionOf has, as encoding/json would.
 func appendExtension(to []byte, r *record) []byte {
-	x := extensionOf(r)
+	e := &r.event
+	over := e.Kind == datapath.EventEnded || e.Kind == datapath.EventRevoked
 	o := text(to)
 	o.open('{')
-	o.goString("kind", x.Kind, false)
+	o.goString("kind", kindName(e.Kind), false)
 	o.key("epoch")
-	o = strconv.AppendUint(o, x.Epoch, 10)
-	o.goString("path", x.Path, true)
-	o.goString("reason", x.Reason, true)
-	o.goString("kernel_reason", x.KernelReason, true)
-	appendRule(&o, "egress", x.Egress)
-	appendRule(&o, "ingress", x.Ingress)
-	appendCount(&o, "packets", x.Packets)
-	appendCount(&o, "bytes", x.Bytes)
-	appendProcess(&o, "process", x.Process)
-	appendProcess(&o, "listener", x.Listener)
-	appendTCP(&o, "tcp_source", x.TCPSource)
-	appendTCP(&o, "tcp_destination", x.TCPDestination)
-	o.float("duration_seconds", x.Duration)
-	o.goString("end", x.End, true)
-	o.goString("flags_sent", x.FlagsSent, true)
-	o.goString("flags_back", x.FlagsBack, true)
-	if x.PickedUp {
+	o = strconv.AppendUint(o, e.Epoch, 10)
+	o.goString("path", pathOf(e), true)
+	if e.Dropped {
+		o.goString("reason", e.Reason.String(), true)
+	}
+	o.goString("kernel_reason", e.KernelReason, true)
+	appendRule(&o, "egress", r, datapath.Egress)
+	appendRule(&o, "ingress", r, datapath.Ingress)
+	if r.suppressed == 0 {
+		appendCount(&o, "packets", e.Packets)
+		appendCount(&o, "bytes", e.Bytes)
+	}
+	appendProcess(&o, "process", e.Process)
+	appendProcess(&o, "listener", e.Listener)
+	appendTCP(&o, "tcp_source", e.TCP[0])
+	appendTCP(&o, "tcp_destination", e.TCP[1])
+	o.float("duration_seconds", e.Age.Seconds())
+	if over {
+		o.goString("end", endName(e.End), true)
+	}
+	if over && e.Protocol == datapath.TCP {
+		o.goString("flags_sent", flagText(uint8(e.TCPFlags)), true)
+		o.goString("flags_back", flagText(uint8(e.TCPFlags>>8)), true)
+	}
+	if e.PickedUp {
 		o.key("picked_up")
 		o = append(o, "true"...)
 	}
-	o.number("suppressed", x.Suppressed)
-	o.number("ifindex", uint64(x.Interface))
+	o.number("suppressed", r.suppressed)
 	o.close('}')
 	return o
 }
 
-func appendRule(o *text, key string, rule *api.FlowRule) {
+func appendRule(o *text, key string, r *record, d datapath.Direction) {
 	o.key(key)
-	if rule == nil {
+	id, rule := r.event.Rule[d], r.rules[d]
+	if id == datapath.RuleNone {
 		*o = append(*o, "null"...)
 		return
 	}
 	o.open('{')
 	o.key("id")
-	*o = strconv.AppendUint(*o, uint64(rule.ID), 10)
-	o.goString("verdict", rule.Verdict, false)
+	*o = strconv.AppendUint(*o, uint64(id), 10)
+	o.goString("verdict", verdictName(r.denied(d)), false)
+	if rule == nil {
+		o.goString("kind", ruleUnknown, false)
+		o.close('}')
+		return
+	}
 	o.goString("kind", rule.Kind, false)
 	o.goString("namespace", rule.Namespace, true)
 	o.goString("name", rule.Name, true)
-	if rule.Index != nil {
+	if rule.Kind == policy.KindNetworkPolicy {
 		o.key("index")
-		*o = strconv.AppendInt(*o, int64(*rule.Index), 10)
+		*o = strconv.AppendInt(*o, int64(rule.Index), 10)
 	}
 	if len(rule.IsolatedBy) > 0 {
 		o.key("isolated_by")
@@ -283,19 +311,16 @@ func appendRule(o *text, key string, rule *api.FlowRule) {
 	o.close('}')
 }
 
-func appendCount(o *text, key string, c *api.FlowCount) {
-	if c == nil {
-		return
-	}
+func appendCount(o *text, key string, n [2]uint64) {
 	o.object(key)
 	o.key("sent")
-	*o = strconv.AppendUint(*o, c.Sent, 10)
+	*o = strconv.AppendUint(*o, n[0], 10)
 	o.key("received")
-	*o = strconv.AppendUint(*o, c.Received, 10)
+	*o = strconv.AppendUint(*o, n[1], 10)
 	o.close('}')
 }
 
-func appendProcess(o *text, key string, p *api.FlowProcess) {
+func appendProcess(o *text, key string, p *datapath.Process) {
 	if p == nil {
 		return
 	}
@@ -304,24 +329,24 @@ func appendProcess(o *text, key string, p *api.FlowProcess) {
 	*o = strconv.AppendUint(*o, uint64(p.PID), 10)
 	o.goString("name", p.Name, true)
 	o.goString("executable", p.Executable, true)
-	o.goString("container_id", p.ContainerID, true)
+	o.goString("container_id", p.ContainerID(), true)
 	if p.Held {
 		o.key("held")
 		*o = append(*o, "true"...)
 	}
-	if p.Start != nil {
+	if !p.Start.IsZero() {
 		o.key("start")
 		*o = append(p.Start.AppendFormat(append(*o, '"'), time.RFC3339Nano), '"')
 	}
 	o.close('}')
 }
 
-func appendTCP(o *text, key string, t *api.FlowTCP) {
-	if t == nil {
+func appendTCP(o *text, key string, t datapath.TCPEnd) {
+	if !t.Known {
 		return
 	}
 	o.object(key)
-	o.float("rtt_seconds", t.RTT)
+	o.float("rtt_seconds", t.RTT.Seconds())
 	o.key("retransmits")
 	*o = strconv.AppendUint(*o, t.Retransmits, 10)
 	o.close('}')
@@ -401,16 +426,37 @@ func (o *text) address(key string, a netip.Addr) {
 // time is a Timestamp: in UTC, with as many threes of digits as it needs.
 func (o *text) time(key string, t time.Time) {
 	o.key(key)
-	layout := "2006-01-02T15:04:05.000000000Z"
+	t = t.UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	b := append(*o, '"')
+	b = append(digits(b, year, 4), '-')
+	b = append(digits(b, int(month), 2), '-')
+	b = append(digits(b, day, 2), 'T')
+	b = append(digits(b, hour, 2), ':')
+	b = append(digits(b, minute, 2), ':')
+	b = digits(b, second, 2)
 	switch ns := t.Nanosecond(); {
 	case ns == 0:
-		layout = "2006-01-02T15:04:05Z"
 	case ns%1e6 == 0:
-		layout = "2006-01-02T15:04:05.000Z"
+		b = digits(append(b, '.'), ns/1e6, 3)
 	case ns%1e3 == 0:
-		layout = "2006-01-02T15:04:05.000000Z"
+		b = digits(append(b, '.'), ns/1e3, 6)
+	default:
+		b = digits(append(b, '.'), ns, 9)
 	}
-	*o = append(t.UTC().AppendFormat(append(*o, '"'), layout), '"')
+	*o = append(b, 'Z', '"')
+}
+
+// digits adds the last of n, so many.
+func digits(to []byte, n, size int) []byte {
+	at := len(to)
+	to = append(to, "000000000"[:size]...)
+	for i := at + size - 1; i >= at; i-- {
+		to[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return to
 }
 
 // quote is a string.

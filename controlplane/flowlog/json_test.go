@@ -6,8 +6,11 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
@@ -45,6 +48,11 @@ func TestRecordIsItsMessage(t *testing.T) {
 		must(t, err)
 		if got = got[len("before"):]; !bytes.Equal(got, want.Bytes()) {
 			t.Fatalf("%s\nwant %s", got, want.Bytes())
+		}
+		message, err := proto.MarshalOptions{Deterministic: true}.Marshal(l.response(r))
+		must(t, err)
+		if got, err = l.AppendMessage([]byte("before"), r); err != nil || !bytes.Equal(got[len("before"):], message) {
+			t.Fatalf("%x, %v\nwant %x\nof %s", got[len("before"):], err, message, want.Bytes())
 		}
 		extension, err := json.Marshal(extensionOf(r))
 		must(t, err)
@@ -101,6 +109,9 @@ func arbitrary(random *rand.Rand, v reflect.Value) {
 		runes := []rune("abc:=/-. \"\\<>&\b\f\n\r\t\x00\x1f\x7fé\u2028\U0001f600")
 		for range random.IntN(8) {
 			v.SetString(v.String() + string(runes[random.IntN(len(runes))]))
+		}
+		if random.IntN(50) == 0 { // lengths that take two bytes, or three
+			v.SetString(strings.Repeat(v.String(), []int{30, 3000}[random.IntN(2)]))
 		}
 	case reflect.Bool:
 		v.SetBool(random.IntN(2) == 0)

@@ -3,6 +3,7 @@ package flowlog
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
@@ -16,7 +17,7 @@ const (
 )
 
 // ip is nil for a record of suppressed denials, which has no addresses.
-func ip(e datapath.Event) *flowpb.IP {
+func ip(e *datapath.Event) *flowpb.IP {
 	version := ipVersion(e)
 	if version == flowpb.IPVersion_IP_NOT_USED {
 		return nil
@@ -24,7 +25,7 @@ func ip(e datapath.Event) *flowpb.IP {
 	return &flowpb.IP{Source: e.Source.Addr().String(), Destination: e.Destination.Addr().String(), IpVersion: version}
 }
 
-func ipVersion(e datapath.Event) flowpb.IPVersion {
+func ipVersion(e *datapath.Event) flowpb.IPVersion {
 	switch a := e.Source.Addr(); {
 	case a.Is4():
 		return flowpb.IPVersion_IPv4
@@ -35,7 +36,7 @@ func ipVersion(e datapath.Event) flowpb.IPVersion {
 }
 
 func layer4(r *record) *flowpb.Layer4 {
-	e := r.event
+	e := &r.event
 	from, to := uint32(e.Source.Port()), uint32(e.Destination.Port())
 	kind, code := uint32(e.ICMPType), uint32(e.ICMPCode)
 	switch {
@@ -63,45 +64,52 @@ func tcpFlags(b uint8) *flowpb.TCPFlags {
 	return &flowpb.TCPFlags{FIN: has(0), SYN: has(1), RST: has(2), PSH: has(3), ACK: has(4), URG: has(5), ECE: has(6), CWR: has(7)}
 }
 
-// flagText is "SYN, ACK", in the order people say them.
-func flagText(b uint8) string {
-	var out []string
-	for _, i := range [8]int{1, 4, 0, 2, 3, 5, 6, 7} {
-		if b>>i&1 == 1 {
-			out = append(out, tcpFlagNames[i])
+// flagTexts are "SYN, ACK" and so on by the flags' byte, in the order people say them.
+var flagTexts = func() (texts [256]string) {
+	for b := range texts {
+		var out []string
+		for _, i := range [8]int{1, 4, 0, 2, 3, 5, 6, 7} {
+			if b>>i&1 == 1 {
+				out = append(out, tcpFlagNames[i])
+			}
 		}
+		texts[b] = strings.Join(out, ", ")
 	}
-	return strings.Join(out, ", ")
-}
+	return texts
+}()
 
-// summary is layer 4 in the words of the stock client.
-func summary(r *record) string {
-	e := r.event
+func flagText(b uint8) string { return flagTexts[b] }
+
+func summary(r *record) string { return string(appendSummary(nil, r)) }
+
+// appendSummary is layer 4 in the words of the stock client.
+func appendSummary(to []byte, r *record) []byte {
+	e := &r.event
 	switch {
 	case r.suppressed > 0:
-		return fmt.Sprintf("%d more denied packets, not recorded one by one", r.suppressed)
+		return append(strconv.AppendUint(to, r.suppressed, 10), " more denied packets, not recorded one by one"...)
 	case e.Protocol == datapath.TCP:
-		return "TCP Flags: " + flagText(uint8(e.TCPFlags))
+		return append(append(to, "TCP Flags: "...), flagText(uint8(e.TCPFlags))...)
 	case e.Protocol == datapath.UDP:
-		return "UDP"
+		return append(to, "UDP"...)
 	case e.Protocol == datapath.SCTP:
-		return "SCTP"
+		return append(to, "SCTP"...)
 	case e.Protocol == protocolICMPv4:
-		return "ICMPv4 " + icmpText(e, 8, 0)
+		return appendICMP(append(to, "ICMPv4 "...), e, 8, 0)
 	case e.Protocol == protocolICMPv6:
-		return "ICMPv6 " + icmpText(e, 128, 129)
+		return appendICMP(append(to, "ICMPv6 "...), e, 128, 129)
 	}
-	return fmt.Sprintf("protocol-%d", e.Protocol)
+	return strconv.AppendUint(append(to, "protocol-"...), uint64(e.Protocol), 10)
 }
 
-func icmpText(e datapath.Event, request, reply uint8) string {
+func appendICMP(to []byte, e *datapath.Event, request, reply uint8) []byte {
 	switch e.ICMPType {
 	case request:
-		return "EchoRequest"
+		return append(to, "EchoRequest"...)
 	case reply:
-		return "EchoReply"
+		return append(to, "EchoReply"...)
 	}
-	return fmt.Sprintf("type %d code %d", e.ICMPType, e.ICMPCode)
+	return fmt.Appendf(to, "type %d code %d", e.ICMPType, e.ICMPCode)
 }
 
 // endpoint is an end in Hubble's words: numbers as the kernel judged, names and labels
@@ -147,8 +155,10 @@ func podLabels(p *Party) []string {
 
 // nodeNames is what stands for a node where Hubble has DNS names.
 func nodeNames(p *Party) []string {
-	if p == nil || p.IsPod() || p.Name == "" {
+	if !isNode(p) {
 		return nil
 	}
 	return []string{p.Name}
 }
+
+func isNode(p *Party) bool { return p != nil && !p.IsPod() && p.Name != "" }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -52,7 +53,7 @@ func (l *Log) lost(n uint64, cause string, at time.Time) *observerpb.GetFlowsRes
 const emitterName = "Weir"
 
 func (l *Log) flow(r *record) *flowpb.Flow {
-	e := r.event
+	e := &r.event
 	f := &flowpb.Flow{
 		Time:             timestamppb.New(e.Time),
 		Uuid:             r.uuid(l.opts.Node),
@@ -66,7 +67,7 @@ func (l *Log) flow(r *record) *flowpb.Flow {
 		NodeName:         l.opts.Node,
 		SourceNames:      nodeNames(r.parties[0]),
 		DestinationNames: nodeNames(r.parties[1]),
-		TrafficDirection: hubbleDirections[r.direction()],
+		TrafficDirection: hubbleDirection(r.direction()),
 		IsReply:          wrapperspb.Bool(false),
 	}
 	if e.Ifindex != 0 {
@@ -81,10 +82,14 @@ func (l *Log) flow(r *record) *flowpb.Flow {
 	return f
 }
 
-var hubbleDirections = map[datapath.Direction]flowpb.TrafficDirection{
-	datapath.Egress:  flowpb.TrafficDirection_EGRESS,
-	datapath.Ingress: flowpb.TrafficDirection_INGRESS,
-	datapath.None:    flowpb.TrafficDirection_TRAFFIC_DIRECTION_UNKNOWN,
+func hubbleDirection(d datapath.Direction) flowpb.TrafficDirection {
+	switch d {
+	case datapath.Egress:
+		return flowpb.TrafficDirection_EGRESS
+	case datapath.Ingress:
+		return flowpb.TrafficDirection_INGRESS
+	}
+	return flowpb.TrafficDirection_TRAFFIC_DIRECTION_UNKNOWN
 }
 
 func verdict(dropped bool) flowpb.Verdict {
@@ -94,8 +99,17 @@ func verdict(dropped bool) flowpb.Verdict {
 	return flowpb.Verdict_FORWARDED
 }
 
-func setEventType(f *flowpb.Flow, e datapath.Event) {
-	f.EventType = eventType(e)
+// verdictName is its name; that of the generated code is looked for at every call.
+func verdictName(dropped bool) string {
+	if dropped {
+		return "DROPPED"
+	}
+	return "FORWARDED"
+}
+
+func setEventType(f *flowpb.Flow, e *datapath.Event) {
+	kind, sub := eventType(e)
+	f.EventType = &flowpb.CiliumEventType{Type: kind, SubType: sub}
 	if e.Dropped {
 		f.DropReasonDesc = dropReason(e)
 		return
@@ -103,25 +117,26 @@ func setEventType(f *flowpb.Flow, e datapath.Event) {
 	f.TraceObservationPoint, f.TraceReason = observationPoint(e), traceReason(e)
 }
 
-func traceReason(e datapath.Event) flowpb.TraceReason {
+func traceReason(e *datapath.Event) flowpb.TraceReason {
 	if e.Kind == datapath.EventNew {
 		return flowpb.TraceReason_NEW
 	}
 	return flowpb.TraceReason_ESTABLISHED
 }
 
-func eventType(e datapath.Event) *flowpb.CiliumEventType {
+// eventType is the type and sub type of a CiliumEventType.
+func eventType(e *datapath.Event) (kind, sub int32) {
 	if e.Dropped {
-		return &flowpb.CiliumEventType{Type: eventTypeDrop, SubType: int32(dropReason(e))}
+		return eventTypeDrop, int32(dropReason(e))
 	}
 	point := observationPoint(e)
 	if point == flowpb.TraceObservationPoint_TO_ENDPOINT {
 		point = 0 // Cilium's own number of it
 	}
-	return &flowpb.CiliumEventType{Type: eventTypeTrace, SubType: int32(point)}
+	return eventTypeTrace, int32(point)
 }
 
-func observationPoint(e datapath.Event) flowpb.TraceObservationPoint {
+func observationPoint(e *datapath.Event) flowpb.TraceObservationPoint {
 	if e.Path == pathBPF {
 		return flowpb.TraceObservationPoint_TO_ENDPOINT
 	}
@@ -166,37 +181,70 @@ func policiesOf(r *policy.Rule, epoch uint64) []*flowpb.Policy {
 
 // policyOf names a policy, also by the labels that Cilium gives what it derives from one.
 func policyOf(kind, namespace, name, uid string, epoch uint64) *flowpb.Policy {
-	labels := []string{labelPolicy + "derived-from=" + kind, labelPolicy + "name=" + name, labelPolicy + "namespace=" + namespace}
-	if uid != "" {
-		labels = append(labels, labelPolicy+"uid="+uid)
+	var labels []string
+	for _, l := range policyLabels(policy.Ref{Kind: kind, Namespace: namespace, Name: name}, uid) {
+		if l.key != "" {
+			labels = append(labels, labelPolicy+l.key+l.value)
+		}
 	}
 	return &flowpb.Policy{Kind: kind, Namespace: namespace, Name: name, Labels: labels, Revision: epoch}
+}
+
+// policyLabel is one after labelPolicy; without a key it is none.
+type policyLabel struct{ key, value string }
+
+func policyLabels(p policy.Ref, uid string) [4]policyLabel {
+	out := [4]policyLabel{{"derived-from=", p.Kind}, {"name=", p.Name}, {"namespace=", p.Namespace}}
+	if uid != "" {
+		out[3] = policyLabel{"uid=", uid}
+	}
+	return out
 }
 
 const labelPolicy = "k8s:io.cilium.k8s.policy."
 
 // uuid is the same each time the record is asked for.
 func (r *record) uuid(node string) string {
+	var room [uuidSize]byte
+	return string(r.appendUUID(room[:0], node))
+}
+
+const uuidSize = 36
+
+func (r *record) appendUUID(to []byte, node string) []byte {
 	e := &r.event
-	b := make([]byte, 0, 256)
-	b = append(append(b, node...), ' ')
+	var room [256]byte
+	b := append(append(room[:0], node...), ' ')
 	b = append(strconv.AppendUint(b, uint64(e.Kind), 10), ' ')
 	b = append(strconv.AppendUint(b, e.Created, 10), ' ')
 	b = append(strconv.AppendInt(b, e.Time.UnixNano(), 10), ' ')
-	b = append(append(b, e.Source.String()...), ' ')
-	b = append(append(b, e.Destination.String()...), ' ')
+	b = append(appendAddrPort(b, e.Source), ' ')
+	b = append(appendAddrPort(b, e.Destination), ' ')
 	b = strconv.AppendUint(b, uint64(e.Protocol), 10)
 	h := sha256.Sum256(binary.BigEndian.AppendUint64(b, r.seq))
 	h[6] = h[6]&0x0f | 0x80 // version 8: made by our own rule
 	h[8] = h[8]&0x3f | 0x80
-	var out [36]byte
-	at := 0
-	for _, part := range [][]byte{h[0:4], h[4:6], h[6:8], h[8:10], h[10:16]} {
-		if at > 0 {
-			out[at] = '-'
-			at++
+	for i, part := range [5][]byte{h[0:4], h[4:6], h[6:8], h[8:10], h[10:16]} {
+		if i > 0 {
+			to = append(to, '-')
 		}
-		at += hex.Encode(out[at:], part)
+		to = hex.AppendEncode(to, part)
 	}
-	return string(out[:])
+	return to
+}
+
+// appendAddrPort adds what String says, which is not what AppendTo does where there is none.
+func appendAddrPort(to []byte, a netip.AddrPort) []byte {
+	if !a.IsValid() {
+		return append(to, a.String()...)
+	}
+	return a.AppendTo(to)
+}
+
+// appendAddr is the same for an address.
+func appendAddr(to []byte, a netip.Addr) []byte {
+	if !a.IsValid() {
+		return append(to, a.String()...)
+	}
+	return a.AppendTo(to)
 }

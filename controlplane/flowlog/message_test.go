@@ -135,7 +135,7 @@ func golden(t *testing.T, name string, got []byte) {
 
 func TestEveryReasonHasHubbles(t *testing.T) {
 	for r := datapath.ReasonPolicy; r < datapath.Reasons; r++ {
-		if dropReason(datapath.Event{Reason: r}) == 0 && r != datapath.ReasonKernel { // its names are the kernel's
+		if dropReason(&datapath.Event{Reason: r}) == 0 && r != datapath.ReasonKernel { // its names are the kernel's
 			t.Errorf("no Hubble reason for %q", r)
 		}
 	}

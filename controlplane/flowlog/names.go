@@ -2,7 +2,7 @@ package flowlog
 
 import (
 	"net/netip"
-	"sync"
+	"sync/atomic"
 
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/identity"
@@ -40,8 +40,8 @@ type Party struct {
 	Labels    []string // "key=value" of the pod and "namespace:key=value" of its namespace, as identity.Labels.Strings gives them or more
 	Workload  Workload // that the pod is one of; zero if it stands alone
 
-	once   sync.Once
-	hubble []string
+	labels     atomic.Pointer[[]string] // hubbleLabels
+	wire, json atomic.Pointer[[]byte]   // wireForm, jsonForm
 }
 
 // Workload is what pods are made by.
@@ -52,10 +52,23 @@ type Ref struct{ Namespace, Name string }
 
 func (r Ref) String() string { return r.Namespace + "/" + r.Name }
 
-// hubbleLabels are the labels of a pod as messages have them; they are made once.
-func (p *Party) hubbleLabels() []string {
-	p.once.Do(func() { p.hubble = podLabels(p) })
-	return p.hubble
+// hubbleLabels are the labels of a pod as messages have them. Like its other forms they are
+// made when they are first asked for, and serve all records that name it.
+func (p *Party) hubbleLabels() []string { return once(&p.labels, p, podLabels) }
+
+// wireForm is what all Endpoints of a pod have, as AppendMessage has it.
+func (p *Party) wireForm() []byte { return once(&p.wire, p, wirePod) }
+
+// jsonForm is the same as AppendRecord has it.
+func (p *Party) jsonForm() []byte { return once(&p.json, p, jsonPod) }
+
+func once[T any](at *atomic.Pointer[T], p *Party, of func(*Party) T) T {
+	if made := at.Load(); made != nil {
+		return *made
+	}
+	made := of(p) // twice at worst, to the same
+	at.Store(&made)
+	return made
 }
 
 // IsPod reports whether the party is a pod.

@@ -44,7 +44,7 @@ var dropReasons = map[string]flowpb.DropReason{
 }
 
 // dropReason is UNKNOWN for a reason that Hubble has nothing close to.
-func dropReason(e datapath.Event) flowpb.DropReason {
+func dropReason(e *datapath.Event) flowpb.DropReason {
 	d := dropReasons[e.Reason.String()]
 	if d == flowpb.DropReason_UNKNOWN_ICMPV4_TYPE && e.Protocol == protocolICMPv6 {
 		return flowpb.DropReason_UNKNOWN_ICMPV6_TYPE

@@ -41,10 +41,10 @@ func LostRecord(n uint64, cause string, at time.Time) *Record {
 func (f Filter) Wants(r *Record) bool { return r.lost > 0 || f.match(r) }
 
 // KindName is the record's kind as the API has it.
-func (r *record) KindName() string { return kindNames[r.event.Kind] }
+func (r *record) KindName() string { return kindName(r.event.Kind) }
 
 // EndName is how the flow ended, as the API has it; "" while it goes on.
-func (r *record) EndName() string { return endNames[r.event.End] }
+func (r *record) EndName() string { return endName(r.event.End) }
 
 // Extension is what Hubble's message has no field for.
 func (r *record) Extension() *api.FlowExtension { return extensionOf(r) }

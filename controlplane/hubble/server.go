@@ -98,6 +98,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, opts ...grpc.ServerO
 
 func (s *Server) grpc(opts ...grpc.ServerOption) *grpc.Server {
 	g := grpc.NewServer(append(opts,
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(requestMost),
 		grpc.MaxConcurrentStreams(streamsMost),
 		grpc.ConnectionTimeout(10*time.Second),
