@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,22 +25,13 @@ import (
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/flowlog"
 	"github.com/weirnet/weir/datapath"
-	"github.com/weirnet/weir/identity"
-
-	"net"
-	"net/netip"
 )
 
-// followVariable makes a process of the tests' binary a follower at a socket.
+// followVariable makes a process of the tests' binary a follower: how, and at which socket.
 const followVariable = "WEIR_TEST_FOLLOW"
 
 func TestMain(m *testing.M) {
-	how, socket, ok := "", "", false
-	if s := os.Getenv(followVariable); s != "" {
-		_, _ = fmt.Sscanf(s, "%s %s", &how, &socket)
-		ok = true
-	}
-	if ok {
+	if how, socket, ok := strings.Cut(os.Getenv(followVariable), " "); ok {
 		fmt.Fprintln(os.Stderr, followAt(how, socket))
 		os.Exit(1)
 	}
@@ -66,108 +60,96 @@ func followAt(how, socket string) error {
 	return errors.Join(errors.New("the stream ended"), err)
 }
 
-// pacedFeed yields flows that begin and end, rate a second.
-type pacedFeed struct {
-	n, rate int
-	made    int
-	due     int
-	began   time.Time
-	go_     chan struct{}
-	done    chan struct{}
-	closed  chan struct{}
+// paced is a datapath.Reader of n flows' records, each new and then ended, so many a second.
+type paced struct {
+	n, rate          int
+	made, due        int
+	start            time.Time
+	begin, done, end chan struct{}
 }
 
-func (f *pacedFeed) Read() (datapath.Event, error) {
-	if f.made == 0 {
+func (p *paced) Read() (datapath.Event, error) {
+	if p.made == 0 {
 		select {
-		case <-f.go_:
-		case <-f.closed:
+		case <-p.begin:
+		case <-p.end:
 			return datapath.Event{}, os.ErrClosed
 		}
-		f.began = time.Now()
+		p.start = time.Now()
 	}
-	for f.made >= f.due && f.made < f.n {
+	for p.made >= p.due && p.made < p.n {
 		time.Sleep(2 * time.Millisecond)
-		f.due = int(time.Since(f.began).Seconds() * float64(f.rate))
+		p.due = int(time.Since(p.start).Seconds() * float64(p.rate))
 	}
-	if f.made == f.n {
-		close(f.done)
-		<-f.closed
+	if p.made == p.n {
+		close(p.done)
+		<-p.end
 		return datapath.Event{}, os.ErrClosed
 	}
-	f.made++
-	e := datapath.Event{
-		Kind: datapath.EventNew, Time: time.Now(), Source: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 2}), uint16(f.made/2)),
-		Destination: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 3}), 7010), Protocol: datapath.TCP, TCPFlags: 2, Created: uint64(f.made / 2),
-		Endpoint: [2]uint32{1, 2}, Identity: [2]identity.Number{1001, 1002}, Rule: [2]uint32{datapath.RuleNotIsolated, datapath.RuleNotIsolated},
-		Direction: datapath.None, Judged: datapath.JudgedEgress | datapath.JudgedIngress, Path: 1, Ifindex: 7, Epoch: 12, Packets: [2]uint64{1, 0}, Bytes: [2]uint64{60, 0},
-	}
-	if f.made%2 == 0 {
+	p.made++
+	e := flow(7010)
+	e.Source, e.Created = netip.AddrPortFrom(e.Source.Addr(), uint16(p.made/2)), uint64(p.made/2)
+	e.Path, e.Ifindex, e.Epoch, e.Packets, e.Bytes = 1, 7, 12, [2]uint64{1, 0}, [2]uint64{60, 0}
+	if p.made%2 == 0 {
 		e.Kind, e.End, e.TCPFlags, e.Age = datapath.EventEnded, 1, 0x1b13, 12345678*time.Nanosecond
 		e.Packets, e.Bytes = [2]uint64{6, 5}, [2]uint64{345, 298}
 	}
 	return e, nil
 }
 
-func (f *pacedFeed) Close() error { close(f.closed); return nil }
+func (p *paced) Close() error { close(p.end); return nil }
 
-// What a record costs the agent's CPUs with a reader in another process.
+// What a record costs the CPUs of the process that serves it to a reader in another one.
 func BenchmarkFollower(b *testing.B) {
-	for _, how := range []string{"none", "grpc", "http"} {
-		b.Run(how, func(b *testing.B) {
-			defer debug.SetGCPercent(debug.SetGCPercent(50))
-			dir := b.TempDir()
-			flows := flowlog.New(names{}, flowlog.Options{Node: "worker-1", Version: "0.1.0"})
-			server := New(Options{Flows: flows, Node: "worker-1", Version: "weir 0.1.0", StateDir: dir, Log: slog.New(slog.DiscardHandler)})
-			f := &pacedFeed{n: b.N, rate: 40000, go_: make(chan struct{}), done: make(chan struct{}), closed: make(chan struct{})}
-			ctx, cancel := context.WithCancel(b.Context())
-			ran := make(chan error, 2)
-			go func() { ran <- flows.Run(ctx, f) }()
-			go func() { ran <- server.Run(ctx) }()
-			l, err := net.Listen("unix", filepath.Join(dir, "http.sock"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			hs := &http.Server{Handler: flows}
-			go func() { _ = hs.Serve(l) }()
-			defer hs.Close()
-			defer func() {
-				cancel()
-				<-ran
-				<-ran
-			}()
-			if how != "none" {
-				socket := filepath.Join(dir, map[string]string{"grpc": SocketName, "http": "http.sock"}[how])
-				for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-					if _, err := os.Stat(socket); err == nil {
-						break
-					}
-				}
-				cmd := exec.Command(os.Args[0])
-				cmd.Env, cmd.Stderr = append(os.Environ(), followVariable+"="+how+" "+socket), os.Stderr
-				if err := cmd.Start(); err != nil {
-					b.Fatal(err)
-				}
-				defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-				for open(flows) == 0 {
-					time.Sleep(time.Millisecond)
-				}
-			}
-			before := cpu(b)
-			b.ResetTimer()
-			close(f.go_)
-			<-f.done
-			for how != "none" {
-				if s := flows.Status(); s.Readers[0].Taken+s.Readers[0].Lost == uint64(b.N) {
-					b.ReportMetric(float64(s.Readers[0].Lost), "lost")
-					break
-				}
-				time.Sleep(time.Millisecond)
-			}
-			time.Sleep(20 * time.Millisecond)
-			b.ReportMetric(float64(cpu(b)-before)/float64(b.N), "cpu-ns/record")
-		})
+	for _, how := range []string{"nobody", "grpc", "http"} {
+		b.Run(how, func(b *testing.B) { benchmarkFollower(b, how) })
 	}
+}
+
+func benchmarkFollower(b *testing.B, how string) {
+	defer debug.SetGCPercent(debug.SetGCPercent(50)) // the agent's
+	dir := b.TempDir()
+	flows := flowlog.New(names{}, flowlog.Options{Node: "worker-1", Version: "0.1.0"})
+	server := New(Options{Flows: flows, Node: "worker-1", Version: "weir 0.1.0", StateDir: dir, Log: slog.New(slog.DiscardHandler)})
+	feed := &paced{n: b.N, rate: 40000, begin: make(chan struct{}), done: make(chan struct{}), end: make(chan struct{})}
+	sockets := map[string]string{"grpc": filepath.Join(dir, SocketName), "http": filepath.Join(dir, "http.sock")}
+	ctx, cancel := context.WithCancel(b.Context())
+	ran := make(chan error, 2)
+	go func() { ran <- flows.Run(ctx, feed) }()
+	go func() { ran <- server.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := errors.Join(<-ran, <-ran); err != nil {
+			b.Error(err)
+		}
+	}()
+	l, err := net.Listen("unix", sockets["http"])
+	if err != nil {
+		b.Fatal(err)
+	}
+	web := &http.Server{Handler: flows}
+	go func() { _ = web.Serve(l) }()
+	defer web.Close()
+	if socket := sockets[how]; socket != "" {
+		await(b, "the socket", func() bool { _, err := os.Stat(socket); return err == nil })
+		cmd := exec.Command(os.Args[0])
+		cmd.Env, cmd.Stderr = append(os.Environ(), followVariable+"="+how+" "+socket), os.Stderr
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		await(b, "the follower", func() bool { return open(flows) == 1 })
+	}
+	before := cpu(b)
+	b.ResetTimer()
+	close(feed.begin)
+	<-feed.done
+	for _, r := range flows.Status().Readers {
+		await(b, "the follower has all", func() bool { r = flows.Status().Readers[0]; return r.Taken+r.Lost == uint64(b.N) })
+		b.ReportMetric(float64(r.Lost), "lost")
+	}
+	time.Sleep(20 * time.Millisecond) // what is taken is written
+	b.ReportMetric(float64(cpu(b)-before)/float64(b.N), "cpu-ns/record")
 }
 
 func cpu(b *testing.B) time.Duration {
