@@ -197,6 +197,9 @@ enum flow_tcp {
 	TCP_MANTISSA = 0x7ff,
 };
 
+/* The Service that the initiator's socket had asked for, where sockets translate: its number, 0 = none or not known. */
+enum { FLOW_SERVICE_SHIFT = 16 };
+
 /* Entries of another build's table are taken over field by field, by name: a field whose
  * meaning changes gets another name. */
 struct flow {
@@ -208,9 +211,9 @@ struct flow {
 	__u32 rule[2];     /* by direction: rule ids */
 	__u32 identity[2]; /* by side */
 	__u32 endpoint[2]; /* by side: endpoint numbers, 0 = none here */
-	__u32 tcp_flags;   /* union of flags seen: side 0 in bits 0..7, side 1 in 8..15 */
-	__u32 told;        /* clock (ms), low half: when closed; before, of the newest periodic event */
-	__u64 created;     /* ktime, ns */
+	__u32 tcp_flags; /* union of flags seen: side 0 in bits 0..7, side 1 in 8..15; from FLOW_SERVICE_SHIFT the Service */
+	__u32 told;      /* clock (ms), low half: when closed; before, of the newest periodic event */
+	__u64 created;    /* ktime, ns */
 	__u32 errors[2];  /* by side that is sent ICMP errors: second (clock) << 8 | how many in it; or enum flow_tcp */
 	__u32 process[2]; /* by side: number of the process whose socket it is, 0 = not known */
 	struct flow_side side[2];
@@ -391,7 +394,7 @@ struct backend_list {
 	__u64 service;  /* the Service's port, for affinity: a number that outlives its lists */
 	__u32 count;    /* 0: connections are refused */
 	__u32 affinity; /* s that a pod stays with its backend, 0 = it does not */
-	__u64 pad;
+	__u64 number;   /* the Service's, in 16 bits: never another's; 0 = it has none */
 };
 
 struct backend {
@@ -406,7 +409,7 @@ struct translation {
 	__u8 backend[16];
 	__u16 service_port;
 	__u16 backend_port;
-	__u32 position; /* of the backend in its list at that time */
+	__u32 position; /* of the backend in its list at that time, 16 bits | the Service's number << 16 */
 };
 
 struct affinity_key {
@@ -518,7 +521,8 @@ struct event {
 	__u32 process[2];    /* by source, destination: numbers, 0 = not known */
 	__u32 tcp[2];        /* likewise: enum flow_tcp, for those that tcp_known has a bit for (1, 2) */
 	__u32 kernel_reason; /* enum skb_drop_reason of the running kernel, for DROP_KERNEL */
-	__u32 tcp_known;
+	__u16 tcp_known;
+	__u16 service; /* that the source's socket had asked for: its number, 0 = none or not known */
 };
 
 /* A frame of a peer that is not known yet, see park.h. */

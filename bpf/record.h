@@ -35,6 +35,50 @@ static __always_inline __u32 sender_process(struct __sk_buff *skb, int answers)
 	return number ? *number : 0;
 }
 
+/* Of two Services with one backend it is not known which was meant. */
+static __always_inline __u32 talk_service(struct talks *all, struct tuple *to)
+{
+	__u32 found = 0, number, any = 0;
+
+	for (int i = 0; i < TALKS_MAX; i++) {
+		if (!leads_to(&all->talk[i], to->daddr, to->dport))
+			continue;
+		number = all->talk[i].position >> 16;
+		if (any && found != number)
+			return 0;
+		found = number;
+		any = 1;
+	}
+	return found;
+}
+
+/* The number of the Service that the socket asked for whose packet it is and got this
+ * destination in its place; 0 = it named the destination itself, or that is not known. */
+__noinline int sender_service(struct __sk_buff *skb, struct walk *w)
+{
+	struct bpf_sock *sk = skb->sk, *full;
+	struct translation *t;
+	struct talks *all;
+	struct tuple *to;
+
+	if (!sk || !w)
+		return 0;
+	to = &w->packet.tuple;
+	if (to->protocol != IPPROTO_TCP && to->protocol != IPPROTO_UDP)
+		return 0;
+	full = bpf_sk_fullsock(sk);
+	if (!full)
+		return 0;
+	t = bpf_sk_storage_get(&connected, full, 0, 0);
+	if (t && (to->protocol == IPPROTO_TCP || full->state == BPF_TCP_ESTABLISHED) &&
+	    leads_to(t, to->daddr, to->dport))
+		return t->position >> 16;
+	if (to->protocol == IPPROTO_TCP)
+		return 0;
+	all = bpf_sk_storage_get(&talking, full, 0, 0);
+	return all ? talk_service(all, to) : 0;
+}
+
 static __always_inline void denial_emit(struct __sk_buff *skb, struct walk *w)
 {
 	struct event *e = bpf_ringbuf_reserve(&denial_events, sizeof(*e), 0);
@@ -64,8 +108,10 @@ static __always_inline void denial_emit(struct __sk_buff *skb, struct walk *w)
 	e->tcp_flags = w->packet.tcp_flags;
 	e->packets[0] = packets_of(&w->packet);
 	e->bytes[0] = w->packet.length;
-	if (w->end[0].endpoint)
+	if (w->end[0].endpoint) {
 		e->process[0] = sender_process(skb, 0);
+		e->service = sender_service(skb, w);
+	}
 	bpf_ringbuf_submit(e, 0);
 	count(COUNT_DENIAL_EMITTED);
 }
@@ -109,6 +155,7 @@ static __always_inline void event_orient(struct event *e, struct flow *f, struct
 	e->bytes[0] = READ_ONCE(f->side[a].bytes);
 	e->bytes[1] = READ_ONCE(f->side[b].bytes);
 	e->tcp_flags = (f->tcp_flags >> (8 * a) & 0xff) | (f->tcp_flags >> (8 * b) & 0xff) << 8;
+	e->service = READ_ONCE(f->tcp_flags) >> FLOW_SERVICE_SHIFT;
 	e->ifindex = f->ifindex[a];
 	e->process[0] = READ_ONCE(f->process[a]);
 	e->process[1] = READ_ONCE(f->process[b]);
@@ -184,4 +231,16 @@ __noinline int flow_process(struct __sk_buff *skb, struct flow *f, __u32 side)
 	if (number)
 		WRITE_ONCE(f->process[side], number);
 	return 0;
+}
+
+/* Notes what its initiator's socket had asked for, once. */
+static __always_inline void flow_note_service(struct flow *f, __u32 number)
+{
+	__u32 was = READ_ONCE(f->tcp_flags);
+
+	for (int i = 0; i < 4 && number && !(was >> FLOW_SERVICE_SHIFT); i++) /* flags come from other CPUs */
+		if (CMPXCHG(f->tcp_flags, was, was | number << FLOW_SERVICE_SHIFT) == was)
+			break;
+		else
+			was = READ_ONCE(f->tcp_flags);
 }

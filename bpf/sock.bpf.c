@@ -25,14 +25,6 @@ enum { REFUSE = 0, PASS = 1 };
 enum { NO_MEMORY = 12, CONNECTION_REFUSED = 111 };
 enum { PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_MPTCP = 262 };
 
-/* What a socket is connected to. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct translation);
-} connected SEC(".maps");
-
 /* Of connected UDP sockets, by their cookies, for the agent: it ends those whose backend
  * goes, since no program runs when they send. */
 struct {
@@ -41,19 +33,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct translation);
 } udp_sockets SEC(".maps");
-
-/* What an unconnected socket sends to: the newest Services. */
-struct talks {
-	__u32 next;
-	__u32 pad;
-	struct translation talk[TALKS_MAX];
-};
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct talks);
-} talking SEC(".maps");
 
 /* Of two kinds of sockets: v4-mapped addresses on an IPv6 socket are IPv4. */
 enum socket_family { V4, V6 };
@@ -97,18 +76,14 @@ static __always_inline int asks_for(struct translation *t, struct frontend_key *
 	return t->service_port == k->port && same_address(t->service, k->addr);
 }
 
-static __always_inline int got(struct translation *t, struct frontend_key *k)
-{
-	return t->backend_port == k->port && same_address(t->backend, k->addr);
-}
-
-static __always_inline void remember(struct translation *t, struct frontend_key *k, struct search *s)
+static __always_inline void remember(struct translation *t, struct frontend_key *k, struct search *s,
+				     struct backend_list *head)
 {
 	__builtin_memcpy(t->service, k->addr, sizeof(t->service));
 	__builtin_memcpy(t->backend, s->wanted.addr, sizeof(t->backend));
 	t->service_port = k->port;
 	t->backend_port = s->wanted.port;
-	t->position = s->position;
+	t->position = (s->position & 0xffff) | (__u32)head->number << 16;
 }
 
 static __always_inline int is_named_elsewhere(__u32 protocol)
@@ -149,7 +124,7 @@ static __always_inline int connects(struct bpf_sock_addr *ctx, enum socket_famil
 	t = bpf_sk_storage_get(&connected, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!t)
 		return refuse(NO_MEMORY);
-	remember(t, &to, &s);
+	remember(t, &to, &s, head);
 	if (to.protocol == PROTOCOL_UDP) {
 		cookie = bpf_get_socket_cookie(ctx);
 		bpf_map_update_elem(&udp_sockets, &cookie, t, BPF_ANY);
@@ -169,6 +144,18 @@ static __always_inline struct translation *talk_with(struct talks *all, struct f
 	return &all->talk[all->next++ % TALKS_MAX];
 }
 
+/* What it sends next to a backend was not for the Service. */
+static __always_inline void names_itself(struct bpf_sock_addr *ctx, struct frontend_key *to)
+{
+	struct talks *all = to->family ? bpf_sk_storage_get(&talking, ctx->sk, 0, 0) : 0;
+
+	if (!all)
+		return;
+	for (int i = 0; i < TALKS_MAX; i++)
+		if (leads_to(&all->talk[i], to->addr, to->port))
+			all->talk[i].position &= 0xffff;
+}
+
 /* An unconnected socket stays with the backend it has while the Service has that. */
 static __always_inline int sends(struct bpf_sock_addr *ctx, enum socket_family f)
 {
@@ -181,8 +168,10 @@ static __always_inline int sends(struct bpf_sock_addr *ctx, enum socket_family f
 	int known;
 
 	s.list = named_list(ctx, f, &to, &netns);
-	if (!s.list)
+	if (!s.list) {
+		names_itself(ctx, &to);
 		return PASS;
+	}
 	t = bpf_sk_storage_get(&connected, ctx->sk, 0, 0);
 	if (t && ctx->sk->state == BPF_TCP_ESTABLISHED && asks_for(t, &to)) { /* connected: it hears nobody else */
 		name_write(ctx, f, t->backend, t->backend_port);
@@ -198,12 +187,12 @@ static __always_inline int sends(struct bpf_sock_addr *ctx, enum socket_family f
 	if (known) {
 		__builtin_memcpy(s.wanted.addr, t->backend, sizeof(s.wanted.addr));
 		s.wanted.port = t->backend_port;
-		s.position = t->position;
+		s.position = t->position & 0xffff;
 		known = still_there(&s, head);
 	}
 	if (!known && !choose(&s, head, netns))
 		return refuse(CONNECTION_REFUSED);
-	remember(t, &to, &s);
+	remember(t, &to, &s, head);
 	name_write(ctx, f, t->backend, t->backend_port);
 	return PASS;
 }
@@ -212,7 +201,7 @@ static __always_inline int sends(struct bpf_sock_addr *ctx, enum socket_family f
 static __always_inline int shown(struct bpf_sock_addr *ctx, enum socket_family f, struct translation *t,
 				 struct frontend_key *from)
 {
-	if (!got(t, from))
+	if (!leads_to(t, from->addr, from->port))
 		return 0;
 	name_write(ctx, f, t->service, t->service_port);
 	return 1;

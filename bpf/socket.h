@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What a socket carries, and whose sockets count. */
 #pragma once
-#include "contract.h"
+#include "access.h"
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -29,4 +29,30 @@ static __always_inline void socket_name(void *sk, __u32 process)
 
 	if (has && *has != process)
 		*has = process;
+}
+
+/* What a socket is connected to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct translation);
+} connected SEC(".maps");
+
+/* What an unconnected socket sends to: the newest Services. */
+struct talks {
+	__u32 next;
+	__u32 pad;
+	struct translation talk[TALKS_MAX];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct talks);
+} talking SEC(".maps");
+
+static __always_inline int leads_to(struct translation *t, __u8 *addr, __u16 port)
+{
+	return t->backend_port == port && same_address(t->backend, addr);
 }

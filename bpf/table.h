@@ -213,7 +213,9 @@ static __always_inline int flow_import(struct flow_key *key, struct flow *was)
 		ADD(f->side[0].bytes, was->side[0].bytes);
 		ADD(f->side[1].packets, was->side[1].packets);
 		ADD(f->side[1].bytes, was->side[1].bytes);
-		__sync_fetch_and_or(&f->tcp_flags, was->tcp_flags);
+		__sync_fetch_and_or(&f->tcp_flags, was->tcp_flags & ((1 << FLOW_SERVICE_SHIFT) - 1));
+		if (f->created == was->created)
+			flow_note_service(f, was->tcp_flags >> FLOW_SERVICE_SHIFT);
 		if (f->created == was->created)
 			__sync_fetch_and_or(&f->state,
 					    was->state & (FLOW_REPLIED | FLOW_FIN_0 | FLOW_FIN_1 | FLOW_RST));

@@ -61,6 +61,9 @@ type Event struct {
 	// TCP is what each end's socket found, by end; of ends that are sockets of this node's
 	// pods, once their connection is over.
 	TCP [2]TCPEnd
+	// Service is the number of the Service that the initiator's socket had asked for and was
+	// given the destination in its place (Service.Number); 0 = none, or it is not known.
+	Service uint16
 	// KernelReason is why the kernel itself dropped the packet, in its own word
 	// ("TCP_CSUM"), when Reason is ReasonKernel.
 	KernelReason string

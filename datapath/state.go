@@ -134,6 +134,7 @@ type Frontend struct {
 // Service is a port of a Service as pods on this node reach it by one kind of address.
 type Service struct {
 	ID       uint64           // of the Service's port and family: what affinity is kept by
+	Number   uint16           // of the Service, for events about what pods asked for: never another's; 0 = none
 	Affinity uint32           // seconds that a pod stays with its backend, 0 = it does not
 	Backends []netip.AddrPort // by address and port, of the frontends' family; none: connections are refused
 }

@@ -41,7 +41,7 @@ var filterUsage = map[string]string{
 	"namespace": "namespace of a pod",
 	"label":     "label selector, such as app=web or 'tier in (a, b)'",
 	"workload":  "NAME or KIND/NAME, such as Deployment/web",
-	"service":   "NAMESPACE/NAME of the Service whose address it is",
+	"service":   "NAMESPACE/NAME of the Service whose address it is, or that the pod had asked for",
 	"identity":  "identity number ('weir identities' lists them)",
 	"address":   "address or CIDR",
 	"port":      "port",

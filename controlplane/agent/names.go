@@ -113,6 +113,15 @@ func (a *Agent) Service(addr netip.Addr) (out *flowlog.Ref) {
 	return out
 }
 
+// ServiceNumbered implements flowlog.Names.
+func (a *Agent) ServiceNumbered(number uint16) *flowlog.Ref {
+	name, ok := a.ids.Service(number)
+	if !ok {
+		return nil
+	}
+	return &flowlog.Ref{Namespace: name.Namespace, Name: name.Name}
+}
+
 // Interface implements flowlog.Names.
 func (a *Agent) Interface(index uint32) (out string) {
 	a.names.look(func(d *directory) bool {

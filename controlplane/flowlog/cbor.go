@@ -138,6 +138,7 @@ func (r *packedRecord) append(to []byte) []byte {
 		f.ends(43, r.TCP)
 	}
 	f.string(44, r.KernelReason)
+	f.unsigned(45, uint64(r.Service))
 	f.text[start+1] = byte(f.n)
 	return f.text
 }

@@ -84,6 +84,7 @@ type packedRecord struct {
 	Bytes        [2]uint64           `cbor:"42,keyasint"`
 	TCP          *[2]datapath.TCPEnd `cbor:"43,keyasint,omitempty"`
 	KernelReason string              `cbor:"44,keyasint,omitempty"`
+	Service      uint16              `cbor:"45,keyasint,omitempty"`
 }
 
 // pack is r with what it shares left to the places.
@@ -94,7 +95,7 @@ func (f *packedRecord) pack(r *record, in *sharing) {
 		Kind: e.Kind, Created: e.Created, Age: e.Age, Epoch: e.Epoch, Source: e.Source, Destination: e.Destination, Protocol: e.Protocol,
 		Ifindex: e.Ifindex, Endpoint: e.Endpoint, Identity: e.Identity, Rule: e.Rule, Dropped: e.Dropped, Reason: e.Reason, Direction: e.Direction,
 		Judged: e.Judged, Path: e.Path, End: e.End, ICMPType: e.ICMPType, ICMPCode: e.ICMPCode, PickedUp: e.PickedUp, TCPFlags: e.TCPFlags,
-		Packets: e.Packets, Bytes: e.Bytes, KernelReason: e.KernelReason,
+		Packets: e.Packets, Bytes: e.Bytes, KernelReason: e.KernelReason, Service: e.Service,
 	}
 	for j := range 2 {
 		f.Parties[j], f.Rules[j] = in.parties.of(r.parties[j]), in.rules.of(r.rules[j])
@@ -117,7 +118,7 @@ func (f *packedRecord) unpack(p *packed) *record {
 		Kind: f.Kind, Created: f.Created, Age: f.Age, Epoch: f.Epoch, Source: f.Source, Destination: f.Destination, Protocol: f.Protocol,
 		Ifindex: f.Ifindex, Endpoint: f.Endpoint, Identity: f.Identity, Rule: f.Rule, Dropped: f.Dropped, Reason: f.Reason, Direction: f.Direction,
 		Judged: f.Judged, Path: f.Path, End: f.End, ICMPType: f.ICMPType, ICMPCode: f.ICMPCode, PickedUp: f.PickedUp, TCPFlags: f.TCPFlags,
-		Packets: f.Packets, Bytes: f.Bytes, KernelReason: f.KernelReason,
+		Packets: f.Packets, Bytes: f.Bytes, KernelReason: f.KernelReason, Service: f.Service,
 	}
 	for j := range 2 {
 		r.parties[j], r.rules[j] = placed(p.Parties, f.Parties[j]), placed(p.Rules, f.Rules[j])

@@ -21,6 +21,7 @@ type names struct {
 	rules     map[uint32]policy.Rule
 
 	services   map[netip.Addr]*Ref
+	numbered   map[uint16]*Ref
 	interfaces map[uint32]string
 }
 
@@ -29,6 +30,8 @@ func (n *names) Endpoint(number uint32) *Party { return n.endpoints[number] }
 func (n *names) Peer(a netip.Addr, _ identity.Number) *Party { return n.peers[a] }
 
 func (n *names) Service(a netip.Addr) *Ref { return n.services[a] }
+
+func (n *names) ServiceNumbered(number uint16) *Ref { return n.numbered[number] }
 
 func (n *names) Interface(index uint32) string { return n.interfaces[index] }
 
@@ -52,6 +55,7 @@ func shop() *names {
 			2: {Namespace: "shop", Name: "db-0", Labels: []string{"app=db"}, Workload: Workload{"StatefulSet", "db"}},
 		},
 		services:   map[netip.Addr]*Ref{netip.MustParseAddr("10.96.0.10"): {"kube-system", "dns"}},
+		numbered:   map[uint16]*Ref{9: {"shop", "db"}},
 		interfaces: map[uint32]string{7: "weir0000000000a"},
 		peers: map[netip.Addr]*Party{
 			netip.MustParseAddr("10.0.1.7"):     {Namespace: "shop", Name: "cart-3", Labels: []string{"app=cart"}},

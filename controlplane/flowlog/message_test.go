@@ -175,3 +175,20 @@ func TestUUIDs(t *testing.T) {
 		t.Errorf("uuids %s, %s, %s", a, again, b)
 	}
 }
+
+// A pod is named with the Service that led to it; a number that nobody knows any more names none.
+func TestMessageNamesTheServiceAskedFor(t *testing.T) {
+	for number, want := range map[uint16]string{0: "", 9: "shop/db", 10: ""} {
+		l, e := newLog(shop(), 0), began()
+		e.Service = number
+		l.add(e)
+		records, _ := l.ring.all()
+		got := ""
+		if s := l.response(records[0]).GetFlow().GetDestinationService(); s != nil {
+			got = s.GetNamespace() + "/" + s.GetName()
+		}
+		if got != want {
+			t.Errorf("number %d: %q, want %q", number, got, want)
+		}
+	}
+}

@@ -24,6 +24,9 @@ type Names interface {
 	Peer(addr netip.Addr, n identity.Number) *Party
 	// Service names the Service that has an address, nil for an address that is none's.
 	Service(addr netip.Addr) *Ref
+	// ServiceNumbered names the Service that a number stands for, one that is no more too; nil
+	// for a number that is forgotten. A number never means another. (datapath.Event.Service.)
+	ServiceNumbered(number uint16) *Ref
 	// Interface is the name of a device of this node that pods' packets come by, "" if it
 	// is not known.
 	Interface(index uint32) string

@@ -15,7 +15,7 @@ type record struct {
 	event      datapath.Event
 	parties    [2]*Party       // by end
 	rules      [2]*policy.Rule // by direction
-	services   [2]*Ref         // by end: whose address it is
+	services   [2]*Ref         // by end: whose address it is; the destination's also: which the initiator's socket asked for
 	ifname     string          // of event.Ifindex
 	suppressed uint64          // stands for so many denials of the endpoint, without addresses
 	lost       uint64          // stands for so many events that the kernel had no room for; has a time and nothing else
@@ -30,13 +30,14 @@ type namer struct {
 	names     Names
 	rules     map[uint32]*policy.Rule
 	endpoints map[uint32]*Party
+	services  map[uint16]*Ref
 }
 
 // rulesMax bounds the memory of rules; past it all are asked for again.
 const rulesMax = 1 << 16
 
 func newNamer(n Names) *namer {
-	return &namer{names: n, rules: map[uint32]*policy.Rule{}, endpoints: map[uint32]*Party{}}
+	return &namer{names: n, rules: map[uint32]*policy.Rule{}, endpoints: map[uint32]*Party{}, services: map[uint16]*Ref{}}
 }
 
 func (n *namer) record(e datapath.Event) *record {
@@ -47,6 +48,9 @@ func (n *namer) record(e datapath.Event) *record {
 		if a.IsValid() && !r.parties[end].IsPod() {
 			r.services[end] = n.names.Service(a)
 		}
+	}
+	if e.Service != 0 {
+		r.services[1] = n.service(e.Service)
 	}
 	if e.Ifindex != 0 {
 		r.ifname = n.names.Interface(e.Ifindex)
@@ -88,6 +92,17 @@ func (n *namer) endpoint(number uint32) *Party {
 		return p
 	}
 	return n.endpoints[number]
+}
+
+func (n *namer) service(number uint16) *Ref {
+	if s := n.services[number]; s != nil {
+		return s
+	}
+	s := n.names.ServiceNumbered(number)
+	if s != nil {
+		n.services[number] = s
+	}
+	return s
 }
 
 func (n *namer) rule(id uint32) *policy.Rule {

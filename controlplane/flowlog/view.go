@@ -52,7 +52,8 @@ func (r *record) Extension() *api.FlowExtension { return extensionOf(r) }
 // Denied reports whether it was denied in that direction.
 func (r *record) Denied(d datapath.Direction) bool { return r.denied(d) }
 
-// Service is the Service whose address an end is; nil if it is none's.
+// Service is the Service whose address an end is, or that was asked for and led to the destination;
+// nil if there is none.
 func (r *record) Service(end int) *Ref { return r.services[end] }
 
 // InterfaceName is where it was seen.

@@ -53,6 +53,7 @@ func (names) Endpoint(n uint32) *flowlog.Party {
 }
 func (names) Peer(netip.Addr, identity.Number) *flowlog.Party { return nil }
 func (names) Service(netip.Addr) *flowlog.Ref                 { return nil }
+func (names) ServiceNumbered(uint16) *flowlog.Ref             { return nil }
 func (names) Interface(uint32) string                         { return "" }
 func (names) Rule(id uint32) (policy.Rule, bool)              { return policy.NewAllocator().Rule(id) }
 

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
@@ -34,6 +37,7 @@ type Allocator struct {
 	rulesets   counter
 	ruleIDs    counter
 	rules      map[uint32]Rule
+	services   counter // by namespace/name
 
 	usedLabels map[identity.Number]uint64 // turn of the latest use, 0 = released since
 	usedBlocks map[netip.Prefix]uint64
@@ -43,6 +47,7 @@ type Allocator struct {
 	idleRules  idle[uint32]
 	idleBytes  int // of idleRules
 	idleLabels idle[identity.Number]
+	idleNames  idle[uint32] // of Services
 }
 
 // counter gives keys numbers in the order they come.
@@ -155,10 +160,12 @@ func NewAllocator() *Allocator {
 		rulesets:   newCounter(1),
 		ruleIDs:    newCounter(datapath.RuleFirst),
 		rules:      map[uint32]Rule{},
+		services:   newCounter(1),
 		usedLabels: map[identity.Number]uint64{},
 		usedBlocks: map[netip.Prefix]uint64{},
 		idleRules:  idle[uint32]{since: map[uint32]uint64{}},
 		idleLabels: idle[identity.Number]{since: map[identity.Number]uint64{}},
+		idleNames:  idle[uint32]{since: map[uint32]uint64{}},
 	}
 }
 
@@ -167,6 +174,7 @@ func NewAllocator() *Allocator {
 const (
 	keepRules  = 1 << 20 // bytes, about
 	keepLabels = 4096
+	keepNames  = 4096 // of Services
 )
 
 // begin is called before a compilation.
@@ -221,6 +229,16 @@ func (a *Allocator) sweep() {
 	for _, n := range labels {
 		a.idleLabels.add(n)
 	}
+	var names []uint32
+	for _, n := range a.services.IDs {
+		if a.services.used[n] < a.turn {
+			names = append(names, n)
+		}
+	}
+	sortByUse(names, func(n uint32) (uint64, uint64) { return a.services.used[n], uint64(n) })
+	for _, n := range names {
+		a.idleNames.add(n)
+	}
 }
 
 func (a *Allocator) dropBlock(p netip.Prefix) {
@@ -253,6 +271,10 @@ func (a *Allocator) trim() {
 		delete(a.identities, n)
 		delete(a.usedLabels, n)
 		a.retired[n] = true // open flows may rest on it: it never stands for others
+	}
+	for len(a.idleNames.since) > keepNames {
+		n, _ := a.idleNames.oldest()
+		a.services.drop(n) // its number is nobody's from now on
 	}
 }
 
@@ -301,6 +323,20 @@ func (a *Allocator) releaseIdentity(n identity.Number) {
 	a.release(func(a *Allocator) { a.usedLabels[n] = 0 }, func(a *Allocator) {
 		if used, there := a.usedLabels[n]; there && used == 0 {
 			a.idleLabels.add(n)
+		}
+	})
+}
+
+func (a *Allocator) releaseService(name types.NamespacedName) {
+	a.mu.RLock()
+	n, given := a.services.IDs[name.String()]
+	a.mu.RUnlock()
+	if !given {
+		return
+	}
+	a.release(func(a *Allocator) { a.services.used[n] = 0 }, func(a *Allocator) {
+		if used, there := a.services.used[n]; there && used == 0 {
+			a.idleNames.add(n)
 		}
 	})
 }
@@ -356,6 +392,33 @@ func (a *Allocator) Block(n identity.Number) (netip.Prefix, bool) {
 	defer a.mu.RUnlock()
 	p, ok := a.cidrs[n]
 	return p, ok
+}
+
+// Service returns the name of the Service that a number stands for.
+func (a *Allocator) Service(n uint16) (types.NamespacedName, bool) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	namespace, name, ok := strings.Cut(a.services.keys[uint32(n)], "/")
+	return types.NamespacedName{Namespace: namespace, Name: name}, ok
+}
+
+// servicesMost are as many as 16 bits of a flow entry tell apart: Services after them have no
+// number, since entries and sockets may have any that was given out before.
+const servicesMost = 1<<16 - 1
+
+func (a *Allocator) service(name types.NamespacedName) uint16 {
+	key := name.String()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, given := a.services.IDs[key]; !given && a.services.Next > servicesMost {
+		return 0
+	}
+	n, fresh := a.services.id(key, a.turn)
+	a.idleNames.remove(n)
+	if fresh {
+		a.give(givenOut{Number: n, Service: key})
+	}
+	return uint16(n)
 }
 
 func (a *Allocator) identity(l identity.Labels) identity.Number {

@@ -23,23 +23,24 @@ type saved struct {
 	Rulesets   counter                             `json:"rulesets"`
 	RuleIDs    counter                             `json:"ruleIDs"`
 	Rules      map[uint32]Rule                     `json:"rules"`
+	Services   counter                             `json:"services"` // not there before they had numbers
 }
 
 // MarshalJSON implements json.Marshaler.
 func (a *Allocator) MarshalJSON() ([]byte, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
-	return json.Marshal(saved{a.last, a.identities, slices.Sorted(maps.Keys(a.retired)), a.cidrs, a.nextBlock, a.sets, a.rulesets, a.ruleIDs, a.rules})
+	return json.Marshal(saved{a.last, a.identities, slices.Sorted(maps.Keys(a.retired)), a.cidrs, a.nextBlock, a.sets, a.rulesets, a.ruleIDs, a.rules, a.services})
 }
 
 // UnmarshalJSON implements json.Unmarshaler; what was given out before is forgotten.
 func (a *Allocator) UnmarshalJSON(data []byte) error {
 	fresh := NewAllocator()
-	s := saved{0, fresh.identities, nil, fresh.cidrs, fresh.nextBlock, fresh.sets, fresh.rulesets, fresh.ruleIDs, fresh.rules}
+	s := saved{0, fresh.identities, nil, fresh.cidrs, fresh.nextBlock, fresh.sets, fresh.rulesets, fresh.ruleIDs, fresh.rules, fresh.services}
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("read id tables: %w", err)
 	}
-	if s.Sets.Next == 0 || s.Rulesets.Next == 0 || s.RuleIDs.Next < datapath.RuleFirst {
+	if s.Sets.Next == 0 || s.Rulesets.Next == 0 || s.RuleIDs.Next < datapath.RuleFirst || s.Services.Next == 0 {
 		return fmt.Errorf("read id tables: a counter is missing")
 	}
 	for n, l := range s.Identities {
@@ -58,11 +59,11 @@ func (a *Allocator) UnmarshalJSON(data []byte) error {
 	a.identities, a.numbers, a.retired = s.Identities, fresh.numbers, fresh.retired
 	a.cidrs, a.blocks, a.nextBlock = s.Blocks, fresh.blocks, s.NextBlock
 	a.usedLabels, a.usedBlocks = fresh.usedLabels, fresh.usedBlocks
-	a.released, a.idleRules, a.idleBytes, a.idleLabels = nil, fresh.idleRules, 0, fresh.idleLabels
-	for _, c := range []*counter{&s.Sets, &s.Rulesets, &s.RuleIDs} {
+	a.released, a.idleRules, a.idleBytes, a.idleLabels, a.idleNames = nil, fresh.idleRules, 0, fresh.idleLabels, fresh.idleNames
+	for _, c := range []*counter{&s.Sets, &s.Rulesets, &s.RuleIDs, &s.Services} {
 		c.index()
 	}
-	a.sets, a.rulesets, a.ruleIDs, a.rules = s.Sets, s.Rulesets, s.RuleIDs, s.Rules
+	a.sets, a.rulesets, a.ruleIDs, a.rules, a.services = s.Sets, s.Rulesets, s.RuleIDs, s.Rules, s.Services
 	return nil
 }
 
@@ -77,6 +78,7 @@ type givenOut struct {
 	Ruleset string           `json:"ruleset,omitempty"`
 	RuleKey string           `json:"ruleKey,omitempty"`
 	Rule    *Rule            `json:"rule,omitempty"`
+	Service string           `json:"service,omitempty"`
 }
 
 // give notes a number; a.mu is held.
@@ -164,6 +166,8 @@ func (a *Allocator) replay(g givenOut) {
 		count(&a.sets, g.Set)
 	case g.Ruleset != "":
 		count(&a.rulesets, g.Ruleset)
+	case g.Service != "":
+		count(&a.services, g.Service)
 	case g.Rule != nil:
 		delete(a.rules, a.ruleIDs.IDs[g.RuleKey])
 		count(&a.ruleIDs, g.RuleKey)

@@ -122,12 +122,15 @@ func (x *Incremental) service(t *step, name types.NamespacedName, touched map[da
 	if was := x.result.services[name]; was != nil {
 		x.own(name, was, false, touched)
 		delete(x.result.services, name)
+		if was.translated() {
+			x.ids.releaseService(name)
+		}
 	}
 	if s == nil {
 		return
 	}
 	in := slices.SortedFunc(maps.Values(x.serviceUse.slices[name]), func(a, b *discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
-	w := compiler{node: x.node, before: Before{services: map[types.NamespacedName]*compiledService{}}}
+	w := compiler{node: x.node, ids: x.ids, before: Before{services: map[types.NamespacedName]*compiledService{}}}
 	c := w.compileService(s, in)
 	x.result.services[name] = c
 	x.own(name, c, true, touched)

@@ -62,14 +62,25 @@ type compiledService struct {
 func (w *compiler) compileService(s *corev1.Service, in []*discoveryv1.EndpointSlice) *compiledService {
 	name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 	if was := w.before.services[name]; was != nil && was.service == s && was.node == w.node.Name && slices.Equal(was.slices, in) {
+		if was.translated() {
+			w.ids.service(name)
+		}
 		return was
 	}
 	c := &compiledService{service: s, slices: in, node: w.node.Name}
 	if translated(s) {
 		c.cluster, c.external = w.translations(s, clusterIPs, in), w.translations(s, externalAddresses, in)
 	}
+	if c.translated() {
+		number := w.ids.service(name)
+		for _, t := range slices.Concat(c.cluster, c.external) {
+			t.service.Number = number
+		}
+	}
 	return c
 }
+
+func (c *compiledService) translated() bool { return len(c.cluster)+len(c.external) > 0 }
 
 func translated(s *corev1.Service) bool {
 	_, foreign := s.Labels[LabelServiceProxy]

@@ -32,6 +32,7 @@ type services struct {
 const (
 	listID     = 0
 	listCounts = 1 // count | affinity << 32
+	listNumber = 2
 	backendLow = 0 // address, in wire order
 	backendTop = 1
 	backendEnd = 2 // port
@@ -51,6 +52,7 @@ type serviceDelta struct {
 func content(s *datapath.Service) string {
 	b := make([]byte, 0, 16+18*len(s.Backends))
 	b = binary.LittleEndian.AppendUint64(b, s.ID)
+	b = binary.LittleEndian.AppendUint16(b, s.Number)
 	b = binary.LittleEndian.AppendUint32(b, s.Affinity)
 	for _, x := range s.Backends {
 		a := address16(x.Addr())
@@ -182,7 +184,7 @@ func (p *services) place(s *datapath.Service) (extent, error) {
 	head := p.memory.at(at.start)
 	head.store(listID, s.ID)
 	head.store(listCounts, uint64(len(s.Backends))|uint64(s.Affinity)<<32)
-	head.store(2, 0)
+	head.store(listNumber, uint64(s.Number))
 	for i, b := range s.Backends {
 		e, a := p.memory.at(at.start+1+uint32(i)), address16(b.Addr())
 		e.store(backendLow, binary.NativeEndian.Uint64(a[:8]))
@@ -319,7 +321,7 @@ func (p *services) read(at extent, family uint8) (*datapath.Service, bool) {
 		return nil, false
 	}
 	head := p.memory.at(at.start)
-	s := &datapath.Service{ID: head.load(listID), Affinity: uint32(head.load(listCounts) >> 32)}
+	s := &datapath.Service{ID: head.load(listID), Number: uint16(head.load(listNumber)), Affinity: uint32(head.load(listCounts) >> 32)}
 	for i := uint32(1); i < at.length; i++ {
 		e := p.memory.at(at.start + i)
 		var a [16]byte

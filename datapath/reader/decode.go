@@ -52,6 +52,7 @@ func (r *reader) decode(raw []byte) (datapath.Event, bool) {
 		Listener:     r.processes.of(e.Process[1]),
 		TCP:          [2]datapath.TCPEnd{tcpEnd(&e, 0), tcpEnd(&e, 1)},
 		KernelReason: maps.KernelReason(e.KernelReason),
+		Service:      e.Service,
 	}, true
 }
 

@@ -160,6 +160,13 @@ func (shop) Peer(a netip.Addr, _ identity.Number) *flowlog.Party {
 	return nil
 }
 
+func (shop) ServiceNumbered(number uint16) *flowlog.Ref {
+	if number == 9 {
+		return &flowlog.Ref{Namespace: "shop", Name: "db"}
+	}
+	return nil
+}
+
 func (shop) Service(a netip.Addr) *flowlog.Ref {
 	if a == netip.MustParseAddr("10.96.0.10") {
 		return &flowlog.Ref{Namespace: "kube-system", Name: "dns"}

@@ -149,6 +149,8 @@ func (people) Peer(a netip.Addr, n identity.Number) *flowlog.Party {
 	return nil
 }
 
+func (people) ServiceNumbered(uint16) *flowlog.Ref { return nil }
+
 func (people) Service(a netip.Addr) *flowlog.Ref {
 	if a == netip.MustParseAddr("10.96.0.10") {
 		return &flowlog.Ref{Namespace: "kube-system", Name: "dns"}

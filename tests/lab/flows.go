@@ -23,6 +23,7 @@ type Flow struct {
 	L4               map[string]map[string]any `json:"l4"`
 	Source           FlowEnd                   `json:"source"`
 	Destination      FlowEnd                   `json:"destination"`
+	Service          FlowPolicy                `json:"destination_service"`
 	TrafficDirection string                    `json:"traffic_direction"`
 	EgressAllowedBy  []FlowPolicy              `json:"egress_allowed_by"`
 	IngressAllowedBy []FlowPolicy              `json:"ingress_allowed_by"`
@@ -41,7 +42,7 @@ type FlowEnd struct {
 
 func (e FlowEnd) String() string { return e.Namespace + "/" + e.PodName }
 
-// FlowPolicy is a policy that allowed or denied.
+// FlowPolicy is a policy that allowed or denied, or another object.
 type FlowPolicy struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`

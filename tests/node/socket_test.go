@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 
 // order is one thing to do with the socket of a name.
 type order struct {
-	Do       string // open, connect, ask, peer
+	Do       string // open, close, connect, ask, peer, local
 	Name     string
 	Protocol string // tcp, mptcp or udp
 	Domain   int    // 4 or 6; an IPv6 socket is given v4-mapped addresses for IPv4
@@ -53,7 +53,7 @@ type order struct {
 // answer is what came of it.
 type answer struct {
 	Text string // what the other side says it is
-	Peer string // getpeername, or who the datagram came from
+	Peer string // getpeername, or who the datagram came from; of local: getsockname
 	Err  string
 	Took time.Duration
 }
@@ -108,6 +108,12 @@ func obey(open map[string]*talker, o order) (a answer, err error) {
 		return t.peer()
 	case "peer":
 		return t.peer()
+	case "local":
+		sa, err := unix.Getsockname(t.fd)
+		return answer{Peer: named(sa)}, err
+	case "close":
+		delete(open, o.Name)
+		return a, unix.Close(t.fd)
 	case "ask":
 		return t.ask(o.To)
 	}

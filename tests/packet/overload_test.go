@@ -152,4 +152,5 @@ func (nobody) Endpoint(uint32) *flowlog.Party                  { return nil }
 func (nobody) Peer(netip.Addr, identity.Number) *flowlog.Party { return nil }
 func (nobody) Rule(uint32) (policy.Rule, bool)                 { return policy.Rule{}, false }
 func (nobody) Service(netip.Addr) *flowlog.Ref                 { return nil }
+func (nobody) ServiceNumbered(uint16) *flowlog.Ref             { return nil }
 func (nobody) Interface(uint32) string                         { return "" }

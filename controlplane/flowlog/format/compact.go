@@ -24,7 +24,7 @@ func Compact(m *observerpb.GetFlowsResponse, s Style) string {
 		return at + " (a message of another kind)"
 	}
 	x := Extension(f)
-	line := fmt.Sprintf("%s %s %s%s -> %s%s", at, verdict(f, s), source(f), processShort(x.Process), destination(f), processShort(x.Listener))
+	line := fmt.Sprintf("%s %s %s%s -> %s%s%s", at, verdict(f, s), source(f), processShort(x.Process), destination(f), service(f), processShort(x.Listener))
 	if x.Suppressed > 0 {
 		return line + ": " + suppressedText(x) + ": " + why(f, x)
 	}

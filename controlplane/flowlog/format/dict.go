@@ -40,6 +40,7 @@ func Dict(m *observerpb.GetFlowsResponse, s Style) string {
 	add("PROCESS", processText(x.Process, s))
 	add("DESTINATION", destination(f)+detail(f.GetDestination(), f.GetIP().GetDestination()))
 	add("LABELS", labels(f.GetDestination()))
+	add("SERVICE", serviceName(f.GetDestinationService()))
 	add("LISTENER", processText(x.Listener, s))
 	add("PROTOCOL", protocol(f))
 	add("EGRESS", sideText(x.Egress))

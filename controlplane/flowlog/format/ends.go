@@ -21,6 +21,21 @@ func destination(f *flowpb.Flow) string {
 	return end(f.GetDestination(), f.GetIP().GetDestination(), to, f.GetDestinationNames())
 }
 
+// service is the Service that the flow was addressed to, as an addition to its destination.
+func service(f *flowpb.Flow) string {
+	if name := serviceName(f.GetDestinationService()); name != "" {
+		return " (service " + name + ")"
+	}
+	return ""
+}
+
+func serviceName(s *flowpb.Service) string {
+	if s.GetName() == "" {
+		return ""
+	}
+	return Safe(s.GetNamespace() + "/" + s.GetName())
+}
+
 func end(e *flowpb.Endpoint, address, port string, names []string) string {
 	if e.GetPodName() != "" {
 		name := Safe(e.GetNamespace() + "/" + e.GetPodName())

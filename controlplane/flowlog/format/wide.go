@@ -48,7 +48,7 @@ var wideColumns = []column{
 		return source(f)
 	}},
 	{head: "DESTINATION", least: 12, share: 3, text: func(_ *observerpb.GetFlowsResponse, f *flowpb.Flow, _ api.FlowExtension, _ Style) string {
-		return destination(f)
+		return destination(f) + service(f)
 	}},
 	{head: "PROTOCOL", least: 8, from: 100, text: wideProtocol},
 	{head: "PROCESS", least: 8, share: 1, from: 120, text: func(_ *observerpb.GetFlowsResponse, _ *flowpb.Flow, x api.FlowExtension, _ Style) string {
