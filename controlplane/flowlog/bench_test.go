@@ -21,10 +21,11 @@ func BenchmarkLine(b *testing.B) {
 	l.add(refused())
 	kept, _ := l.ring.all()
 	var out []byte
+	m := l.Encoder()
 	var err error
 	b.ReportAllocs()
 	for b.Loop() {
-		if out, err = l.AppendRecord(out[:0], kept[0]); err != nil {
+		if out, err = m.AppendRecord(out[:0], kept[0]); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -36,10 +37,11 @@ func BenchmarkWire(b *testing.B) {
 	l.add(refused())
 	kept, _ := l.ring.all()
 	var out []byte
+	m := l.Encoder()
 	var err error
 	b.ReportAllocs()
 	for b.Loop() {
-		if out, err = l.AppendMessage(out[:0], kept[0]); err != nil {
+		if out, err = m.AppendMessage(out[:0], kept[0]); err != nil {
 			b.Fatal(err)
 		}
 	}

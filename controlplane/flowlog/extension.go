@@ -40,8 +40,7 @@ func endName(end uint8) string {
 const extensionType = "type.googleapis.com/google.protobuf.StringValue"
 
 func extension(r *record) *anypb.Any {
-	var room [1024]byte
-	x := appendExtension(room[:0], r)
+	x := forgetful.appendExtension(make([]byte, 0, 1024), r)
 	value := make([]byte, 0, len(x)+8)
 	value = protowire.AppendBytes(protowire.AppendTag(value, 1, protowire.BytesType), x) // a StringValue
 	return &anypb.Any{TypeUrl: extensionType, Value: value}

@@ -35,8 +35,7 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	// An error is the client's leaving, or the log's end: there is nobody to tell.
-	to := &lines{log: l, w: w, control: http.NewResponseController(w)}
-	to.extend()
+	to := &lines{encoder: l.Encoder(), w: w, control: http.NewResponseController(w)}
 	_ = l.Select(r.Context(), selection, to)
 }
 
@@ -51,46 +50,49 @@ func refuse(w http.ResponseWriter, status int, err error) {
 
 // lines is the Sink of a response.
 type lines struct {
-	log     *Log
+	encoder *Encoder
 	w       http.ResponseWriter
 	control *http.ResponseController
-	line    bytes.Buffer
-	sent    int
+	text    []byte // whole lines, not written yet
 }
 
+// linesMost is how much is written at once.
+const linesMost = 32 << 10
+
 func (s *lines) Send(m *observerpb.GetFlowsResponse) error {
-	s.line.Reset()
-	if err := AppendLine(&s.line, m); err != nil {
+	var line bytes.Buffer
+	if err := AppendLine(&line, m); err != nil {
 		return err
 	}
-	return s.write(s.line.Bytes())
+	s.text = append(s.text, line.Bytes()...)
+	return s.writeFrom(linesMost)
 }
 
 // SendRecord implements recordSink.
-func (s *lines) SendRecord(r *Record) error {
-	s.line.Reset()
-	line, err := s.log.AppendRecord(s.line.AvailableBuffer(), r)
-	if err != nil {
+func (s *lines) SendRecord(r *Record) (err error) {
+	if s.text, err = s.encoder.AppendRecord(s.text, r); err != nil {
 		return err
 	}
-	s.line.Write(line)
-	return s.write(line)
+	return s.writeFrom(linesMost)
 }
 
-func (s *lines) write(line []byte) error {
-	if s.sent++; s.sent%batch == 0 {
-		s.extend()
+// writeFrom writes if there is so much.
+func (s *lines) writeFrom(n int) error {
+	if len(s.text) < n {
+		return nil
 	}
-	_, err := s.w.Write(line)
+	s.extend()
+	_, err := s.w.Write(s.text)
+	s.text = s.text[:0]
 	return err
 }
 
 func (s *lines) Flush() error {
-	if err := s.control.Flush(); err != nil {
+	if err := s.writeFrom(1); err != nil {
 		return err
 	}
 	s.extend()
-	return nil
+	return s.control.Flush()
 }
 
 // extend gives the client time for what comes next. What cannot be given a deadline is a

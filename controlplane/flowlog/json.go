@@ -17,30 +17,30 @@ import (
 
 // AppendRecord adds r to to as AppendLine adds its message, to the byte, without making the
 // message: most of what a reader of JSON costs would be that and reflection on it.
-func (l *Log) AppendRecord(to []byte, r *Record) ([]byte, error) {
+func (m *Encoder) AppendRecord(to []byte, r *Record) ([]byte, error) {
 	if r.lost > 0 {
 		var line bytes.Buffer
-		err := AppendLine(&line, l.response(r))
+		err := AppendLine(&line, m.log.response(r))
 		return append(to, line.Bytes()...), err
 	}
 	o := text(to)
 	o = append(o, `{"flow":`...)
-	l.appendFlow(&o, r)
-	o.string("node_name", l.opts.Node)
+	m.appendFlow(&o, r)
+	o.string("node_name", m.log.opts.Node)
 	o.time("time", r.event.Time)
 	return append(o, '}', '\n'), nil
 }
 
 // appendFlow is flow in the order of its message's fields.
-func (l *Log) appendFlow(o *text, r *record) {
+func (m *Encoder) appendFlow(o *text, r *record) {
 	e := &r.event
 	o.open('{')
 	o.time("time", e.Time)
 	o.key("uuid")
-	*o = append(r.appendUUID(append(*o, '"'), l.opts.Node), '"')
+	*o = append(r.appendUUID(append(*o, '"'), m.log.opts.Node), '"')
 	o.object("emitter")
 	o.string("name", emitterName)
-	o.string("version", l.opts.Version)
+	o.string("version", m.log.opts.Version)
 	o.close('}')
 	o.string("verdict", verdictName(e.Dropped))
 	if v := ipVersion(e); v != flowpb.IPVersion_IP_NOT_USED {
@@ -54,7 +54,7 @@ func (l *Log) appendFlow(o *text, r *record) {
 	appendEnd(o, "source", r, source)
 	appendEnd(o, "destination", r, destination)
 	o.string("Type", flowpb.FlowType_L3_L4.String())
-	o.string("node_name", l.opts.Node)
+	o.string("node_name", m.log.opts.Node)
 	appendNodeName(o, "source_names", r.parties[source])
 	appendNodeName(o, "destination_names", r.parties[destination])
 	kind, sub := eventType(e)
@@ -87,13 +87,14 @@ func (l *Log) appendFlow(o *text, r *record) {
 	o.object("extensions")
 	o.string("@type", extensionType)
 	o.key("value")
-	var room [1024]byte
-	o.quote(appendExtension(room[:0], r))
+	start := len(*o)
+	*o = m.appendExtension(*o, r)
+	o.quote(start)
 	o.close('}')
-	appendPolicies(o, "egress_allowed_by", r, datapath.Egress, false)
-	appendPolicies(o, "ingress_allowed_by", r, datapath.Ingress, false)
-	appendPolicies(o, "egress_denied_by", r, datapath.Egress, true)
-	appendPolicies(o, "ingress_denied_by", r, datapath.Ingress, true)
+	m.appendPolicies(o, "egress_allowed_by", r, datapath.Egress, false)
+	m.appendPolicies(o, "ingress_allowed_by", r, datapath.Ingress, false)
+	m.appendPolicies(o, "egress_denied_by", r, datapath.Egress, true)
+	m.appendPolicies(o, "ingress_denied_by", r, datapath.Ingress, true)
 	o.close('}')
 }
 
@@ -189,21 +190,25 @@ func appendService(o *text, key string, s *Ref) {
 }
 
 // appendPolicies are setPolicies' of one direction.
-func appendPolicies(o *text, key string, r *record, d datapath.Direction, denied bool) {
-	rule := r.rules[d]
-	if rule == nil || r.denied(d) != denied || rule.Name == "" && len(rule.IsolatedBy) == 0 {
+func (m *Encoder) appendPolicies(o *text, key string, r *record, d datapath.Direction, denied bool) {
+	if !r.decides(d, denied) {
 		return
 	}
-	o.key(key)
-	o.open('[')
-	if rule.Name != "" {
-		appendPolicy(o, policy.Ref{Kind: rule.Kind, Namespace: rule.Namespace, Name: rule.Name}, rule.UID, r.event.Epoch)
-	} else {
-		for _, by := range rule.IsolatedBy {
-			appendPolicy(o, by, "", r.event.Epoch)
+	rule := r.rules[d]
+	o.separate()
+	*o = m.again(*o, &m.forms(rule).json[d][bit(denied)], r.event.Epoch, func(to []byte) []byte {
+		o := text(append(append(append(to, '"'), key...), `":[`...))
+		if rule.Name != "" {
+			appendPolicy(&o, policy.Ref{Kind: rule.Kind, Namespace: rule.Namespace, Name: rule.Name}, rule.UID, r.event.Epoch)
+			o.close(']')
+			return o
 		}
-	}
-	o.close(']')
+		for _, by := range rule.IsolatedBy {
+			appendPolicy(&o, by, "", r.event.Epoch)
+		}
+		o.close(']')
+		return o
+	})
 }
 
 func appendPolicy(o *text, p policy.Ref, uid string, epoch uint64) {
@@ -232,7 +237,7 @@ func appendPolicy(o *text, p policy.Ref, uid string, epoch uint64) {
 }
 
 // appendExtension adds what extensionOf has, as encoding/json would.
-func appendExtension(to []byte, r *record) []byte {
+func (m *Encoder) appendExtension(to []byte, r *record) []byte {
 	e := &r.event
 	over := e.Kind == datapath.EventEnded || e.Kind == datapath.EventRevoked
 	o := text(to)
@@ -245,8 +250,8 @@ func appendExtension(to []byte, r *record) []byte {
 		o.goString("reason", e.Reason.String(), true)
 	}
 	o.goString("kernel_reason", e.KernelReason, true)
-	appendRule(&o, "egress", r, datapath.Egress)
-	appendRule(&o, "ingress", r, datapath.Ingress)
+	m.appendRule(&o, "egress", r, datapath.Egress)
+	m.appendRule(&o, "ingress", r, datapath.Ingress)
 	if r.suppressed == 0 {
 		appendCount(&o, "packets", e.Packets)
 		appendCount(&o, "bytes", e.Bytes)
@@ -272,7 +277,7 @@ func appendExtension(to []byte, r *record) []byte {
 	return o
 }
 
-func appendRule(o *text, key string, r *record, d datapath.Direction) {
+func (m *Encoder) appendRule(o *text, key string, r *record, d datapath.Direction) {
 	o.key(key)
 	id, rule := r.event.Rule[d], r.rules[d]
 	if id == datapath.RuleNone {
@@ -282,18 +287,26 @@ func appendRule(o *text, key string, r *record, d datapath.Direction) {
 	o.open('{')
 	o.key("id")
 	*o = strconv.AppendUint(*o, uint64(id), 10)
-	o.goString("verdict", verdictName(r.denied(d)), false)
+	denied := r.denied(d)
 	if rule == nil {
+		o.goString("verdict", verdictName(denied), false)
 		o.goString("kind", ruleUnknown, false)
 		o.close('}')
 		return
 	}
+	*o = m.again(*o, &m.forms(rule).extension[bit(denied)], 0, func(to []byte) []byte { return ruleForm(to, rule, denied) })
+}
+
+// ruleForm is what follows the id of a rule that has a name.
+func ruleForm(to []byte, rule *policy.Rule, denied bool) []byte {
+	o := text(append(to, `,"verdict":"`...))
+	o = append(append(o, verdictName(denied)...), '"')
 	o.goString("kind", rule.Kind, false)
 	o.goString("namespace", rule.Namespace, true)
 	o.goString("name", rule.Name, true)
 	if rule.Kind == policy.KindNetworkPolicy {
 		o.key("index")
-		*o = strconv.AppendInt(*o, int64(rule.Index), 10)
+		o = strconv.AppendInt(o, int64(rule.Index), 10)
 	}
 	if len(rule.IsolatedBy) > 0 {
 		o.key("isolated_by")
@@ -309,6 +322,7 @@ func appendRule(o *text, key string, r *record, d datapath.Direction) {
 		o.close(']')
 	}
 	o.close('}')
+	return o
 }
 
 func appendCount(o *text, key string, n [2]uint64) {
@@ -459,19 +473,31 @@ func digits(to []byte, n, size int) []byte {
 	return to
 }
 
-// quote is a string.
-func (o *text) quote(value []byte) {
-	*o = append(*o, '"')
-	rest := value
-	for i := 0; i < len(rest); {
-		if c := rest[i]; c == '"' || c == '\\' {
-			*o = append(append(*o, rest[:i]...), '\\', c)
-			rest, i = rest[i+1:], 0
-			continue
+// quote makes a string of what is there from start on, JSON without control characters.
+func (o *text) quote(start int) {
+	b := *o
+	more := 2
+	for _, c := range b[start:] {
+		if c == '"' || c == '\\' {
+			more++
 		}
-		i++
 	}
-	*o = append(append(*o, rest...), '"')
+	from := len(b)
+	for range more {
+		b = append(b, '"')
+	}
+	for to := len(b) - 1; from > start; { // the last one is the closing quote
+		from--
+		to--
+		c := b[from]
+		b[to] = c
+		if c == '"' || c == '\\' {
+			to--
+			b[to] = '\\'
+		}
+	}
+	b[start] = '"'
+	*o = b
 }
 
 // escape adds a string's text as protojson has it; bytes that are no UTF-8, over which

@@ -41,22 +41,23 @@ func TestRecordIsItsMessage(t *testing.T) {
 		}
 		records = append(records, r)
 	}
+	m := l.Encoder()
 	for _, r := range records {
 		var want bytes.Buffer
 		must(t, AppendLine(&want, l.response(r)))
-		got, err := l.AppendRecord([]byte("before"), r)
+		got, err := m.AppendRecord([]byte("before"), r)
 		must(t, err)
 		if got = got[len("before"):]; !bytes.Equal(got, want.Bytes()) {
 			t.Fatalf("%s\nwant %s", got, want.Bytes())
 		}
 		message, err := proto.MarshalOptions{Deterministic: true}.Marshal(l.response(r))
 		must(t, err)
-		if got, err = l.AppendMessage([]byte("before"), r); err != nil || !bytes.Equal(got[len("before"):], message) {
+		if got, err = m.AppendMessage([]byte("before"), r); err != nil || !bytes.Equal(got[len("before"):], message) {
 			t.Fatalf("%x, %v\nwant %x\nof %s", got[len("before"):], err, message, want.Bytes())
 		}
 		extension, err := json.Marshal(extensionOf(r))
 		must(t, err)
-		if got := appendExtension(nil, r); !bytes.Equal(got, extension) {
+		if got := m.appendExtension(nil, r); !bytes.Equal(got, extension) {
 			t.Fatalf("%s\nwant %s", got, extension)
 		}
 	}

@@ -49,7 +49,8 @@ type Log struct {
 	tallies    tallies
 	namespaces map[string]time.Time // when they last had a flow
 
-	begun time.Time
+	begun   time.Time
+	emitter []byte // wireEmitter
 }
 
 // New returns an empty Log that asks names, never from two goroutines at once.
@@ -63,7 +64,7 @@ func New(names Names, opts Options) *Log {
 	if opts.Interval <= 0 {
 		opts.Interval = 10 * time.Second
 	}
-	return &Log{history: history{store: opts.Spill, run: rand.Uint64()}, names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now()}
+	return &Log{history: history{store: opts.Spill, run: rand.Uint64()}, names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now(), emitter: wireEmitter(opts.Version)}
 }
 
 // Run records what r yields until ctx is over (nil) or r fails; it closes r. Followers

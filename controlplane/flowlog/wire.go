@@ -15,21 +15,21 @@ import (
 
 // AppendMessage adds r to to as proto.Marshal does its message, to the byte, without making the
 // message: most of what a follower costs would be that, reflection on it, and the garbage.
-func (l *Log) AppendMessage(to []byte, r *Record) ([]byte, error) {
+func (m *Encoder) AppendMessage(to []byte, r *Record) ([]byte, error) {
 	if r.lost > 0 {
-		return proto.MarshalOptions{Deterministic: true}.MarshalAppend(to, l.response(r))
+		return proto.MarshalOptions{Deterministic: true}.MarshalAppend(to, m.log.response(r))
 	}
 	o := wire(to)
-	o.string(1000, l.opts.Node)
+	o.string(1000, m.log.opts.Node)
 	o.time(1001, r.event.Time)
 	flow := o.open(1, 2) // what is one of several comes last
-	l.wireFlow(&o, r)
+	m.wireFlow(&o, r)
 	o.close(flow)
 	return o, nil
 }
 
 // wireFlow is flow in the order of its fields' numbers.
-func (l *Log) wireFlow(o *wire, r *record) {
+func (m *Encoder) wireFlow(o *wire, r *record) {
 	e := &r.event
 	o.time(1, e.Time)
 	o.number(2, uint64(verdict(e.Dropped)))
@@ -44,7 +44,7 @@ func (l *Log) wireFlow(o *wire, r *record) {
 	wireEnd(o, 8, r, source)
 	wireEnd(o, 9, r, destination)
 	o.number(10, uint64(flowpb.FlowType_L3_L4))
-	o.string(11, l.opts.Node)
+	o.string(11, m.log.opts.Node)
 	wireNodeName(o, 13, r.parties[source])
 	wireNodeName(o, 14, r.parties[destination])
 	at := o.open(19, 1)
@@ -69,18 +69,15 @@ func (l *Log) wireFlow(o *wire, r *record) {
 	}
 	o.tag(34, protowire.BytesType)
 	*o = append(*o, uuidSize)
-	*o = r.appendUUID(*o, l.opts.Node)
+	*o = r.appendUUID(*o, m.log.opts.Node)
 	if !e.Dropped {
 		o.number(36, uint64(traceReason(e)))
 	}
-	at = o.open(41, 1)
-	o.string(1, emitterName)
-	o.string(2, l.opts.Version)
-	o.close(at)
-	wirePolicies(o, 21001, r, datapath.Egress, false)
-	wirePolicies(o, 21002, r, datapath.Ingress, false)
-	wirePolicies(o, 21004, r, datapath.Egress, true)
-	wirePolicies(o, 21005, r, datapath.Ingress, true)
+	*o = append(*o, m.log.emitter...)
+	m.wirePolicies(o, 21001, r, datapath.Egress, false)
+	m.wirePolicies(o, 21002, r, datapath.Ingress, false)
+	m.wirePolicies(o, 21004, r, datapath.Egress, true)
+	m.wirePolicies(o, 21005, r, datapath.Ingress, true)
 	at = o.open(100000, 1)
 	*o = appendSummary(*o, r)
 	o.close(at)
@@ -88,11 +85,35 @@ func (l *Log) wireFlow(o *wire, r *record) {
 	o.string(1, extensionType)
 	value := o.open(2, 2)
 	text := o.open(1, 2)
-	*o = appendExtension(*o, r)
+	*o = m.appendExtension(*o, r)
 	o.close(text)
 	o.close(value)
 	o.close(at)
 }
+
+// wireEmitter is the same in all messages.
+func wireEmitter(version string) []byte {
+	var o wire
+	at := o.open(41, 1)
+	o.string(1, emitterName)
+	o.string(2, version)
+	o.close(at)
+	return o
+}
+
+// wireFlags are the field of a TCP's TCPFlags, by the flags' byte.
+var wireFlags = func() (forms [256]string) {
+	for b := range forms {
+		var o wire
+		at := o.open(3, 1)
+		for i := range tcpFlagNames {
+			o.number(protowire.Number(i+1), uint64(b>>i&1))
+		}
+		o.close(at)
+		forms[b] = string(o)
+	}
+	return forms
+}()
 
 func wireLayer4(o *wire, r *record) {
 	e := &r.event
@@ -123,11 +144,7 @@ func wireLayer4(o *wire, r *record) {
 		o.number(2, uint64(e.ICMPCode))
 	}
 	if e.Protocol == datapath.TCP {
-		flags := o.open(3, 1)
-		for i := range tcpFlagNames {
-			o.number(protowire.Number(i+1), uint64(e.TCPFlags>>i&1))
-		}
-		o.close(flags)
+		*o = append(*o, wireFlags[uint8(e.TCPFlags)]...)
 	}
 	o.close(at)
 	o.close(l4)
@@ -185,18 +202,22 @@ func wireService(o *wire, field protowire.Number, s *Ref) {
 }
 
 // wirePolicies are setPolicies' of one direction.
-func wirePolicies(o *wire, field protowire.Number, r *record, d datapath.Direction, denied bool) {
+func (m *Encoder) wirePolicies(o *wire, field protowire.Number, r *record, d datapath.Direction, denied bool) {
+	if !r.decides(d, denied) {
+		return
+	}
 	rule := r.rules[d]
-	if rule == nil || r.denied(d) != denied {
-		return
-	}
-	if rule.Name != "" {
-		wirePolicy(o, field, policy.Ref{Kind: rule.Kind, Namespace: rule.Namespace, Name: rule.Name}, rule.UID, r.event.Epoch)
-		return
-	}
-	for _, by := range rule.IsolatedBy {
-		wirePolicy(o, field, by, "", r.event.Epoch)
-	}
+	*o = m.again(*o, &m.forms(rule).wire[d][bit(denied)], r.event.Epoch, func(to []byte) []byte {
+		o := wire(to)
+		if rule.Name != "" {
+			wirePolicy(&o, field, policy.Ref{Kind: rule.Kind, Namespace: rule.Namespace, Name: rule.Name}, rule.UID, r.event.Epoch)
+			return o
+		}
+		for _, by := range rule.IsolatedBy {
+			wirePolicy(&o, field, by, "", r.event.Epoch)
+		}
+		return o
+	})
 }
 
 func wirePolicy(o *wire, field protowire.Number, p policy.Ref, uid string, epoch uint64) {
@@ -222,11 +243,14 @@ func wirePolicy(o *wire, field protowire.Number, p policy.Ref, uid string, epoch
 type wire []byte
 
 func (o *wire) tag(field protowire.Number, kind protowire.Type) {
-	if field < 16 {
-		*o = append(*o, byte(field)<<3|byte(kind))
-		return
+	switch n := uint32(field)<<3 | uint32(kind); {
+	case n < 1<<7:
+		*o = append(*o, byte(n))
+	case n < 1<<14:
+		*o = append(*o, byte(n)|0x80, byte(n>>7))
+	default:
+		*o = protowire.AppendVarint(*o, uint64(n))
 	}
-	*o = protowire.AppendTag(*o, field, kind)
 }
 
 // opened is where a message within the message began, and how much room its length has there.
@@ -244,6 +268,10 @@ func (o *wire) open(field protowire.Number, room int) opened {
 func (o *wire) close(at opened) {
 	b := *o
 	n := len(b) - at.start
+	if n < 1<<7 && at.room == 1 {
+		b[at.start-1] = byte(n)
+		return
+	}
 	if size := protowire.SizeVarint(uint64(n)); size != at.room {
 		for range max(0, size-at.room) {
 			b = append(b, 0)
@@ -259,7 +287,7 @@ func (o *wire) close(at opened) {
 func (o *wire) number(field protowire.Number, n uint64) {
 	if n != 0 {
 		o.tag(field, protowire.VarintType)
-		*o = protowire.AppendVarint(*o, n)
+		o.varint(n)
 	}
 }
 
@@ -269,11 +297,20 @@ func (o *wire) string(field protowire.Number, s string) {
 	}
 }
 
+func (o *wire) varint(n uint64) {
+	if n < 1<<7 {
+		*o = append(*o, byte(n))
+		return
+	}
+	*o = protowire.AppendVarint(*o, n)
+}
+
 // bytes is a string that is there even if it is empty.
 func (o *wire) bytes(field protowire.Number, s string) {
 	o.tag(field, protowire.BytesType)
 	s = valid(s)
-	*o = append(protowire.AppendVarint(*o, uint64(len(s))), s...)
+	o.varint(uint64(len(s)))
+	*o = append(*o, s...)
 }
 
 // valid is s; bytes that are no UTF-8, over which proto.Marshal fails, are U+FFFD.

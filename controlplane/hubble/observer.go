@@ -36,7 +36,7 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 		return err
 	}
 	return o.server.stream(stream.Context(), func(ctx context.Context, w *watch) error {
-		return o.server.Flows.Select(flowlog.WithReaderName(ctx, "hubble"), selection, &sink{log: o.server.Flows, stream: stream, mask: mask, watch: w})
+		return o.server.Flows.Select(flowlog.WithReaderName(ctx, "hubble"), selection, &sink{log: o.server.Flows, encoder: o.server.Flows.Encoder(), stream: stream, mask: mask, watch: w})
 	})
 }
 

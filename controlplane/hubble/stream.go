@@ -111,10 +111,11 @@ func (w *watch) during(send func() error) error {
 
 // sink sends flows to a client.
 type sink struct {
-	log    *flowlog.Log
-	stream observerpb.Observer_GetFlowsServer
-	mask   mask
-	watch  *watch
+	log     *flowlog.Log
+	encoder *flowlog.Encoder
+	stream  observerpb.Observer_GetFlowsServer
+	mask    mask
+	watch   *watch
 }
 
 // Send implements flowlog.Sink.
@@ -130,7 +131,7 @@ func (s *sink) SendRecord(r *flowlog.Record) error {
 	}
 	b := buffers{}.Get(0)
 	var err error
-	if *b, err = s.log.AppendMessage(*b, r); err != nil {
+	if *b, err = s.encoder.AppendMessage(*b, r); err != nil {
 		return err
 	}
 	return s.watch.during(func() error { return s.stream.SendMsg((*encoded)(b)) })

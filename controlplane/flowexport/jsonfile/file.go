@@ -32,6 +32,8 @@ type Options struct {
 type File struct {
 	Options
 	log     Messages
+	encoder *flowlog.Encoder
+	room    []byte // that lines are made in
 	file    *os.File
 	regular bool // else a pipe or a device: no size, never put aside
 	size    int64
@@ -41,11 +43,11 @@ type File struct {
 // Messages makes a record the API's; it is a *flowlog.Log.
 type Messages interface {
 	Message(*flowlog.Record) *observerpb.GetFlowsResponse
-	AppendRecord(to []byte, r *flowlog.Record) ([]byte, error)
+	Encoder() *flowlog.Encoder
 }
 
 // New returns a File that is opened when it is first written.
-func New(o Options, log Messages) *File { return &File{Options: o, log: log} }
+func New(o Options, log Messages) *File { return &File{Options: o, log: log, encoder: log.Encoder()} }
 
 // Send implements flowexport.Target.
 func (f *File) Send(ctx context.Context, records []*flowlog.Record) (settled int, err error) {
@@ -57,7 +59,8 @@ func (f *File) Send(ctx context.Context, records []*flowlog.Record) (settled int
 		_ = file.SetWriteDeadline(time.Time{})
 		defer context.AfterFunc(ctx, func() { _ = file.SetWriteDeadline(time.Now()) })()
 	}
-	var lines chunk
+	lines := chunk{text: *bytes.NewBuffer(f.room[:0])}
+	defer func() { f.room = lines.text.Bytes()[:0] }()
 	for _, r := range records {
 		if err := f.add(&lines, r); err != nil {
 			n, failed := f.write(&lines)
@@ -86,6 +89,9 @@ func (f *File) Send(ctx context.Context, records []*flowlog.Record) (settled int
 	return settled + n, err
 }
 
+// lineRoom is as much as most lines take.
+const lineRoom = 2048
+
 // chunk is lines that are written at once.
 type chunk struct {
 	text bytes.Buffer
@@ -98,7 +104,8 @@ func (f *File) add(c *chunk, r *flowlog.Record) error {
 	var err error
 	if f.Fields.root == nil {
 		var line []byte
-		line, err = f.log.AppendRecord(c.text.AvailableBuffer(), r)
+		c.text.Grow(lineRoom)
+		line, err = f.encoder.AppendRecord(c.text.AvailableBuffer(), r)
 		c.text.Write(line)
 	} else {
 		err = flowlog.AppendLine(&c.text, f.Fields.Of(f.log.Message(r)))
