@@ -26,6 +26,7 @@ type Store struct {
 	mu      sync.Mutex
 	numbers numbers
 	records map[uint32]*Record
+	sorted  []*Record       // records by number, nil: made when asked for
 	held    map[uint32]bool // numbers that Remove took away and Release has not freed
 }
 
@@ -62,11 +63,14 @@ func fileOf(number uint32) string {
 	return filepath.Join(folder, strconv.FormatUint(uint64(number), 10)+".json")
 }
 
-// All records, by number.
+// All records, by number. Every commit asks: the slice is everybody's, not to be changed.
 func (s *Store) All() []*Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.records), func(a, b *Record) int { return cmp.Compare(a.Number, b.Number) })
+	if s.sorted == nil {
+		s.sorted = slices.Clip(slices.SortedFunc(maps.Values(s.records), func(a, b *Record) int { return cmp.Compare(a.Number, b.Number) }))
+	}
+	return s.sorted
 }
 
 // Find returns the record of an attachment, nil if there is none.
@@ -109,7 +113,7 @@ func (s *Store) Add(r *Record, busy func(number uint32) bool) (added *Record, fr
 	if err := s.dir.Save(fileOf(number), &numbered); err != nil {
 		return nil, false, err
 	}
-	s.numbers.Last, s.records[number] = number, &numbered
+	s.numbers.Last, s.records[number], s.sorted = number, &numbered, nil
 	return &numbered, true, nil
 }
 
@@ -134,7 +138,7 @@ func (s *Store) Update(r *Record) error {
 	if err := s.dir.Save(fileOf(r.Number), r); err != nil {
 		return err
 	}
-	s.records[r.Number] = r
+	s.records[r.Number], s.sorted = r, nil
 	return nil
 }
 
@@ -150,6 +154,7 @@ func (s *Store) Remove(r *Record) error {
 		return err
 	}
 	delete(s.records, r.Number)
+	s.sorted = nil
 	s.held[r.Number] = true
 	return nil
 }

@@ -20,13 +20,17 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/controlplane/source"
 )
 
 const (
-	joinTime  = 2 * time.Millisecond // changes closer than this are one update
-	waitFirst = 5 * time.Second      // until it is said what an agent that starts waits for
-	waitMost  = time.Minute          // until it is said again
+	joinTime   = 2 * time.Millisecond  // changes closer than this are one update
+	churning   = 50 * time.Millisecond // those of pods elsewhere, once they come without a pause
+	pauseLeast = 20 * time.Millisecond // what is none
+	churnAfter = 8                     // updates without a pause
+	waitFirst  = 5 * time.Second       // until it is said what an agent that starts waits for
+	waitMost   = time.Minute           // until it is said again
 )
 
 // Config is what a Source works with; all but AnnounceIn must be set.
@@ -59,22 +63,32 @@ func New(c Config) *Source {
 	s := &Source{Config: c, stores: newStores(), health: newHealth(c.Client.Host, c.Log), ended: make(chan struct{}),
 		announcer: announcer{pods: map[types.NamespacedName]Announced{}}}
 	s.health.inPod = c.Client.InPod
+	s.stores.pods.patient = func(p *policy.Pod) bool { return p.NodeName != c.NodeName }
 	return s
 }
 
 // Run calls update with everything, once all of it was read and the node is in it, then
 // after every change, one call at a time, until ctx is over (nil). The first change after
-// a quiet time is handed on at once, those within 2 ms of it together.
+// a quiet time is handed on at once, those within 2 ms of it together. Where pods of other nodes
+// come and go without a pause, as in a large cluster, they are handed on 20 times a second; anything
+// else still at once, and what waits with it.
 func (s *Source) Run(ctx context.Context, update func(source.Update)) error {
 	defer close(s.ended)
 	s.watchAll(ctx)
+	s.handOn(ctx, update)
+	return nil
+}
+
+func (s *Source) handOn(ctx context.Context, update func(source.Update)) {
 	begun, pause := time.Now(), waitFirst
 	waiting := time.NewTimer(pause)
 	defer waiting.Stop()
+	churn := 0
 	for {
+		idle := time.Now()
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-waiting.C:
 			s.Log.Warn("waits for the API server; what is in force stays, nothing new is enforced",
 				"since", begun.Format(time.TimeOnly), "why", strings.Join(s.missing(), "; "))
@@ -83,13 +97,29 @@ func (s *Source) Run(ctx context.Context, update func(source.Update)) error {
 			continue
 		case <-s.stores.wake:
 		}
+		if churn++; time.Since(idle) > pauseLeast {
+			churn = 0
+		}
+		select { // whatever pressed is in what is published now
+		case <-s.stores.pressed:
+		default:
+		}
 		if s.publish(update) {
 			waiting.Stop()
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(joinTime):
+		join(ctx, joinTime, nil)
+		if churn >= churnAfter {
+			join(ctx, churning-joinTime, s.stores.pressed)
 		}
+	}
+}
+
+// join waits for what is handed on together, unless something presses.
+func join(ctx context.Context, most time.Duration, pressed <-chan struct{}) {
+	select {
+	case <-ctx.Done():
+	case <-pressed:
+	case <-time.After(most):
 	}
 }
 
@@ -151,6 +181,7 @@ func (s *Source) missing() []string {
 func (s *Source) awaitPublished(ctx context.Context) (revision uint64, err error) {
 	s.stores.Lock()
 	changes := s.stores.changes
+	s.stores.press()
 	s.stores.Unlock()
 	err = s.await(ctx, func() bool {
 		revision = s.revision

@@ -18,10 +18,11 @@ type shelf struct {
 	changes uint64        // of what a store hands out
 	moved   chan struct{} // closed, and made anew, when a version or an object changes
 	wake    chan struct{} // has one element when changes went up
+	pressed chan struct{} // has one element when that is not to wait for others of its kind
 }
 
 func newShelf() *shelf {
-	return &shelf{moved: make(chan struct{}), wake: make(chan struct{}, 1)}
+	return &shelf{moved: make(chan struct{}), wake: make(chan struct{}, 1), pressed: make(chan struct{}, 1)}
 }
 
 // touch wakes those who wait; the lock is held.
@@ -31,6 +32,14 @@ func (s *shelf) touch(changed bool) {
 	if changed {
 		s.changes++
 		s.rouse()
+	}
+}
+
+// press has a publication that waits made now.
+func (s *shelf) press() {
+	select {
+	case s.pressed <- struct{}{}:
+	default:
 	}
 }
 
@@ -56,6 +65,7 @@ type store[A metav1.Object, P comparable] struct {
 	coming  int                           // objects that are on their way to Replace
 	dirty   map[types.NamespacedName]bool // changed since they were taken
 	changed func(was, is P)               // is told of every change, unless nil
+	patient func(P) bool                  // its changes may wait for others, unless nil
 
 	perNamespace map[string]int // objects
 }
@@ -157,6 +167,9 @@ func (s *store[A, P]) Update(value any) error {
 	changed := s.put(is)
 	s.version = max(s.version, is.version)
 	s.touch(changed)
+	if changed && (s.patient == nil || !s.patient(is.stripped)) {
+		s.press()
+	}
 	return nil
 }
 
@@ -171,6 +184,9 @@ func (s *store[A, P]) Delete(value any) error {
 	changed := s.remove(is.key)
 	s.version = max(s.version, is.version)
 	s.touch(changed)
+	if changed && (s.patient == nil || !s.patient(is.stripped)) {
+		s.press()
+	}
 	return nil
 }
 
@@ -203,6 +219,7 @@ func (s *store[A, P]) Replace(values []any, resourceVersion string) error {
 	}
 	s.version, s.synced, s.coming = version, true, 0
 	s.touch(changed)
+	s.press()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package maps
 import (
 	"errors"
 	"log/slog"
+	"time"
 )
 
 // grace waits, and notes what is safe to recycle from then on.
@@ -69,18 +70,37 @@ func (k *Kernel) Settle() error {
 	return k.settle()
 }
 
+// linger is how long keys that nobody wants wait for others': pods that come and go one by
+// one, elsewhere, share a grace.
+const linger = 100 * time.Millisecond
+
 // collectLater does what settle does off the latency path: the lock is free during
-// the graces.
-func (k *Kernel) collectLater() {
+// the graces. patient: no commit that may come soon has to wait for it.
+func (k *Kernel) collectLater(patient bool) {
+	if !patient {
+		k.collectNow()
+	}
 	if k.collecting || k.closed || !k.garbage() {
 		return
 	}
 	k.collecting = true
 	k.background.Go(func() {
+		select {
+		case <-k.hurry:
+		case <-time.After(k.linger):
+		}
 		for k.collectOnce() {
 		}
 		k.retireLater()
 	})
+}
+
+// collectNow ends the wait of a collection, this one or the next.
+func (k *Kernel) collectNow() {
+	select {
+	case k.hurry <- struct{}{}:
+	default:
+	}
 }
 
 func (k *Kernel) collectOnce() (more bool) {

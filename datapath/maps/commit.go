@@ -36,13 +36,14 @@ func (k *Kernel) commitDelta(s *datapath.State, d *datapath.Delta) (uint64, erro
 		d = nil
 	}
 	k.unknown = true
+	k.patient = false
 	epoch, err := k.commit(s, d)
 	if full := new(datapath.FullError); errors.As(err, &full) && k.garbage() {
 		if err = k.settle(); err == nil {
 			epoch, err = k.commit(s, nil)
 		}
 	}
-	k.collectLater()
+	k.collectLater(k.patient && err == nil)
 	if err != nil {
 		return k.Epoch(), fmt.Errorf("commit: %w", err)
 	}
@@ -73,6 +74,10 @@ func (k *Kernel) commit(s *datapath.State, d *datapath.Delta) (uint64, error) {
 	}
 	k.services.reveal(&c.services, k.tick)
 	c.markStale()
+	k.patient = c.patient()
+	if !c.sameEndpoints {
+		k.seen = maps.Clone(s.Endpoints)
+	}
 	k.anew, k.unknown, k.last, k.committed = false, false, s, k.Epoch()
 	return k.committed, nil
 }
@@ -92,9 +97,12 @@ type commit struct {
 	gone      []datapath.Frontend         // removed by write
 	seen      bool                        // write changed frontends
 	endpoints endpointDelta
-	peers     peerDelta
-	origins   delta[netip.Prefix, bpf.WeirOrigin]
-	services  serviceDelta // in force apart from the epoch: policy judges what they lead to
+
+	sameEndpoints bool // as in the commit before: they are not compared
+
+	peers    peerDelta
+	origins  delta[netip.Prefix, bpf.WeirOrigin]
+	services serviceDelta // in force apart from the epoch: policy judges what they lead to
 
 	staged []stagedSlot
 	ends   []stagedEndpoint
@@ -115,8 +123,11 @@ type stagedEndpoint struct {
 func (k *Kernel) plan(s *datapath.State, d *datapath.Delta) (*commit, error) {
 	c := &commit{k: k, s: s, epoch: k.Epoch()}
 	var err error
-	if c.endpoints, err = k.endpoints.diff(s.Endpoints, c.epoch); err != nil {
-		return nil, err
+	c.sameEndpoints = d != nil && !k.anew && len(k.endpoints.retired)+len(k.endpoints.numbers.stale) == 0 && maps.Equal(k.seen, s.Endpoints)
+	if !c.sameEndpoints {
+		if c.endpoints, err = k.endpoints.diff(s.Endpoints, c.epoch); err != nil {
+			return nil, err
+		}
 	}
 	if d == nil || k.anew {
 		err = c.compareAll()
@@ -150,7 +161,10 @@ func (c *commit) compare(d *datapath.Delta) error {
 		}
 	}
 	c.peers = k.peers.diffKeys(d.Peers, s.Peers, c.epoch)
-	c.services = k.services.diffKeys(d.Services, s.Services, s.Endpoints)
+	c.services = k.services.diffKeys(d.Services, s.Services)
+	if !c.sameEndpoints {
+		c.services.netns = k.services.diffNetns(s.Endpoints)
+	}
 	return nil
 }
 
@@ -261,6 +275,13 @@ func (c *commit) fits() error {
 		}
 	}
 	return nil
+}
+
+// patient reports whether what c leaves for the collection may wait for more: pods elsewhere
+// came or went, and nothing got another meaning, which it could get again before a grace.
+func (c *commit) patient() bool {
+	return !c.peers.kept && len(c.endpoints.words)+len(c.endpoints.fields)+len(c.endpoints.retire) == 0 && c.endpoints.numbers.empty() &&
+		len(c.rulesets)+len(c.unwanted) == 0 && c.frontends.empty() && c.origins.empty() && c.services.empty()
 }
 
 // needsGrace reports whether something would be recycled that a program may still read.

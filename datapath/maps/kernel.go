@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -67,13 +68,17 @@ type Kernel struct {
 	anew        bool   // what differs now was damaged: flows are judged anew
 	unknown     bool   // a commit failed: who knows what it left behind
 
-	last      *datapath.State // committed by this Kernel
-	committed uint64          // the epoch as this Kernel left it
+	last      *datapath.State              // committed by this Kernel
+	seen      map[uint32]datapath.Endpoint // of last, which changes in place
+	committed uint64                       // the epoch as this Kernel left it
 
 	retired    denialTotals // counts of rules and endpoints out of force
 	outOfForce int          // rulesets and endpoints that went since those were looked for
 
-	wait       func() error // Grace, but in tests
+	wait       func() error  // Grace, but in tests
+	linger     time.Duration // how long what nobody meets may wait for a collection
+	hurry      chan struct{} // has one element when it is to wait no longer
+	patient    bool          // what the last commit left may linger
 	collecting bool
 	background sync.WaitGroup
 	closed     bool
@@ -101,7 +106,8 @@ func (k *Kernel) Promote(rename func() error) error {
 }
 
 func open(bpffsDir, set string, wait func() error) (*Kernel, error) {
-	k := &Kernel{set: set, maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, dir: bpffsDir, anew: true, tick: 1, retired: denialTotals{}, wait: wait}
+	k := &Kernel{set: set, maps: map[string]*ebpf.Map{}, FlowShare: defaultFlowShare, dir: bpffsDir, anew: true, tick: 1, retired: denialTotals{}, wait: wait,
+		linger: linger, hurry: make(chan struct{}, 1)}
 	if err := k.open(); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
@@ -173,6 +179,7 @@ func (k *Kernel) mapMemories() error {
 		addresses: newTracker[netip.Prefix, bpf.WeirAddressKey, uint32](k, bpf.WeirMapAddresses, encodeAddress, decodeAddress),
 		prefixes:  newTracker[netip.Prefix, bpf.WeirPrefixKey, uint32](k, bpf.WeirMapPrefixes, encodePrefix, decodePrefix),
 		memory:    mapped[bpf.WeirMapPeers],
+		atOnce:    addressesAtOnce,
 	}
 	k.services = services{
 		keys:   newTracker[datapath.Frontend, bpf.WeirFrontendKey, uint32](k, bpf.SockMapServices, encodeFrontend, decodeFrontend),
@@ -210,6 +217,7 @@ func (k *Kernel) Close() error {
 	k.mu.Lock()
 	k.closed = true
 	k.mu.Unlock()
+	k.collectNow()
 	k.background.Wait()
 	k.mu.Lock()
 	defer k.mu.Unlock()

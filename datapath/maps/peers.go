@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/datapath"
 )
@@ -21,6 +23,11 @@ type peers struct {
 	free      []uint32
 	limbo     []limbo[uint32]
 	desired   cover // prefixes of the State compared last
+
+	// Of a look at the addresses that takes more than a round of Recheck.
+	cursor ebpf.MapBatchCursor
+	looked []uint64 // a bit for each element whose key was met, or put since; nil: it begins
+	atOnce int      // keys a round
 }
 
 func (p *peers) index(x netip.Prefix) (uint32, bool) {
@@ -41,6 +48,7 @@ func (p *peers) load(tick uint64) error {
 	if err := p.prefixes.load(); err != nil {
 		return err
 	}
+	p.cursor, p.looked = ebpf.MapBatchCursor{}, nil
 	used := make([]bool, p.memory.count)
 	used[0] = true
 	take := func(i uint32) bool {
@@ -86,6 +94,7 @@ type peerDelta struct {
 	addresses []netip.Prefix // added
 	prefixes  []netip.Prefix // added
 	unwanted  []netip.Prefix
+	kept      bool   // a known key's meaning changes, and it stays
 	words     bool   // an address is new, a known key's word changes, or a new prefix says something new
 	oldest    uint64 // a grace must be younger than this epoch
 }
@@ -139,7 +148,7 @@ func (p *peers) isStale(x netip.Prefix) bool {
 // want compares a key with what it is to mean.
 func (d *peerDelta) want(p *peers, x netip.Prefix, peer datapath.Peer, epoch uint64) {
 	if i, ok := p.index(x); ok {
-		d.compare(p.memory.at(i), peer, epoch)
+		d.kept = d.compare(p.memory.at(i), peer, epoch) || d.kept
 		delete(p.addresses.stale, x)
 		delete(p.prefixes.stale, x)
 	} else if x.IsSingleIP() {
@@ -161,17 +170,18 @@ func (d *peerDelta) leave(p *peers, x netip.Prefix, desired map[netip.Prefix]dat
 	d.unwanted = append(d.unwanted, x)
 }
 
-func (d *peerDelta) compare(e element, peer datapath.Peer, epoch uint64) {
+func (d *peerDelta) compare(e element, peer datapath.Peer, epoch uint64) (changed bool) {
 	word, since, ok := slots{e}.read(epoch)
 	c := peerChange{element: e, word: peerWord(peer), was: e.load(peerEndpoint), is: uint64(peer.Endpoint)}
 	if ok && word == c.word && c.was == c.is {
-		return
+		return false
 	}
 	d.changed = append(d.changed, c)
 	d.words = true
-	if ok {
+	if ok && !(slots{e}).spare(epoch) {
 		d.oldest = max(d.oldest, since)
 	}
+	return true
 }
 
 // planPrefixes sees whether the new prefixes say anything that is not said already.
@@ -223,7 +233,13 @@ func (p *peers) addAddresses(added []netip.Prefix, desired map[netip.Prefix]data
 		e.store(peerEndpoint, uint64(desired[x].Endpoint))
 		slots{e}.set(0, peerWord(desired[x]), since)
 	}
-	return p.release(indices, added, p.addresses.put(added, indices, tick))
+	err := p.addresses.put(added, indices, tick)
+	for i, x := range added {
+		if _, ok := p.index(x); ok && p.looked != nil {
+			p.meet(indices[i])
+		}
+	}
+	return p.release(indices, added, err)
 }
 
 // addPrefixes does so for prefixes. Their keys hide the covering ones at once, so until

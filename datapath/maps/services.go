@@ -75,8 +75,8 @@ func (p *services) diff(desired map[datapath.Frontend]*datapath.Service, endpoin
 	return d
 }
 
-// diffKeys compares only keys.
-func (p *services) diffKeys(keys []datapath.Frontend, desired map[datapath.Frontend]*datapath.Service, endpoints map[uint32]datapath.Endpoint) (d serviceDelta) {
+// diffKeys compares only keys, and no endpoints.
+func (p *services) diffKeys(keys []datapath.Frontend, desired map[datapath.Frontend]*datapath.Service) (d serviceDelta) {
 	d.words, d.lists = map[datapath.Frontend]string{}, map[string]*datapath.Service{}
 	for _, f := range keys {
 		if s, wanted := desired[f]; wanted {
@@ -85,8 +85,11 @@ func (p *services) diffKeys(keys []datapath.Frontend, desired map[datapath.Front
 			d.leave(p, f)
 		}
 	}
-	d.netns = p.diffNetns(endpoints)
 	return d
+}
+
+func (d *serviceDelta) empty() bool {
+	return len(d.words)+len(d.added)+len(d.unwanted)+len(d.lists) == 0 && d.netns.empty()
 }
 
 func (d *serviceDelta) want(p *services, f datapath.Frontend, s *datapath.Service) {

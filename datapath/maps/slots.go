@@ -32,6 +32,12 @@ func (s slots) read(epoch uint64) (word, since uint64, ok bool) {
 	return s.word(i), s.since(i), true
 }
 
+// spare reports whether the slot that is not in force in epoch was in force never, for no reader.
+func (s slots) spare(epoch uint64) bool {
+	i := s.valid(epoch)
+	return i >= 0 && s.since(1-i) == never
+}
+
 // stage puts word into the slot that is not in force, valid from since on, and returns
 // that slot. The caller has had a grace since the slot was last in force.
 func (s slots) stage(epoch, word, since uint64) int {

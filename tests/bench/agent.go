@@ -112,8 +112,6 @@ type observer struct {
 	probe link.Link
 	pages map[string][]uint64 // maps that the agent writes as memory
 	epoch *uint64
-
-	addresses *ebpf.Map
 }
 
 // writes of one change.
@@ -136,9 +134,6 @@ func observeAt(bpffs string, pid int) (o *observer, err error) {
 		if o.pages[name], err = readable(maps.Path(bpffs, name)); err != nil {
 			return nil, err
 		}
-	}
-	if o.addresses, err = ebpf.LoadPinnedMap(maps.Path(bpffs, bpf.WeirMapAddresses), nil); err != nil {
-		return nil, err
 	}
 	o.epoch = &o.pages[maps.MapControl][unsafe.Offsetof(bpf.WeirControl{}.Epoch)/8]
 	return o, o.count()
@@ -163,9 +158,6 @@ func (o *observer) count() error {
 func (o *observer) close() {
 	if o.probe != nil {
 		o.probe.Close()
-	}
-	if o.addresses != nil {
-		o.addresses.Close()
 	}
 	o.yard.Close()
 }

@@ -22,13 +22,18 @@ var memory = section{
 }
 
 func measureMemory(m *measurement) error {
-	if err := idle(m); err != nil {
-		return fmt.Errorf("idle: %w", err)
+	for _, part := range []struct {
+		name    string
+		measure func(*measurement) error
+	}{{"idle", idle}, {"members and rules", additive}, {"clusters", clusters}} {
+		if !m.match.MatchString(part.name) {
+			continue
+		}
+		if err := part.measure(m); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
 	}
-	if err := additive(m); err != nil {
-		return fmt.Errorf("members and rules: %w", err)
-	}
-	return clusters(m)
+	return nil
 }
 
 // settledMemory is the agent's once it has been quiet.
