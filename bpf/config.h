@@ -31,3 +31,5 @@ volatile const __u8 cfg_gateway4[4] = { 169, 254, 1, 1 };
 volatile const __u8 cfg_gateway6[16] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xee, 0xee, 0xff, 0xfe, 0xee, 0xee, 0xee };
 /* A flow that goes on is told of again after so long if it has had packets, ms; 0 = never. */
 volatile const __u64 cfg_update = 60000;
+/* 0 = flows and denials are counted, and no records of them written. */
+volatile const __u32 cfg_records = 1;

@@ -262,6 +262,8 @@ SEC("raw_tp/kfree_skb") int kernel_drop(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	length = BPF_CORE_READ(skb, len);
 	drop_count(endpoint, reason, length);
+	if (!cfg_records)
+		return 0;
 	if (denial_budget(endpoint))
 		drop_emit(skb, endpoint, reason, length);
 	else

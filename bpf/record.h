@@ -131,11 +131,13 @@ __noinline int refuse(struct __sk_buff *skb, struct walk *w)
 	denial_count(&key, packets_of(&w->packet), w->packet.length);
 	count(COUNT_DROP + w->reason);
 	if (w->reason == DROP_NEIGHBOUR || w->reason == DROP_MULTICAST)
-		return TC_DROP; /* every host's chatter: counted, not recorded */
-	if (denial_budget(key.endpoint))
+		return TC_DROP;             /* every host's chatter: counted, not recorded */
+	if (!denial_budget(key.endpoint)) { /* also what is parked keeps to it */
+		if (cfg_records)
+			count(COUNT_DENIAL_SUPPRESSED);
+	} else if (cfg_records) {
 		denial_emit(skb, w);
-	else
-		count(COUNT_DENIAL_SUPPRESSED);
+	}
 	return TC_DROP;
 }
 
@@ -177,7 +179,7 @@ __noinline int flow_emit(struct flow *f, struct flow_key *key, __u32 kind, __u32
 	struct event *e;
 	__u32 state;
 
-	if (!f || !key)
+	if (!f || !key || !cfg_records)
 		return 0;
 	state = READ_ONCE(f->state);
 	e = bpf_ringbuf_reserve(&flow_events, sizeof(*e), 0);
@@ -222,7 +224,7 @@ __noinline int flow_process(struct __sk_buff *skb, struct flow *f, __u32 side)
 {
 	__u32 number;
 
-	if (!f)
+	if (!f || !cfg_records)
 		return 0;
 	side &= 1;
 	if (!f->endpoint[side] || READ_ONCE(f->process[side]))

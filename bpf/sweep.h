@@ -101,7 +101,7 @@ static long sweep_slot(__u32 i, struct slice *slice)
 		flow_close(f, slot, state, end == END_TIMEOUT ? END_GONE : end);
 	else if (now - flow_last(f) >= flow_timeout(slot, state))
 		flow_close(f, slot, state, end);
-	else if (cfg_update && !(stamp & STAMP_DROP))
+	else if (cfg_records && cfg_update && !(stamp & STAMP_DROP))
 		flow_update(f, slot, now);
 	return 0;
 }

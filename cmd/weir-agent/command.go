@@ -41,6 +41,7 @@ type options struct {
 	addWait      time.Duration
 	pickUp       time.Duration
 	process      bool
+	flowRecords  bool
 	flowUpdate   time.Duration
 	recheck      time.Duration
 	mapSizes     []string
@@ -129,6 +130,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.IntVar(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")
 	f.BoolVar(&o.masquerade, "masquerade", true, "translate pods' addresses on the way out of the cluster (not in standalone)")
 	f.BoolVar(&o.process, "process", true, "note which process opened a pod's socket, for flow records (UDP's with --cgroup-root only)")
+	f.BoolVar(&o.flowRecords, "flow-records", true, "record flows and denied packets; false: they are only counted, and weir flows, Hubble's API and exports of flows have nothing")
 	f.DurationVar(&o.flowUpdate, "flow-update", time.Minute, "how often a flow that goes on gets a record; 0 = only when it begins and ends")
 	f.DurationVar(&o.pickUp, "pick-up", 10*time.Minute, "how long TCP goes on without a record after a node that has pods lost its flow table (docs/flows.md); 0 = it does not")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
@@ -186,6 +188,9 @@ func (o *options) check(c *cobra.Command) error {
 	}
 	if o.markShift > 16 {
 		return usage("--mark-shift %d: 16 bits must fit, it is 16 at most", o.markShift)
+	}
+	if !o.flowRecords && o.exports.file != "" {
+		return usage("--flow-export-file %s would stay empty with --flow-records=false", o.exports.file)
 	}
 	if o.flowUpdate < 0 || o.flowUpdate > 0 && o.flowUpdate < time.Second {
 		return usage("--flow-update %s must be 0 or at least 1s", o.flowUpdate)

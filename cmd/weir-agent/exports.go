@@ -159,6 +159,9 @@ type exporter interface {
 
 func (o *exportOptions) flows(log *flowlog.Log, node string, to *slog.Logger) exports {
 	var out exports
+	if log.Off() != nil {
+		return nil
+	}
 	if o.file != "" {
 		out = append(out, flowexport.New(log, flowexport.Config{
 			Name: "file", Where: o.file, Filter: o.fileWants, Queue: o.queue, Log: to,

@@ -75,7 +75,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	past, noPast := o.openSpill()
-	flows := flowlog.New(a, flowlog.Options{Spill: past, Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
+	flows := flowlog.New(a, flowlog.Options{Off: !o.flowRecords, Spill: past, Node: o.nodeName, Version: build.Read().String(), Size: o.flowLog, Denials: kernel.Denials, Counters: kernel.Counters})
 	exports := o.exports.flows(flows, o.nodeName, o.log)
 	whole := &observed{a, flows, exports, o.hubble.tcp, from.cni, noPast}
 	metrics = export.NewMetrics(export.Sources{
@@ -111,7 +111,7 @@ type observed struct {
 func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, error) {
 	s, err := n.Agent.Status(ctx, wait)
 	log := n.flows.Status()
-	s.Flows.Log = &log
+	s.Flows.Log, s.Flows.Off = &log, n.flows.Off() != nil
 	s.Warnings = append(s.Warnings, n.hubble.Warnings()...)
 	s.Warnings = append(s.Warnings, n.cni.Warnings()...)
 	n.exports.add(&s)
@@ -122,6 +122,9 @@ func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, e
 // openSpill opens the past on disk. An agent that has none enforces all the same.
 func (o *options) openSpill() (*spill.Store, []string) {
 	dir := o.spill
+	if !o.flowRecords {
+		dir = "none"
+	}
 	switch dir {
 	case "none":
 		return nil, nil
@@ -293,7 +296,7 @@ func answer(ctx context.Context, o *options, p parts) error {
 
 func (o *options) programs() loader.Config {
 	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot, Pickup: o.pickUp,
-		NoProcess: !o.process, Update: o.flowUpdate}
+		NoRecords: !o.flowRecords, NoProcess: !o.process, Update: o.flowUpdate}
 	if o.flowUpdate == 0 {
 		c.Update = -1
 	}

@@ -131,6 +131,9 @@ func (a *app) policyText(s api.Status) string {
 
 func (a *app) flowsText(f api.FlowStatus) string {
 	text := fmt.Sprintf("%d active, %d recorded", f.Active, f.Emitted)
+	if f.Off {
+		text += ", records are off (--flow-records=false)"
+	}
 	if f.Lost > 0 {
 		text += ", " + a.style.Warn(fmt.Sprintf("%d lost%s", f.Lost, lostBy(f.LostBy)))
 	}
@@ -284,6 +287,9 @@ func next(s api.Status) string {
 	}
 	if len(s.Warnings) > 0 {
 		return "All that this agent knows is enforced: see the warnings."
+	}
+	if s.Flows.Off {
+		return "All is enforced; flows are not recorded."
 	}
 	return "All is enforced. 'weir flows -f' shows the flows as they come."
 }

@@ -198,7 +198,8 @@ type Revision struct {
 
 // FlowStatus is the log's account: produced = emitted + lost.
 type FlowStatus struct {
-	Active     uint64 `json:"active"` // entries in the table
+	Off        bool   `json:"off,omitempty"` // no records are written
+	Active     uint64 `json:"active"`        // entries in the table
 	Emitted    uint64 `json:"emitted"`
 	Lost       uint64 `json:"lost"`
 	Suppressed uint64 `json:"suppressed"` // denials counted but not recorded one by one

@@ -15,7 +15,8 @@ import (
 
 // ServeHTTP answers api.PathFlows: the records an api.FlowQuery asks for as one
 // GetFlowsResponse a line, sent as they come when following. A parameter it does not
-// know or cannot read is answered with 400 and an api.Error that names it.
+// know or cannot read is answered with 400 and an api.Error that names it; where there are no
+// records (ErrOff), 409.
 func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
@@ -30,6 +31,10 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	selection, err := l.selection(q)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, err)
+		return
+	}
+	if err := l.Off(); err != nil {
+		refuse(w, http.StatusConflict, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")

@@ -79,3 +79,17 @@ func TestServeRefuses(t *testing.T) {
 		t.Errorf("POST: %s", post.Status)
 	}
 }
+
+// Where nothing is recorded, an empty answer would say that nothing happened.
+func TestServeSaysThatRecordsAreOff(t *testing.T) {
+	s := httptest.NewServer(New(shop(), Options{Node: "worker-1", Off: true}))
+	t.Cleanup(s.Close) // after the bodies
+	for _, query := range []string{"", "?follow=1", "?last=5"} {
+		resp := get(t, s.URL+query)
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		if resp.StatusCode != http.StatusConflict || !strings.Contains(string(body), ErrOff.Error()) {
+			t.Errorf("%q: %s: %s", query, resp.Status, body)
+		}
+	}
+}

@@ -19,6 +19,7 @@ const Size = 65536
 
 // Options of a Log.
 type Options struct {
+	Off     bool             // the programs write no records: whoever asks for some is told
 	Node    string           // the node's name in every message
 	Version string           // of the agent
 	Size    int              // records kept; 0 = Size
@@ -53,10 +54,24 @@ type Log struct {
 	emitter []byte // wireEmitter
 }
 
+// ErrOff is why a Log has no records, for who asks for some.
+var ErrOff = errors.New("flow records are off on this node (weir-agent --flow-records=false): what is dropped is counted, see weir status")
+
+// Off is ErrOff where there are no records.
+func (l *Log) Off() error {
+	if l.opts.Off {
+		return ErrOff
+	}
+	return nil
+}
+
 // New returns an empty Log that asks names, never from two goroutines at once.
 func New(names Names, opts Options) *Log {
 	if opts.Size <= 0 {
 		opts.Size = Size
+	}
+	if opts.Off {
+		opts.Denials = nil // none is recorded one by one
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now

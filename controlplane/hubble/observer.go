@@ -31,6 +31,9 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	if err != nil {
 		return err
 	}
+	if err := o.server.Flows.Off(); err != nil {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
 	mask, err := newMask(req.GetFieldMask())
 	if err != nil {
 		return err

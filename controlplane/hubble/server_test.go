@@ -435,3 +435,17 @@ func TestAgentEvents(t *testing.T) {
 		t.Errorf("%d events are kept", kept())
 	}
 }
+
+// Where nothing is recorded, an answer without flows would say that there were none.
+func TestFlowRecordsAreOff(t *testing.T) {
+	n := start(t, func(o *Options) {
+		o.Flows = flowlog.New(names{}, flowlog.Options{Node: "worker-1", Off: true})
+	})
+	stream, err := observerpb.NewObserverClient(n.dial()).GetFlows(t.Context(), &observerpb.GetFlowsRequest{Number: 5})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if s := status.Convert(err); s.Code() != codes.FailedPrecondition || s.Message() != flowlog.ErrOff.Error() {
+		t.Errorf("%v", err)
+	}
+}

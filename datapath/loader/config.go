@@ -24,6 +24,7 @@ type Config struct {
 	CgroupRoot      string // directory of cgroup2 whose processes' sockets get Services translated; none = nobody's
 	FlowShare       uint32 // entries each endpoint is sure of
 	Timeouts        Timeouts
+	NoRecords       bool          // no events of flows and denials are written; what is counted is counted
 	NoProcess       bool          // sockets do not get the name of their process
 	Update          time.Duration // how often a long flow is told of; 0 = 1 min, below 0 = never
 	Pickup          time.Duration // how long after the flow table was made TCP flows without an entry are picked up; 0 = 10 min, below 0 = never

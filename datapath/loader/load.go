@@ -148,7 +148,14 @@ func (c Config) specs() (weir, sock, observe *ebpf.CollectionSpec, err error) {
 	if observe, err = observeSpec(c, weir, sock); err != nil {
 		return nil, nil, nil, err
 	}
-	if c.NoProcess {
+	if c.NoRecords {
+		for _, spec := range []*ebpf.CollectionSpec{weir, observe} {
+			if err := spec.Variables[bpf.WeirVarCfgRecords].Set(uint32(0)); err != nil {
+				return nil, nil, nil, fmt.Errorf("set %s: %w", bpf.WeirVarCfgRecords, err)
+			}
+		}
+	}
+	if c.NoProcess || c.NoRecords {
 		for _, spec := range []*ebpf.CollectionSpec{sock, observe} {
 			if err := spec.Variables[bpf.SockVarCfgProcess].Set(uint32(0)); err != nil {
 				return nil, nil, nil, fmt.Errorf("set %s: %w", bpf.SockVarCfgProcess, err)

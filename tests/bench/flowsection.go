@@ -23,7 +23,7 @@ var flowSection = section{
 	name: "flows", title: "Flow records", measure: measureFlows,
 	method: "Two pods of one node, 10 policies. Ratios: connect/close and TCP bulk as under traffic, on to off, paired by round. " +
 		"On: every connection recorded with its process, a record of each flow that goes on every second, spilled to disk, metrics scraped every second, a follower by Hubble's API. " +
-		"Off: no names of processes, no updates, rings of a page that nobody reads: the programs find them full and go on. Policy is enforced in both. " +
+		"Off: --flow-records=false, no record is written and no process named. Policy is enforced in both. " +
 		"Churn: two pairs of processes at ordinary priority open and close connections, on both CPUs, which the agent and its readers have to share with them; " +
 		"each connection is two records. Crafted: a new UDP flow a packet, through from_pod by test runs. " +
 		"CPU is the agent's own, from before the first connection until the last record is read, less what it takes with nothing to do. " +
@@ -34,7 +34,7 @@ const metricsAt = "127.0.0.1:9945"
 
 var (
 	recordsOn  = []string{"--metrics-listen", metricsAt, "--flow-update", "1s"}
-	recordsOff = []string{"--process=false", "--flow-update", "0", "--flow-spill", "none", "--map-size", "flow_events=4096", "--map-size", "denial_events=4096"}
+	recordsOff = []string{"--flow-records=false"}
 )
 
 func measureFlows(m *measurement) error {
@@ -58,12 +58,7 @@ func flowRatios(m *measurement) (failed error) {
 		return err
 	}
 	defer y.Close()
-	off := &subject{name: "off", lab: lab.Options{Agent: recordsOff}, start: func(ctx context.Context, s *site) error {
-		if err := s.weir(ctx, 10); err != nil {
-			return err
-		}
-		return s.nodes[0].StopAgent()
-	}}
+	off := &subject{name: "off", lab: lab.Options{Agent: recordsOff}, start: ofWeir(10)}
 	on := &subject{name: "on: process, updates, spill, metrics, a Hubble follower", lab: lab.Options{Agent: recordsOn}, start: func(ctx context.Context, s *site) error {
 		if err := s.weir(ctx, 10); err != nil {
 			return err
@@ -88,11 +83,6 @@ func flowRatios(m *measurement) (failed error) {
 		}
 	}
 	kinds := []string{"connect", "bulk"}
-	for range 3 { // fill off's rings
-		if _, err := off.burst(m, &y, "connect"); err != nil {
-			return err
-		}
-	}
 	for round := range m.rounds {
 		m.progress("round %d of %d", round+1, m.rounds)
 		for _, kind := range kinds {

@@ -220,3 +220,36 @@ func TestQuietPodsLeaveNoRecords(t *testing.T) {
 		t.Errorf("%d records, the first: %+v", len(got), got[0])
 	}
 }
+
+// TestFlowRecordsOff: nothing is recorded, all is enforced and counted, and who asks is told;
+// flows that went on meanwhile have records again once they are on.
+func TestFlowRecordsOff(t *testing.T) {
+	e := newEnvWith(t, lab.Options{Agent: []string{"--flow-records=false"}}, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress)+policy("ns", "allow", fromA))
+	e.add("ns/a", "ns/b", "ns/c")
+	c, s, port := e.talking(e.host("ns/a"), e.Outside, 4, portServed)
+	defer s.Close()
+	defer c.Close()
+	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, yes}, probe{"ns/c", "ns/b", "udp", portHTTP, no})
+	is := e.status()
+	if f := is.Flows; !f.Off || f.Emitted+f.Lost+f.Suppressed != 0 || f.Active == 0 || is.Drops["policy"] == 0 {
+		t.Errorf("status: %+v, drops %v", f, is.Drops)
+	}
+	if r := e.Weir(e.ctx, "status"); !strings.Contains(r.Stdout, "records are off (--flow-records=false)") {
+		t.Errorf("%+v", r)
+	}
+	for _, args := range [][]string{{"flows"}, {"flows", "-f"}, {"flows", "--top", "policy"}} {
+		if r := e.Weir(e.ctx, args...); r.Status == 0 || !strings.Contains(r.Stderr, "flow records are off on this node") || len(args) < 3 && r.Stdout != "" {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+	e.must("stop", e.StopAgent())
+	e.Flags("--flow-records=true")
+	e.must("start", e.StartAgent(e.ctx))
+	e.must("wait", e.Wait(e.ctx))
+	c.Close()
+	s.Close()
+	e.recordFrom("ended", "tcp", port)
+	if f := e.status().Flows; f.Off || f.Emitted == 0 {
+		t.Errorf("status: %+v", f)
+	}
+}

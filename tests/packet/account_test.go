@@ -1,6 +1,9 @@
 package packet
 
 import (
+	"cmp"
+	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,6 +67,56 @@ func TestNothingIsLostUncounted(t *testing.T) {
 	}
 	if read[false] != c.EventsEmitted || read[true] != c.DenialsEmitted {
 		t.Errorf("read %d events and %d denials, written were %d and %d", read[false], read[true], c.EventsEmitted, c.DenialsEmitted)
+	}
+}
+
+// Without records no event is written and none counts as lost; what passes, what is dropped and
+// what is counted is the same.
+func TestWithoutRecordsAllElseIsTheSame(t *testing.T) {
+	const many = 300
+	type outcome struct {
+		passed, denied        uint64
+		begun, ended, revoked uint64
+		drops                 uint64
+		counts                []datapath.DenialCount
+	}
+	run := func(off bool) (o outcome, c datapath.Counters) {
+		s := newSceneWith(t, open, loader.Config{
+			NoRecords: off, FlowShare: many, Update: time.Second, Timeouts: loader.Timeouts{UDP: 4 * time.Second, Linger: 500 * time.Millisecond},
+		})
+		s.Set(s.c, open, closed)
+		s.Commit(t)
+		w := &watch{scene: s, t: t}
+		flows := fromPod(s.a, testnode.UDP(s.a.Addr4, 0, s.b.Addr4, 53), 1, many)
+		o.passed = uint64(w.sent(flows, w.send(flows)))
+		time.Sleep(1500 * time.Millisecond) // old enough for an update
+		o.passed += uint64(w.sent(flows, w.send(flows)))
+		denied := fromPod(s.b, testnode.UDP(s.b.Addr4, 0, s.c.Addr4, 53), 1, many)
+		o.denied = many - uint64(w.sent(denied, w.send(denied)))
+		s.Set(s.b, open, closed)
+		s.Commit(t)
+		o.denied += many - uint64(w.sent(flows, w.send(flows)))
+		w.eventually("all flows have ended", func() bool { c = w.counters(); return c.FlowsEnded == many })
+		var err error
+		if o.counts, err = s.Kernel.Denials(); err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(o.counts, func(a, b datapath.DenialCount) int {
+			return cmp.Or(cmp.Compare(a.Endpoint, b.Endpoint), cmp.Compare(a.Rule, b.Rule))
+		})
+		o.begun, o.ended, o.revoked, o.drops = c.FlowsNew, c.FlowsEnded, c.FlowsRevoked, c.Drops[datapath.ReasonPolicy]
+		return o, c
+	}
+	on, written := run(false)
+	off, silent := run(true)
+	if !reflect.DeepEqual(on, off) {
+		t.Errorf("with records    %+v\nwithout records %+v", on, off)
+	}
+	if on.drops != 2*many || on.revoked != many || written.EventsEmitted < 3*many || written.DenialsEmitted == 0 {
+		t.Errorf("nothing is shown: %+v, %+v", on, written)
+	}
+	if n := silent.EventsEmitted + silent.EventsLost + silent.DenialsEmitted + silent.DenialsLost + silent.DenialsSuppressed + silent.FlowsUpdated; n != 0 {
+		t.Errorf("without records: %+v", silent)
 	}
 }
 

@@ -23,6 +23,7 @@ routing: {{ .Values.routing }}
 tunnel-port: {{ int64 .Values.tunnelPort }}
 masquerade: {{ .Values.masquerade }}
 process: {{ .Values.process }}
+flow-records: {{ .Values.flowRecords }}
 flow-update: {{ .Values.flowUpdate | quote }}
 {{- range .Values.clusterCIDRs }}
 {{- if not (contains ":" .) }}
