@@ -2,7 +2,7 @@
 /* Every map, with its default size; the loader may resize those it has a knob for and
  * pins all by name. Those marked mmap are written by the agent word by word. */
 #pragma once
-#include "contract.h"
+#include "event.h"
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
