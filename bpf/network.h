@@ -5,6 +5,13 @@
 #include "to_pod.h"
 #include "tunnel.h"
 
+/* What was judged goes out. */
+static __always_inline int leave(struct __sk_buff *skb, __u16 mark)
+{
+	mark_write(skb, cfg_tunnel_port && is_tunnelled(skb) ? 0 : mark);
+	return TC_NEXT;
+}
+
 /* A local pod's packet that no hook could judge before NAT named its destination. */
 static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 sender)
 {
@@ -30,8 +37,7 @@ static __always_inline int to_network_slow(struct __sk_buff *skb, struct walk *w
 	walk_settle(skb, w, iface, way);
 	if (way != DROP_NONE && way < NO_ENTRY)
 		return refuse(skb, w);
-	mark_write(skb, sender | MARK_EGRESS);
-	return TC_NEXT;
+	return leave(skb, sender | MARK_EGRESS);
 }
 
 /* From outside nobody speaks for this node's pods, for the node, or for loopback, nor to it:

@@ -7,6 +7,7 @@
 #include <linux/if_packet.h>
 
 /* What older kernels know of it. */
+#define EINVAL          22
 #define TUNNEL_KEY_SIZE __builtin_offsetof(struct bpf_tunnel_key, local_ipv4)
 
 /* The node behind an address of its own or of its pods, 0 = none. */
@@ -37,6 +38,15 @@ static __always_inline __u64 tunnel_node(struct __sk_buff *skb, __u32 *network)
 	*network = key.tunnel_id;
 	origin = origin_of(addr, family);
 	return origin && origin->address ? origin->node : 0;
+}
+
+/* Whether the packet is about to get the tunnel's headers. The tunnel packet would have its mark,
+ * too, and of what is marked the kernel looks up the way each time instead of remembering it. */
+__noinline int is_tunnelled(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+
+	return bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0) != -EINVAL;
 }
 
 /* Whether what came out of the tunnel is what it says it is. */

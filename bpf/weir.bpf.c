@@ -67,15 +67,16 @@ SEC("tc") int to_network(struct __sk_buff *skb)
 	struct walk w;
 	struct flow *f;
 
-	if (!sender || mark & MARK_EGRESS)
+	if (!sender)
 		return TC_NEXT;
+	if (mark & MARK_EGRESS)
+		return leave(skb, mark);
 	iface = sender_iface(skb, mark);
 	if (!walk_begin(skb, &w) && w.packet.kind == PACKET_FLOW) {
 		f = walk_flow(&w, iface, SENDER);
 		if (f && w.hit == HIT_LIVE) {
 			walk_live(&w, f, iface);
-			mark_write(skb, sender | MARK_EGRESS);
-			return TC_NEXT;
+			return leave(skb, sender | MARK_EGRESS);
 		}
 	}
 	walk_slow(&w);

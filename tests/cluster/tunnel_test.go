@@ -34,8 +34,10 @@ func TestTunnel(t *testing.T) {
 			t.Errorf("%s: eth0 has MTU %s, want what fits the tunnel", pod.Name, got)
 		}
 	}
-	p.large(&web.Host, &db.Host)
-	p.large(&db.Host, &web.Host)
+	p.unmarked(func() {
+		p.large(&web.Host, &db.Host)
+		p.large(&db.Host, &web.Host)
+	})
 	p.hosts(web, db)
 	p.forged(db)
 	p.translated(db)
@@ -266,6 +268,32 @@ func tunnelled(src, dst string) []byte {
 	}
 	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
 	return append(append(b, ip...), 5000>>8, 5000&0xff, port>>8, port&0xff, 0, 8, 0, 0)
+}
+
+// unmarked: tunnel packets bear no mark of what they carry. The kernel looks up the way of each
+// that has one, and remembers that of the others.
+func (p *pair) unmarked(traffic func()) {
+	p.Helper()
+	for _, n := range p.nodes {
+		p.nft(n, `table inet outer {
+			counter seen {}
+			counter marked {}
+			chain output { type filter hook output priority filter
+				udp dport 8472 counter name seen
+				udp dport 8472 meta mark != 0 counter name marked
+			}
+		}`)
+	}
+	traffic()
+	for _, n := range p.nodes {
+		out, err := n.Run(p.ctx, "nft", "list", "counters", "table", "inet", "outer")
+		p.must(err)
+		all, marked, _ := strings.Cut(out, "counter marked")
+		if strings.Contains(all, "packets 0 ") || !strings.Contains(marked, "packets 0 ") {
+			p.Errorf("%s: tunnel packets, and those with a mark: %s", n.Name, out)
+		}
+		p.nft(n, "delete table inet outer")
+	}
 }
 
 // translated: what a node's NAT forwards for a stranger reaches pods under the node's address,
