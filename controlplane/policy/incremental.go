@@ -85,6 +85,8 @@ type Name struct {
 type space struct {
 	labels   map[string]string // those that are mentioned
 	pods     map[*known]bool
+	keys     map[string]int // of labels, by how many pods have them
+	ports    map[string]int // names likewise
 	policies map[types.NamespacedName]*parsed
 	members  map[*member]bool
 }

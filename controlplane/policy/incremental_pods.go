@@ -14,15 +14,20 @@ func (x *Incremental) changePods(t *step, ch *Changes) {
 			k = &known{pod: pod}
 			x.pods[name] = k
 			x.space(name.Namespace).pods[k] = true
+			x.space(name.Namespace).count(pod, 1)
 		case pod == nil:
 			delete(x.pods, name)
 			delete(x.space(name.Namespace).pods, k)
+			x.space(name.Namespace).count(k.pod, -1)
 			x.unclaim(t, k)
 			x.become(t, k, nil)
 			k.gone = true
 			x.leave(name.Namespace)
 			x.localPod(t, name)
 			continue
+		default:
+			x.space(name.Namespace).count(k.pod, -1)
+			x.space(name.Namespace).count(pod, 1)
 		}
 		x.unclaim(t, k)
 		k.pod = pod

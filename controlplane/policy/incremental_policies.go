@@ -52,7 +52,7 @@ func (m *mentions) add(p *parsed, by int, moved *mentioned) {
 func (x *Incremental) space(name string) *space {
 	s := x.spaces[name]
 	if s == nil {
-		s = &space{pods: map[*known]bool{}, policies: map[types.NamespacedName]*parsed{}, members: map[*member]bool{}}
+		s = &space{pods: map[*known]bool{}, keys: map[string]int{}, ports: map[string]int{}, policies: map[types.NamespacedName]*parsed{}, members: map[*member]bool{}}
 		s.labels = x.namespaceLabels(name)
 		x.spaces[name] = s
 	}
@@ -122,10 +122,39 @@ func (x *Incremental) mentioned(t *step, moved *mentioned) {
 	if len(moved.pods) == 0 && len(moved.ports) == 0 {
 		return
 	}
-	for _, k := range x.pods {
-		if tellsApart(k.pod, moved) {
-			t.pods[k] = true
+	for _, s := range x.spaces {
+		if !has(s.keys, moved.pods) && !has(s.ports, moved.ports) {
+			continue
 		}
+		for k := range s.pods {
+			if tellsApart(k.pod, moved) {
+				t.pods[k] = true
+			}
+		}
+	}
+}
+
+func has(counts map[string]int, any map[string]bool) bool {
+	for key := range any {
+		if counts[key] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// count a pod by what policies may come to tell it apart by.
+func (s *space) count(pod *Pod, by int) {
+	add := func(counts map[string]int, key string) {
+		if counts[key] += by; counts[key] == 0 {
+			delete(counts, key)
+		}
+	}
+	for key := range pod.Labels {
+		add(s.keys, key)
+	}
+	for _, p := range pod.Ports {
+		add(s.ports, p.Name)
 	}
 }
 

@@ -84,6 +84,11 @@ func (e *largeEdits) changes() []namedChange {
 	other.Spec.Ingress[0].Ports[0].Port.IntVal = 9090
 	added := old.DeepCopy()
 	added.Name = "added"
+	byKey := func(key string) *networkingv1.NetworkPolicy {
+		np := old.DeepCopy()
+		np.Name, np.Spec.PodSelector.MatchLabels = key, map[string]string{key: "none"}
+		return np
+	}
 	policies := func(np *networkingv1.NetworkPolicy, was bool) policy.Changes {
 		ch := policy.Changes{NetworkPolicies: map[types.NamespacedName]*networkingv1.NetworkPolicy{types.NamespacedName{Namespace: np.Namespace, Name: np.Name}: np}}
 		if was {
@@ -120,6 +125,8 @@ func (e *largeEdits) changes() []namedChange {
 		{"policy-deleted", policies(old, true), policies(old, false)},
 		{"pod-added", pods(fresh), gone(pods(fresh))},
 		{"pod-relabelled", pods(relabelled), pods(remote)},
+		{"key-of-no-pod", policies(byKey("self"), false), policies(byKey("self"), true)},
+		{"key-of-all-pods", policies(byKey("pod-template-hash"), false), policies(byKey("pod-template-hash"), true)},
 		{"100-pod-events", pods(events...), gone(pods(events...))},
 	}
 }
