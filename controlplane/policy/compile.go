@@ -71,6 +71,7 @@ func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) 
 // run compiles; false: something was refused on the way. What costs most comes after what
 // can be refused before.
 func (w *compiler) run() bool {
+	w.pods = sortedNames(w.cluster.Pods)
 	w.parse()
 	w.keys = mentionedBy(w.policies)
 	w.identify()
@@ -105,7 +106,6 @@ func newCompiler(c *Cluster, n Node, locals []Local, a *Allocator) *compiler {
 	slices.SortFunc(locals, func(x, y Local) int { return int(x.Number) - int(y.Number) })
 	return &compiler{
 		cluster: c, node: n, locals: locals, ids: a, state: state,
-		pods:  sortedNames(c.Pods),
 		byNS:  map[string][]*parsed{},
 		podID: map[types.NamespacedName]identity.Number{},
 		inUse: map[identity.Number]*IdentityView{},
@@ -191,17 +191,23 @@ func (w *compiler) identify() {
 	for _, l := range w.locals {
 		here[l.Pod] = true
 	}
+	found := map[alike]identity.Number{}
 	for _, name := range w.pods {
 		pod := w.cluster.Pods[name]
 		if !here[name] && (pod.HostNetwork || pod.Finished) {
 			continue
 		}
-		labels := w.labelsOf(pod)
-		n := w.ids.identity(labels)
-		w.podID[name] = n
-		if w.inUse[n] == nil {
-			w.inUse[n] = &IdentityView{Number: n, Labels: labels}
+		like := alikeOf(pod)
+		n, ok := found[like]
+		if !ok {
+			labels := w.labelsOf(pod)
+			n = w.ids.identity(labels)
+			found[like] = n
+			if w.inUse[n] == nil {
+				w.inUse[n] = &IdentityView{Number: n, Labels: labels}
+			}
 		}
+		w.podID[name] = n
 		w.inUse[n].Pods++
 	}
 }

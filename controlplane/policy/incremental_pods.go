@@ -39,15 +39,22 @@ func (x *Incremental) changePods(t *step, ch *Changes) {
 
 // identify gives pods the identities that their labels are now.
 func (x *Incremental) identify(t *step) {
+	found := map[alike]*member{}
 	for k := range t.pods {
 		if k.gone {
 			continue
 		}
 		if !x.here[k.name()] && (k.pod.HostNetwork || k.pod.Finished) {
 			x.become(t, k, nil)
-		} else {
-			x.become(t, k, x.member(k.pod))
+			continue
 		}
+		like := alikeOf(k.pod)
+		m := found[like]
+		if m == nil {
+			m = x.member(k.pod)
+			found[like] = m
+		}
+		x.become(t, k, m)
 	}
 	for m := range t.members {
 		s := x.space(m.labels.Namespace)

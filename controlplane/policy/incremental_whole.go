@@ -13,7 +13,7 @@ func (r *Result) Whole() *Result {
 	x, whole := r.from, *r
 	whole.Identities, whole.Policies, whole.Warnings, whole.from = nil, nil, nil, nil
 	w := newCompiler(x.cluster, x.node, x.locals, x.ids)
-	w.result = &whole
+	w.result, w.pods = &whole, sortedNames(x.cluster.Pods)
 	for _, name := range sortedNames(x.policies) {
 		p := x.policies[name]
 		w.policies = append(w.policies, p)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,18 @@ type Pod struct {
 	Addresses       []netip.Addr           // of its status: unmapped, no two the same
 	HostNetwork     bool
 	Finished        bool // a finished pod keeps its address in the API while it is used again
+}
+
+// alike pods have an identity in common: of one namespace, with the very labels and ports. A source
+// that holds once what objects have in common makes them so.
+type alike struct {
+	namespace     string
+	labels, ports uintptr // of objects that the pods hold
+	portCount     int
+}
+
+func alikeOf(p *Pod) alike {
+	return alike{p.Namespace, reflect.ValueOf(p.Labels).Pointer(), reflect.ValueOf(p.Ports).Pointer(), len(p.Ports)}
 }
 
 // Owner is what made a pod.
