@@ -1,10 +1,6 @@
 package datapath
 
-import (
-	"regexp"
-	"slices"
-	"time"
-)
+import "time"
 
 // Process is a process as it was when it opened a socket; another program that it became
 // by exec is another Process.
@@ -20,18 +16,26 @@ type Process struct {
 	Cgroup     string // path, as much of its end as was kept
 }
 
-// notHex separates the parts of a cgroup's path that may be a container's id.
-var notHex = regexp.MustCompile(`[^0-9a-f]+`)
+// idSize is the length of a container's id, in hex digits.
+const idSize = 64
 
-// ContainerID is the runtime's id of the process's container, "" if its cgroup has none.
+// ContainerID is the runtime's id of the process's container, "" if its cgroup has none: the
+// last part of its path that is neither longer nor shorter. Every record with a process asks.
 func (p *Process) ContainerID() string {
 	if p == nil {
 		return ""
 	}
-	for _, part := range slices.Backward(notHex.Split(p.Cgroup, -1)) {
-		if len(part) == 64 {
-			return part
+	end := len(p.Cgroup)
+	for i := len(p.Cgroup) - 1; i >= -1; i-- {
+		if i >= 0 && isHex(p.Cgroup[i]) {
+			continue
 		}
+		if end-(i+1) == idSize {
+			return p.Cgroup[i+1 : end]
+		}
+		end = i
 	}
 	return ""
 }
+
+func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' }
