@@ -27,7 +27,7 @@ type Reader struct {
 // pause is how long a reader that has taken all there was lets records gather, so that many come
 // cheap: what came after a while of nothing it has at once, and a small log's before they are gone.
 func (l *Log) pause() time.Duration {
-	return min(5*time.Millisecond, time.Duration(l.ring.size)*100*time.Nanosecond)
+	return min(20*time.Millisecond, time.Duration(l.ring.size)*300*time.Nanosecond)
 }
 
 // Reader begins with the record that comes next. name is how status and metrics call it;
