@@ -144,13 +144,14 @@ func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
 	for _, l := range a.applied.locals {
 		t.pods[l.Pod] = c.Pods[l.Pod]
 	}
+	var gone []api.ObjectError
 	for _, r := range a.records.All() {
 		t.locals = append(t.locals, r.Local())
 		p := c.Pods[r.Pod()]
 		if t.pods[r.Pod()] = p; p == nil {
 			t.pods[r.Pod()] = r.LastPod
-			t.warnings = append(t.warnings, "Pod "+r.Pod().String()+": is gone from "+a.SourceName+
-				" and its interface is still there: it keeps the policy of its last labels until it is deleted")
+			gone = append(gone, api.ObjectError{Object: "Pod " + r.Pod().String(), Message: "is gone from " + a.SourceName +
+				" and its interface is still there: it keeps the policy of its last labels until it is deleted"})
 		} else if a.refreshed[r] != p {
 			fresh := r.WithPod(p)
 			if t.same = append(t.same, recorded{fresh, p}); fresh != r {
@@ -158,6 +159,7 @@ func (a *Agent) addEndpoints(t *attempt, c *policy.Cluster) {
 			}
 		}
 	}
+	t.warnings = append(t.warnings, grouped(gone)...)
 }
 
 // recorded is a record that says of a pod what its object does.

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/policy"
 	"github.com/weirnet/weir/datapath"
 )
@@ -47,10 +48,12 @@ func (a *Agent) forPeople() forPeople {
 		return p.last
 	}
 	begun := time.Now()
-	now := forPeople{result: result.Whole(), nothing: update.Warnings(cluster), size: result.State.Size()}
+	now := forPeople{result: result.Whole(), nothing: grouped(update.Warnings(cluster)), size: result.State.Size()}
+	var warnings []api.ObjectError
 	for _, w := range now.result.Warnings {
-		now.warnings = append(now.warnings, objectError(update, w).String())
+		warnings = append(warnings, objectError(update, w))
 	}
+	now.warnings = grouped(warnings)
 	p.last, p.of, p.made, p.took = now, result, time.Now(), time.Since(begun)
 	return now
 }

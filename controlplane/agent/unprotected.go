@@ -3,7 +3,6 @@ package agent
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -63,13 +62,10 @@ func (h hosted) unprotected(records []*endpoint.Record, now time.Time) (out []st
 }
 
 func unprotectedWarning(pods []string) string {
-	what, named := "1 pod of this node has", strings.Join(pods[:min(len(pods), unprotectedNamed)], ", ")
+	what := "1 pod of this node has"
 	if len(pods) > 1 {
 		what = fmt.Sprintf("%d pods of this node have", len(pods))
 	}
-	if n := len(pods) - unprotectedNamed; n > 0 {
-		named += fmt.Sprintf(" and %d more", n)
-	}
 	return fmt.Sprintf("%s no policy enforced: %s: they started without weir-cni. Restart them; if they come back so, "+
-		"another CNI configuration sorts before Weir's in the container runtime's directory: move it away", what, named)
+		"another CNI configuration sorts before Weir's in the container runtime's directory: move it away", what, fewOf(pods, unprotectedNamed))
 }

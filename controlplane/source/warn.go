@@ -3,6 +3,7 @@ package source
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,9 +15,9 @@ import (
 )
 
 // Warnings are policies of c, at their places in u, that are valid and name nothing: they select no pod, or a
-// peer's namespaceSelector selects no namespace that has pods. They are sorted. It looks
+// peer's namespaceSelector selects no namespace that has pods. They are sorted by policy. It looks
 // at every policy and pod: for questions of people, not for the way of a change.
-func (u Update) Warnings(c *policy.Cluster) []string {
+func (u Update) Warnings(c *policy.Cluster) []api.ObjectError {
 	w := warner{update: u, cluster: c, pods: map[string][]*policy.Pod{}}
 	for _, p := range c.Pods {
 		w.pods[p.Namespace] = append(w.pods[p.Namespace], p)
@@ -24,7 +25,7 @@ func (u Update) Warnings(c *policy.Cluster) []string {
 	for _, p := range c.NetworkPolicies {
 		w.policy(p)
 	}
-	slices.Sort(w.out)
+	slices.SortStableFunc(w.out, func(x, y api.ObjectError) int { return strings.Compare(x.Object, y.Object) })
 	return w.out
 }
 
@@ -32,13 +33,12 @@ type warner struct {
 	update  Update
 	cluster *policy.Cluster
 	pods    map[string][]*policy.Pod // by namespace
-	out     []string
+	out     []api.ObjectError
 }
 
 func (w *warner) warn(p *networkingv1.NetworkPolicy, field, message string) {
 	file, document, _ := w.update.Place("NetworkPolicy", types.NamespacedName{Namespace: p.Namespace, Name: p.Name})
-	at := api.ObjectError{File: file, Document: document, Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, Field: field, Message: message}
-	w.out = append(w.out, at.String())
+	w.out = append(w.out, api.ObjectError{File: file, Document: document, Object: "NetworkPolicy " + p.Namespace + "/" + p.Name, Field: field, Message: message})
 }
 
 func (w *warner) policy(p *networkingv1.NetworkPolicy) {

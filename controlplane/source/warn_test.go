@@ -34,10 +34,13 @@ spec:
 		t.Fatal(errs)
 	}
 	m := merge(map[string]*file{"f.yaml": {good: &content{objects: objects}}}, nil, nil)
-	got := Update{}.Warnings(m.cluster)
+	var got []string
+	for _, w := range (Update{}).Warnings(m.cluster) {
+		got = append(got, w.String())
+	}
 	want := []string{
-		`NetworkPolicy default/idle: spec.egress[0].to[1].namespaceSelector: selects no namespace that has pods: the peer allows nothing now`,
 		`NetworkPolicy default/idle: spec.podSelector: selects no pod of namespace "default": the policy does nothing now`,
+		`NetworkPolicy default/idle: spec.egress[0].to[1].namespaceSelector: selects no namespace that has pods: the peer allows nothing now`,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
