@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weirnet/weir/controlplane/api"
 	"github.com/weirnet/weir/controlplane/flowlog/format"
@@ -60,6 +61,30 @@ func TestServeFollow(t *testing.T) {
 		}
 		l.add(refused())
 		l.add(with(began(), func(e *datapath.Event) { e.Source = netip.AddrPortFrom(e.Source.Addr(), port+1) }))
+	}
+}
+
+// A follower of a node that is quiet for longer than a client may stall takes the next record:
+// it had nothing to take.
+func TestServeFollowAfterQuiet(t *testing.T) {
+	defer func(d time.Duration) { stall = d }(stall)
+	stall = 200 * time.Millisecond
+	l := newLog(shop(), 0)
+	l.add(numbered(1))
+	s := httptest.NewServer(l)
+	t.Cleanup(s.Close) // after the bodies
+	resp := get(t, s.URL+"?follow=1")
+	lines := bufio.NewReader(resp.Body)
+	for n := range 3 {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			t.Fatalf("record %d: %v", n, err)
+		}
+		if _, err := format.Parse(line); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * stall)
+		l.add(began())
 	}
 }
 
