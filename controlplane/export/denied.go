@@ -2,6 +2,9 @@ package export
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -86,8 +89,25 @@ func deniedByOf(c datapath.DenialCount, rule func(uint32) (policy.Rule, bool)) d
 		by.namespace = p.Namespace // a pod is isolated by policies of its own namespace
 		names = append(names, p.Name)
 	}
-	by.policy = strings.Join(names, ",")
+	by.policy = policyLabel(names)
 	return by
+}
+
+// labelNames is how many policies a label names.
+const labelNames = 5
+
+// policyLabel names policies, of many the first, how many more, and a digest that tells such sets apart:
+// one label for each set of names.
+func policyLabel(names []string) string {
+	slices.Sort(names)
+	names = slices.Compact(names)
+	all := strings.Join(names, ",")
+	more := len(names) - labelNames
+	if more <= 0 {
+		return all
+	}
+	sum := sha256.Sum256([]byte(all))
+	return fmt.Sprintf("%s,+%d(%x)", strings.Join(names[:labelNames], ","), more, sum[:4])
 }
 
 func compareDenied(a, b deniedBy) int {
