@@ -134,7 +134,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.DurationVar(&o.flowUpdate, "flow-update", time.Minute, "how often a flow that goes on gets a record; 0 = only when it begins and ends")
 	f.DurationVar(&o.pickUp, "pick-up", 10*time.Minute, "how long TCP goes on without a record after a node that has pods lost its flow table (docs/flows.md); 0 = it does not")
 	f.DurationVar(&o.addWait, "add-wait", api.AddWaitMax, "how long a CNI ADD waits for its pod's object (the plugin waits 12s for the answer)")
-	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s)")
+	f.DurationVar(&o.recheck, "recheck", 0, "how often pinned links, programs and maps are looked at, and put right (0: 5s, maps 30s, many addresses in parts)")
 	f.StringSliceVar(&o.mapSizes, "map-size", nil, "how much a kernel map holds, as NAME=ENTRIES; repeatable (docs/limits.md)")
 	f.IntVar(&o.flowLog, "flow-log", 0, "flow records kept for weir flows (0: 65536)")
 	o.hubble.flags(f)
