@@ -3,6 +3,7 @@ package flowlog
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -16,7 +17,7 @@ import (
 // ServeHTTP answers api.PathFlows: the records an api.FlowQuery asks for as one
 // GetFlowsResponse a line, sent as they come when following. A parameter it does not
 // know or cannot read is answered with 400 and an api.Error that names it; where there are no
-// records (ErrOff), 409.
+// records (ErrOff), 409; where streamsMost are open already, 503.
 func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
@@ -37,6 +38,11 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusConflict, err)
 		return
 	}
+	if err := l.streams.Enter(); err != nil {
+		refuse(w, http.StatusServiceUnavailable, &api.Error{Code: api.CodeTryLater, Message: err.Error()})
+		return
+	}
+	defer l.streams.Leave()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	// An error is the client's leaving, or the log's end: there is nobody to tell.
@@ -44,13 +50,20 @@ func (l *Log) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = l.Select(r.Context(), selection, to)
 }
 
+// streamsMost is how many clients are answered at once: people's, at a terminal each.
+const streamsMost = 64
+
 // stall is how long a client may take nothing before it is cut off.
 var stall = 30 * time.Second
 
 func refuse(w http.ResponseWriter, status int, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(api.Error{Message: err.Error()})
+	var e *api.Error
+	if !errors.As(err, &e) {
+		e = &api.Error{Message: err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(e)
 }
 
 // lines is the Sink of a response.

@@ -88,6 +88,34 @@ func TestServeFollowAfterQuiet(t *testing.T) {
 	}
 }
 
+// Clients cannot make the agent hold more than a number of streams, and one that leaves makes room.
+func TestServeBoundsStreams(t *testing.T) {
+	l := newLog(shop(), 0)
+	s := httptest.NewServer(l)
+	t.Cleanup(s.Close) // after the bodies
+	var open []*http.Response
+	for range streamsMost {
+		resp := get(t, s.URL+"?follow=1")
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("stream %d: %s", len(open), resp.Status)
+		}
+		open = append(open, resp)
+	}
+	resp := get(t, s.URL)
+	var e api.Error
+	must(t, json.NewDecoder(resp.Body).Decode(&e))
+	if resp.StatusCode != http.StatusServiceUnavailable || e.Code != api.CodeTryLater || e.Message != "64 streams are open already: try again later" {
+		t.Errorf("%s: %+v", resp.Status, e)
+	}
+	open[0].Body.Close()
+	for until := time.Now().Add(10 * time.Second); get(t, s.URL).StatusCode != http.StatusOK; {
+		if time.Now().After(until) {
+			t.Fatal("a stream that ended made no room")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func TestServeRefuses(t *testing.T) {
 	s := httptest.NewServer(newLog(shop(), 0))
 	t.Cleanup(s.Close) // after the bodies

@@ -37,8 +37,9 @@ type Options struct {
 
 // Log keeps the newest flow records of the node. It may be used from many goroutines.
 type Log struct {
-	opts Options
-	ring *ring
+	streams Streams // of ServeHTTP
+	opts    Options
+	ring    *ring
 
 	read    atomic.Uint64 // events
 	account account
@@ -79,7 +80,7 @@ func New(names Names, opts Options) *Log {
 	if opts.Interval <= 0 {
 		opts.Interval = 10 * time.Second
 	}
-	return &Log{history: history{store: opts.Spill, run: rand.Uint64()}, names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now(), emitter: wireEmitter(opts.Version)}
+	return &Log{streams: NewStreams(streamsMost), history: history{store: opts.Spill, run: rand.Uint64()}, names: newNamer(names), ring: newRing(opts.Size), opts: opts, suppressed: newSuppressed(), namespaces: map[string]time.Time{}, begun: opts.Now(), emitter: wireEmitter(opts.Version)}
 }
 
 // Run records what r yields until ctx is over (nil) or r fails; it closes r. Followers

@@ -46,7 +46,7 @@ type Options struct {
 // Bounds of what clients can make the agent hold.
 const (
 	connectionsMost = 1024 // on each listener
-	streamsMost     = 2048 // together
+	streamsMost     = 512  // together: a stalled one holds up to 512 records and 64 KiB of gRPC's
 	requestMost     = 1 << 20
 	stallDefault    = 30 * time.Second
 )
@@ -54,7 +54,7 @@ const (
 // Server answers Hubble's clients.
 type Server struct {
 	Options
-	slots  chan struct{} // one element for each open stream
+	slots  flowlog.Streams // one element for each open stream
 	events *events
 }
 
@@ -63,7 +63,7 @@ func New(o Options) *Server {
 	if o.Stall <= 0 {
 		o.Stall = stallDefault
 	}
-	return &Server{Options: o, slots: make(chan struct{}, streamsMost), events: newEvents()}
+	return &Server{Options: o, slots: flowlog.NewStreams(streamsMost), events: newEvents()}
 }
 
 // Run listens and answers until ctx is over (nil). Open streams are ended then.

@@ -18,10 +18,8 @@ import (
 // stream runs what sends to a client, one of a bounded number. A client that takes nothing
 // for too long is left behind: its stream ends with the reason, whatever send waits for.
 func (s *Server) stream(ctx context.Context, send func(context.Context, *watch) error) error {
-	select {
-	case s.slots <- struct{}{}:
-	default:
-		return status.Errorf(codes.ResourceExhausted, "%d streams are open already: try again later", streamsMost)
+	if err := s.slots.Enter(); err != nil {
+		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -29,7 +27,7 @@ func (s *Server) stream(ctx context.Context, send func(context.Context, *watch) 
 	defer w.timer.Stop()
 	done := make(chan error, 1)
 	go func() {
-		defer func() { <-s.slots }()
+		defer s.slots.Leave()
 		done <- send(ctx, w)
 	}()
 	select {
