@@ -183,6 +183,11 @@ func hubbleReasons(_ *Log, want []flowpb.DropReason) (test, error) {
 				return true
 			}
 		}
+		for _, has := range kernelReasons {
+			if w == has.hubble {
+				return true
+			}
+		}
 		return false
 	}
 	if !slices.ContainsFunc(want, possible) {

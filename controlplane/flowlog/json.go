@@ -43,7 +43,10 @@ func (m *Encoder) appendFlow(o *text, r *record) {
 	o.string("version", m.log.opts.Version)
 	o.close('}')
 	o.string("verdict", verdictName(e.Dropped))
-	if v := ipVersion(e); v != flowpb.IPVersion_IP_NOT_USED {
+	if r.suppressed > 0 {
+		o.object("IP")
+		o.close('}')
+	} else if v := ipVersion(e); v != flowpb.IPVersion_IP_NOT_USED {
 		o.object("IP")
 		o.address("source", e.Source.Addr())
 		o.address("destination", e.Destination.Addr())

@@ -16,9 +16,14 @@ const (
 	protocolICMPv6 = 58
 )
 
-// ip is nil for a record of suppressed denials, which has no addresses.
-func ip(e *datapath.Event) *flowpb.IP {
+// ip has no addresses for a record of suppressed denials: stock clients name a pod where there is
+// an IP.
+func ip(r *record) *flowpb.IP {
+	e := &r.event
 	version := ipVersion(e)
+	if r.suppressed > 0 {
+		return &flowpb.IP{}
+	}
 	if version == flowpb.IPVersion_IP_NOT_USED {
 		return nil
 	}
@@ -86,8 +91,20 @@ func summary(r *record) string { return string(appendSummary(nil, r)) }
 func appendSummary(to []byte, r *record) []byte {
 	e := &r.event
 	switch {
+	case r.suppressed > 0 && e.Reason == datapath.ReasonKernel:
+		return append(strconv.AppendUint(to, r.suppressed, 10), " more packets dropped by the kernel, not recorded one by one"...)
 	case r.suppressed > 0:
 		return append(strconv.AppendUint(to, r.suppressed, 10), " more denied packets, not recorded one by one"...)
+	}
+	to = appendProtocol(to, e)
+	if e.KernelReason != "" && plain(e.KernelReason) {
+		to = append(append(to, ", kernel: "...), e.KernelReason...)
+	}
+	return to
+}
+
+func appendProtocol(to []byte, e *datapath.Event) []byte {
+	switch {
 	case e.Protocol == datapath.TCP:
 		return append(append(to, "TCP Flags: "...), flagText(uint8(e.TCPFlags))...)
 	case e.Protocol == datapath.UDP:

@@ -59,7 +59,7 @@ func (l *Log) flow(r *record) *flowpb.Flow {
 		Uuid:             r.uuid(l.opts.Node),
 		Emitter:          &flowpb.Emitter{Name: emitterName, Version: l.opts.Version},
 		Verdict:          verdict(e.Dropped),
-		IP:               ip(e),
+		IP:               ip(r),
 		L4:               layer4(r),
 		Source:           endpoint(r, 0),
 		Destination:      endpoint(r, 1),

@@ -63,6 +63,10 @@ func TestMessages(t *testing.T) {
 			e.Destination, e.Endpoint[1], e.Identity[1] = netip.MustParseAddrPort("10.0.1.7:132"), 0, 1003
 			e.Protocol, e.TCPFlags, e.Rule = datapath.SCTP, 0, [2]uint32{302, 0}
 		}),
+		"kernel": with(refused(), func(e *datapath.Event) {
+			e.Reason, e.KernelReason, e.Direction, e.Rule = datapath.ReasonKernel, "NO_SOCKET", datapath.None, [2]uint32{}
+			e.Protocol, e.TCPFlags, e.Judged = datapath.UDP, 0, 0
+		}),
 		"rule-forgotten": with(refused(), func(e *datapath.Event) { e.Rule[1] = 999 }),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -135,7 +139,7 @@ func golden(t *testing.T, name string, got []byte) {
 
 func TestEveryReasonHasHubbles(t *testing.T) {
 	for r := datapath.ReasonPolicy; r < datapath.Reasons; r++ {
-		if dropReason(&datapath.Event{Reason: r}) == 0 && r != datapath.ReasonKernel { // its names are the kernel's
+		if dropReason(&datapath.Event{Reason: r}) == 0 {
 			t.Errorf("no Hubble reason for %q", r)
 		}
 	}

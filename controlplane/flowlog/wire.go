@@ -33,7 +33,9 @@ func (m *Encoder) wireFlow(o *wire, r *record) {
 	e := &r.event
 	o.time(1, e.Time)
 	o.number(2, uint64(verdict(e.Dropped)))
-	if v := ipVersion(e); v != flowpb.IPVersion_IP_NOT_USED {
+	if r.suppressed > 0 {
+		o.close(o.open(5, 1))
+	} else if v := ipVersion(e); v != flowpb.IPVersion_IP_NOT_USED {
 		at := o.open(5, 1)
 		o.address(1, e.Source.Addr())
 		o.address(2, e.Destination.Addr())

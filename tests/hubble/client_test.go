@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weirnet/weir/tests/lab"
 )
 
 // The flows of the scene.
@@ -223,6 +225,15 @@ func (s *scene) outputs(t *testing.T) {
 				t.Errorf("hubble observe %s: no %s in\n%s", c.args, want, out)
 			}
 		}
+	}
+	got, err := s.pods["shop/web-5d9f-x1"].Probe("udp", s.pods["other/probe"].Addr4, portClosed)
+	if must(t, "probe", err); got != lab.Refused {
+		t.Fatalf("a closed port: %v", got)
+	}
+	s.eventually("a record of the closed port", func() bool { return len(s.observe("--all", "--type", "drop", "--protocol", "udp")) > 0 })
+	drop := s.says("observe", "--all", "--type", "drop", "--protocol", "udp", "--color", "never")
+	if want := `shop/web-5d9f-x1:\d+ \(ID:\d+\) (<>|->) other/probe:9999 \(ID:\d+\) Socket lookup failed DROPPED \(UDP, kernel: NO_SOCKET\)`; !regexp.MustCompile(want).MatchString(drop) {
+		t.Errorf("hubble observe --type drop: no %s in\n%s", want, drop)
 	}
 	out := s.says("observe", "--all", "--from-pod", "shop/web", "--verdict", "FORWARDED", "--color", "never")
 	for _, want := range []string{

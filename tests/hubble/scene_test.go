@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	portHTTP  = 8080
-	portOther = 9000
+	portHTTP   = 8080
+	portOther  = 9000
+	portClosed = 9999 // nobody listens there
 )
 
 // manifests are a shop whose db lets in web, by one port, and a namespace of strangers.

@@ -96,7 +96,7 @@ func ports(f *flowpb.Flow) (from, to string) {
 // protocol is layer 4 in two words: "TCP SYN", "UDP", "ICMPv4 EchoRequest".
 func protocol(f *flowpb.Flow) string {
 	//lint:ignore SA1019 nothing else says it for protocols that Hubble does not know
-	summary := f.GetSummary()
+	summary, _, _ := strings.Cut(f.GetSummary(), ", kernel: ") // is said as the reason
 	if flags, ok := strings.CutPrefix(summary, "TCP Flags: "); ok {
 		return strings.TrimSpace("TCP " + Safe(strings.ReplaceAll(flags, ", ", ",")))
 	}
