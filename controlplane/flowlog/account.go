@@ -142,7 +142,10 @@ func (l *Log) watchLosses() (look func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	var one sync.Mutex
 	return func() {
+		one.Lock()
+		defer one.Unlock()
 		now, err := l.opts.Counters()
 		if err != nil {
 			slog.Warn("lost flow events are not told in the log for now", "err", err)
@@ -160,7 +163,10 @@ func (l *Log) tellLost(cause string, now, before uint64) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ring.add(&record{lost: now - before, cause: cause, read: l.read.Load(), event: datapath.Event{Time: l.opts.Now()}})
+	if cause == LostDenialEvents {
+		l.suppressed.debt += now - before
+	}
+	l.ring.add(&record{lost: now - before, cause: cause, read: l.read.Load(), denials: l.denied, event: datapath.Event{Time: l.opts.Now()}})
 }
 
 // lossInterval is how soon the stream says that the kernel lost events.

@@ -43,6 +43,24 @@ type reading struct {
 	Begun uint64 `cbor:"6,keyasint"` // bytes that were read before it began
 	Each  uint64 `cbor:"7,keyasint"` // that an event takes; 0: nobody knows
 	Read  uint64 `cbor:"8,keyasint"` // events since then
+
+	// The same of denials, and what is told of them: all that changed since the last block
+	// that had everything.
+	DenialsBegun uint64       `cbor:"9,keyasint,omitempty"`
+	DenialsRead  uint64       `cbor:"10,keyasint,omitempty"`
+	Told         []packedTold `cbor:"11,keyasint,omitempty"`
+	Debt         uint64       `cbor:"12,keyasint,omitempty"`
+	Everything   bool         `cbor:"13,keyasint,omitempty"`
+}
+
+// packedTold is what is told of one of the kernel's counts of denials.
+type packedTold struct {
+	_         struct{} `cbor:",toarray"`
+	Endpoint  uint32
+	Rule      uint32
+	Direction datapath.Direction
+	Reason    datapath.Reason
+	Packets   uint64
 }
 
 // packedRecord is a record and its event; it names parties, rules, services and processes by

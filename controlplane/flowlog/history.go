@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -33,11 +34,17 @@ type history struct {
 	begun   reading
 	offset  uint64 // events that the log had read before
 	missing uint64 // events that an earlier life had read and not spilled
+
+	// of whoever writes
+	denied uint64 // denials that the log had read by the last record
+	before uint64 // that it had read before begun
+	told   ledger // by the records that are written
+	since  int    // blocks, the last that has all of told included; 0: there is none
 }
 
 // counted is a datapath.Reader that knows how much was ever read of the rings.
 type counted interface {
-	Consumed() (bytes, each uint64, err error)
+	Consumed() (bytes, denials, each uint64, err error)
 }
 
 // begin notes where a life begins to read, on disk at once, and tells what the one before had in
@@ -48,39 +55,158 @@ func (l *Log) begin(in datapath.Reader) {
 	if !ok {
 		return
 	}
-	bytes, each, err := from.Consumed()
+	bytes, denials, each, err := from.Consumed()
 	if err != nil {
 		slog.Warn("whether an earlier agent lost flows is not known", "error", err)
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	missing := h.heldBack(bytes)
+	again := h.told.packets != nil
+	if !again && l.suppressed.started {
+		h.told = l.suppressed.ledger()
+	}
+	missing, denied := h.heldBack(bytes, denials)
+	if l.suppressed.told == nil && !again {
+		denied = 0 // what is counted begins after them
+	}
+	l.suppressed.debt += denied
 	h.mu.Lock()
-	h.begun, h.offset, h.missing = reading{Begun: bytes, Each: each}, l.read.Load(), missing
+	h.begun, h.offset, h.missing = reading{Begun: bytes, Each: each, DenialsBegun: denials}, l.read.Load(), missing
 	h.mu.Unlock()
+	h.denied, h.before, h.since = l.denied, l.denied, 0
 	var told []*record
 	if missing > 0 {
-		told = []*record{{lost: missing, cause: LostAgent, read: l.read.Load(), event: datapath.Event{Time: l.opts.Now()}}}
+		told = []*record{{lost: missing, cause: LostAgent, unnamed: denied, read: l.read.Load(), denials: l.denied, event: datapath.Event{Time: l.opts.Now()}}}
 		l.ring.add(told[0])
 	}
 	h.write(newPacker(), told)
 }
 
-// heldBack is how many events the life before had read and not spilled, of rings of which so
-// many bytes were ever read.
-func (h *history) heldBack(bytes uint64) uint64 {
+// last is what the newest block of a life before says of rings of which so many bytes were ever
+// read; nil: it is of others, or there is none.
+func (h *history) last(bytes uint64) *reading {
 	for b := range h.store.Blocks(time.Time{}, time.Time{}, true) {
 		last, err := unpackBlock(b.Data)
 		if err != nil || last.Each == 0 || bytes < last.Begun {
-			return 0 // of other rings
+			return nil
 		}
-		if n := (bytes - last.Begun) / last.Each; n > last.Read {
-			return n - last.Read
-		}
-		return 0
+		return &last.reading
 	}
-	return 0
+	return nil
+}
+
+// heldBack is how many events the life before had read and not spilled, and how many of them
+// were denials.
+func (h *history) heldBack(bytes, denials uint64) (missing, denied uint64) {
+	last := h.last(bytes)
+	if last == nil {
+		return 0, 0
+	}
+	more := func(bytes, begun, read uint64) uint64 {
+		if bytes < begun || (bytes-begun)/last.Each <= read {
+			return 0
+		}
+		return (bytes-begun)/last.Each - read
+	}
+	missing = more(bytes, last.Begun, last.Read)
+	return missing, min(missing, more(denials, last.DenialsBegun, last.DenialsRead))
+}
+
+// ledger is what the records of the life before tell of denials; nil: it is not known.
+func (h *history) ledger(in datapath.Reader) *ledger {
+	from, ok := in.(counted)
+	if !ok || h.store == nil {
+		return nil
+	}
+	bytes, _, _, err := from.Consumed()
+	if err != nil {
+		return nil
+	}
+	var out *ledger
+	var run uint64
+	for b := range h.store.Blocks(time.Time{}, time.Time{}, true) {
+		p, err := unpackBlock(b.Data)
+		if err != nil || p.Each == 0 || out != nil && b.Run != run {
+			return nil
+		}
+		if out == nil {
+			if bytes < p.Begun+p.Read*p.Each {
+				return nil // of other rings
+			}
+			out, run = &ledger{map[denials]uint64{}, p.Debt}, b.Run
+		}
+		for _, t := range p.Told {
+			k := denials{t.Endpoint, t.Rule, t.Direction, t.Reason}
+			if _, newer := out.packets[k]; !newer {
+				out.packets[k] = t.Packets
+			}
+		}
+		if p.Everything {
+			return out
+		}
+	}
+	return nil
+}
+
+// everyBlocks is how many blocks have to be looked through at a start, at most.
+const everyBlocks = 64
+
+// tell is what told becomes with these records: its debt, and the counts that change.
+func (h *history) tell(records []*record) (changed map[denials]uint64, debt, denied uint64) {
+	changed, debt, denied = map[denials]uint64{}, h.told.debt, h.denied
+	add := func(k denials, n uint64) {
+		if _, ok := changed[k]; !ok {
+			changed[k] = h.told.packets[k]
+		}
+		changed[k] += n
+	}
+	for _, r := range records {
+		gap := r.denials - denied // denials that are among records that were missed
+		denied = r.denials
+		switch {
+		case r.cause == LostDenialEvents:
+			debt += r.lost
+		case r.lost > 0:
+			debt += r.unnamed
+		case r.suppressed > 0:
+			k, _ := denialsOf(&r.event)
+			add(k, r.suppressed+r.unnamed)
+			debt -= min(debt, r.unnamed)
+		case r.isDenial():
+			gap--
+			k, _ := denialsOf(&r.event)
+			add(k, r.event.Packets[0])
+		}
+		debt += gap
+	}
+	return changed, debt, denied
+}
+
+// account puts into a block what its records tell of denials. The function that it returns is
+// for when the block is written.
+func (h *history) account(since *reading, records []*record) (written func()) {
+	if h.told.packets == nil {
+		return func() {}
+	}
+	changed, debt, denied := h.tell(records)
+	since.Debt, since.DenialsRead = debt, denied-h.before
+	since.Everything = h.since == 0 || h.since >= everyBlocks
+	in := changed
+	if since.Everything {
+		in = maps.Clone(h.told.packets)
+		maps.Copy(in, changed)
+	}
+	for k, n := range in {
+		since.Told = append(since.Told, packedTold{Endpoint: k.endpoint, Rule: k.rule, Direction: k.direction, Reason: k.reason, Packets: n})
+	}
+	return func() {
+		maps.Copy(h.told.packets, changed)
+		h.told.debt, h.denied = debt, denied
+		if h.since++; since.Everything {
+			h.since = 1
+		}
+	}
 }
 
 // keep spills what r reads until the log ends.
@@ -133,6 +259,7 @@ func (h *history) write(p *packer, records []*record) {
 			b.Until = at
 		}
 	}
+	done := h.account(&since, records)
 	var err error
 	if b.Data, err = p.pack(records, since); err == nil {
 		err = h.store.Append(b)
@@ -140,6 +267,7 @@ func (h *history) write(p *packer, records []*record) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err == nil {
+		done()
 		h.written += uint64(len(records))
 	} else {
 		h.lost += uint64(len(records))

@@ -209,18 +209,23 @@ func TestPastTellsItsGaps(t *testing.T) {
 // rings are kernel rings that outlive their readers: they know how much was ever read.
 type rings struct {
 	*reader
-	bytes *uint64
+	bytes, denials *uint64
 }
 
 func (r rings) Read() (datapath.Event, error) {
 	e, err := r.reader.Read()
 	if err == nil {
 		*r.bytes += 100
+		if e.Kind == datapath.EventDenied {
+			*r.denials += 100
+		}
 	}
 	return e, err
 }
 
-func (r rings) Consumed() (bytes, each uint64, err error) { return *r.bytes, 100, nil }
+func (r rings) Consumed() (bytes, denials, each uint64, err error) {
+	return *r.bytes, *r.denials, 100, nil
+}
 
 // What an agent had read and not spilled when it was killed, the next one tells, exactly.
 func TestWhatAKilledAgentHadIsTold(t *testing.T) {
@@ -233,7 +238,7 @@ func TestWhatAKilledAgentHadIsTold(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		in := newReader()
 		ran := make(chan error, 1)
-		go func() { ran <- l.Run(ctx, rings{reader: in, bytes: &consumed}) }()
+		go func() { ran <- l.Run(ctx, rings{in, &consumed, new(uint64)}) }()
 		return &life{l, in, func() { cancel(); must(t, <-ran) }}
 	}
 	first := start(dir)

@@ -48,6 +48,7 @@ type Log struct {
 	mu         sync.Mutex // one event at a time: names, suppressed and tallies
 	names      *namer
 	suppressed *suppressed
+	denied     uint64 // events
 	tallies    tallies
 	namespaces map[string]time.Time // when they last had a flow
 
@@ -88,6 +89,9 @@ func New(names Names, opts Options) *Log {
 // be run again, with another reader.
 func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 	l.ring.setClosed(false)
+	if l.opts.Denials != nil {
+		l.firstLook(r)
+	}
 	if l.opts.Spill != nil {
 		spilled := make(chan struct{})
 		l.begin(r)
@@ -96,27 +100,35 @@ func (l *Log) Run(ctx context.Context, r datapath.Reader) error {
 		defer func() { <-spilled }()
 	}
 	defer l.ring.setClosed(true)
-	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
-	defer func() {
-		if stop() {
-			_ = r.Close()
-		}
-	}()
-	if l.opts.Denials != nil {
-		l.countDenials()
-		counting, stopped := context.WithCancel(ctx)
-		defer stopped()
-		go again(counting, l.opts.Interval, l.countDenials)
-	}
+	look := func() {} // at what the kernel lost: before its counts, which have that, too
 	if l.opts.Counters != nil {
-		look, err := l.watchLosses()
-		if err != nil {
+		var err error
+		if look, err = l.watchLosses(); err != nil {
+			_ = r.Close()
 			return err
 		}
 		watching, stopped := context.WithCancel(ctx)
 		defer stopped()
 		go again(watching, lossInterval, look)
 	}
+	if l.opts.Denials != nil {
+		counting, stopped := context.WithCancel(ctx)
+		defer stopped()
+		go again(counting, l.opts.Interval, func() { look(); l.countDenials() })
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		l.lastLook(look)
+		_ = r.Close()
+	})
+	defer func() {
+		if stop() {
+			_ = r.Close()
+		} else {
+			<-ended
+		}
+	}()
 	for {
 		e, err := r.Read()
 		switch {
@@ -135,7 +147,10 @@ func (l *Log) add(e datapath.Event) {
 	read := l.read.Add(1)
 	l.suppressed.recorded(e)
 	r := l.names.record(e)
-	r.read = read
+	if e.Kind == datapath.EventDenied {
+		l.denied++
+	}
+	r.read, r.denials = read, l.denied
 	l.tallies.add(r)
 	l.noteNamespaces(r)
 	l.ring.add(r)

@@ -34,9 +34,13 @@ func after(r *record) place { return place{r.seq + 1, r.before.and(r)} }
 // missed stands for the records between p and next, whoever reads them having come too late for n:
 // what those of lost events among them told, each cause for itself, then how many others they were.
 func (p place) missed(n uint64, next *record) (out []*record) {
+	denied := next.denials
+	if next.isDenial() {
+		denied--
+	}
 	gap := func(lost uint64, cause string) {
 		if lost > 0 {
-			out = append(out, &record{seq: next.seq - 1, lost: lost, cause: cause, read: next.read})
+			out = append(out, &record{seq: next.seq - 1, lost: lost, cause: cause, read: next.read, denials: denied})
 		}
 	}
 	for i, cause := range tellable {

@@ -21,6 +21,8 @@ type record struct {
 	lost       uint64          // stands for so many events that the kernel had no room for; has a time and nothing else
 	cause      string          // where they were lost
 	read       uint64          // events that the log had read by then, this one included
+	denials    uint64          // how many of those were denials
+	unnamed    uint64          // of lost: denials that the kernel's counts have, too; of suppressed: that were told as lost, further ones
 	before     *losses         // what the records before this one in the ring tell
 }
 
@@ -121,6 +123,11 @@ func (n *namer) rule(id uint32) *policy.Rule {
 	}
 	n.rules[id] = &r
 	return &r
+}
+
+// isDenial reports whether it is the record of a denial of its own.
+func (r *record) isDenial() bool {
+	return r.lost == 0 && r.suppressed == 0 && r.event.Kind == datapath.EventDenied
 }
 
 // hasEnd reports whether anything is known of an end: a record of suppressed denials has

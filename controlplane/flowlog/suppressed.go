@@ -27,10 +27,19 @@ type tally struct {
 
 // suppressed finds out how many denied packets have no record of their own. It compares
 // the counts of one look with the records that came until the next, so an event on its
-// way is never taken for a suppressed one; what was counted while no log ran is not said.
+// way is never taken for a suppressed one. It goes on from what the log before told, as far as
+// that is known; else with what is counted from now on.
 type suppressed struct {
 	started bool
+	told    *ledger // of the log before; nil: not known
+	debt    uint64  // denials that are counted and were told as lost events, nobody knows whose
 	tallies map[denials]*tally
+}
+
+// ledger is what records tell of the kernel's counts.
+type ledger struct {
+	packets map[denials]uint64 // of each count
+	debt    uint64
 }
 
 func newSuppressed() *suppressed { return &suppressed{tallies: map[denials]*tally{}} }
@@ -52,21 +61,21 @@ func (s *suppressed) recorded(e datapath.Event) {
 	if e.Kind != datapath.EventDenied {
 		return
 	}
-	k, end := denials{endpoint: e.Endpoint[0], direction: e.Direction, reason: e.Reason}, 0
-	if k.endpoint == 0 {
-		k.endpoint, end = e.Endpoint[1], 1
-	}
-	if e.Direction != datapath.None {
-		k.rule = e.Rule[e.Direction]
-	}
+	k, end := denialsOf(&e)
 	t := s.of(k)
 	t.recorded += e.Packets[0]
 	t.end = end
 }
 
-// look takes the kernel's counts and returns the events that stand for what they hold
-// beyond the records, with their numbers.
-func (s *suppressed) look(counts []datapath.DenialCount, now time.Time) (events []datapath.Event, packets []uint64) {
+// remainder stands for denials without records of their own.
+type remainder struct {
+	event   datapath.Event
+	packets uint64
+	unnamed uint64 // further ones that records of lost events tell
+}
+
+// look takes the kernel's counts and returns what stands for what they hold beyond the records.
+func (s *suppressed) look(counts []datapath.DenialCount, now time.Time) (out []remainder) {
 	for _, c := range counts {
 		k := denials{c.Endpoint, c.Rule, c.Direction, c.Reason}
 		if chatter[c.Reason.String()] {
@@ -74,18 +83,47 @@ func (s *suppressed) look(counts []datapath.DenialCount, now time.Time) (events 
 		}
 		t := s.of(k)
 		if !s.started || c.Packets < t.counted {
-			*t = tally{base: c.Packets, counted: c.Packets, end: t.end}
+			base := c.Packets
+			if !s.started && s.told != nil {
+				base = min(base, s.told.packets[k])
+			}
+			*t = tally{base: base, counted: c.Packets, end: t.end}
 			continue
 		}
 		if n := t.counted - t.base; n > t.recorded+t.said {
 			more := n - t.recorded - t.said
 			t.said += more
-			events, packets = append(events, k.event(t.end, now)), append(packets, more)
+			unnamed := min(more, s.debt)
+			s.debt -= unnamed
+			if more > unnamed {
+				out = append(out, remainder{k.event(t.end, now), more - unnamed, unnamed})
+			}
 		}
 		t.counted = c.Packets
 	}
 	s.started = true
-	return events, packets
+	return out
+}
+
+// ledger is what is told of each count to begin with.
+func (s *suppressed) ledger() ledger {
+	out := ledger{map[denials]uint64{}, s.debt}
+	for k, t := range s.tallies {
+		out.packets[k] = t.base
+	}
+	return out
+}
+
+// denialsOf is what the kernel counted e by, and the end of the packet that the endpoint was at.
+func denialsOf(e *datapath.Event) (k denials, end int) {
+	k = denials{endpoint: e.Endpoint[0], direction: e.Direction, reason: e.Reason}
+	if k.endpoint == 0 {
+		k.endpoint, end = e.Endpoint[1], 1
+	}
+	if e.Direction != datapath.None {
+		k.rule = e.Rule[e.Direction]
+	}
+	return k, end
 }
 
 func (k denials) event(end int, now time.Time) datapath.Event {
@@ -119,11 +157,49 @@ func (l *Log) countDenials() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	events, packets := l.suppressed.look(counts, l.opts.Now())
-	for i, e := range events {
-		r := l.names.record(e)
-		r.suppressed, r.read = packets[i], l.read.Load()
+	for _, m := range l.suppressed.look(counts, l.opts.Now()) {
+		r := l.names.record(m.event)
+		r.suppressed, r.unnamed, r.read, r.denials = m.packets, m.unnamed, l.read.Load(), l.denied
 		l.tallies.add(r)
 		l.ring.add(r)
 	}
 }
+
+// firstLook begins to count: from what the log before told, where its past says so.
+func (l *Log) firstLook(in datapath.Reader) {
+	l.mu.Lock()
+	started := l.suppressed.started
+	l.mu.Unlock()
+	if started {
+		return // by an earlier Run
+	}
+	told := l.history.ledger(in)
+	l.mu.Lock()
+	if l.suppressed.told = told; told != nil {
+		l.suppressed.debt = told.debt
+	}
+	l.mu.Unlock()
+	l.countDenials()
+	if told != nil || l.opts.Counters == nil {
+		return
+	}
+	if c, err := l.opts.Counters(); err == nil && c.DenialsSuppressed > 0 {
+		slog.Warn("denied packets were counted and not recorded one by one before this agent: whether the log of one before told them is not known, for there is none on disk", "packets", c.DenialsSuppressed)
+	}
+}
+
+// lastLook tells what is outstanding when the log ends. What the rings hold is read in between:
+// it has records of its own.
+func (l *Log) lastLook(losses func()) {
+	if l.opts.Denials == nil {
+		return
+	}
+	losses()
+	l.countDenials()
+	time.Sleep(lastPause)
+	losses()
+	l.countDenials()
+}
+
+// lastPause is enough for a reader to come by the rings, and short for who waits for an agent to end.
+const lastPause = 200 * time.Millisecond

@@ -13,19 +13,20 @@ import (
 // rounded up to 8.
 const eventRoom = (8 + eventSize + 7) / 8 * 8
 
-// Consumed is how much of the rings was ever read, by whoever read them, in bytes, and how
-// much an event takes. The kernel keeps it with the rings: it outlives a reader that is killed
+// Consumed is how much of the rings was ever read, by whoever read them, in bytes, of it that of
+// denials, and how much an event takes. The kernel keeps it with the rings: it outlives a reader that is killed
 // with events in its hands.
-func (r *reader) Consumed() (bytes, each uint64, err error) {
-	for _, m := range r.maps {
+func (r *reader) Consumed() (bytes, denials, each uint64, err error) {
+	for _, m := range r.maps { // the ring of denials is the last
 		page, err := unix.Mmap(m.FD(), 0, os.Getpagesize(), unix.PROT_READ, unix.MAP_SHARED)
 		if err != nil {
-			return 0, 0, fmt.Errorf("map the place of a ring's reader: %w", err)
+			return 0, 0, 0, fmt.Errorf("map the place of a ring's reader: %w", err)
 		}
-		bytes += atomic.LoadUint64((*uint64)(unsafe.Pointer(&page[0])))
+		denials = atomic.LoadUint64((*uint64)(unsafe.Pointer(&page[0])))
+		bytes += denials
 		if err := unix.Munmap(page); err != nil {
-			return 0, 0, fmt.Errorf("unmap the place of a ring's reader: %w", err)
+			return 0, 0, 0, fmt.Errorf("unmap the place of a ring's reader: %w", err)
 		}
 	}
-	return bytes, uint64(eventRoom), nil
+	return bytes, denials, uint64(eventRoom), nil
 }
