@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -74,4 +75,67 @@ func TestAccountAddsUpAfterAKill(t *testing.T) {
 		t.Error("nothing was lost with the agents: they were killed too late for this test")
 	}
 	t.Logf("%d events: %d shown, %d lost with the agents", made, shown, missing)
+}
+
+// Of a flood most packets are only counted: each is told all the same, by a record, in a count or
+// as lost, whether the agent is stopped or killed amid it.
+func TestCountedDenialsAddUpAcrossAgents(t *testing.T) {
+	e := newEnv(t, "pods.yaml", abc, "policy.yaml", policy("ns", "deny", denyIngress))
+	e.add("ns/a", "ns/b", "ns/c")
+	sent := uint64(0)
+	for _, stop := range []func() error{e.StopAgent, e.KillAgent, e.StopAgent} {
+		e.flood(e.host("ns/a"), e.host("ns/b"), 3000)
+		sent += 3000
+		time.Sleep(1500 * time.Millisecond) // what was recorded is on disk
+		e.flood(e.host("ns/a"), e.host("ns/b"), 3000)
+		sent += 3000
+		e.must("end the agent", stop())
+		e.flood(e.host("ns/a"), e.host("ns/b"), 500)
+		sent += 500
+		e.must("start it", e.StartAgent(e.ctx))
+	}
+	var records, counted, lost uint64
+	told := func() bool {
+		records, counted, lost = 0, 0, 0
+		r := e.Weir(e.ctx, "flows", "--since", "1h", "-o", "json")
+		for line := range strings.Lines(r.Stdout) {
+			var m struct {
+				Flow *lab.Flow
+				Lost *struct {
+					N uint64 `json:"num_events_lost,string"`
+				} `json:"lost_events"`
+			}
+			e.must("read "+line, json.Unmarshal([]byte(line), &m))
+			if m.Lost != nil {
+				lost += m.Lost.N
+			} else if x := e.extension(*m.Flow); x.Kind == "denied" && x.Reason == "policy" {
+				counted += x.Suppressed
+				if x.Suppressed == 0 {
+					records++
+				}
+			}
+		}
+		return records+counted+lost >= sent
+	}
+	e.eventually("all is told", 45*time.Second, told)
+	if records+counted+lost != sent || counted == 0 {
+		t.Errorf("%d records, %d counted, %d lost of %d packets", records, counted, lost, sent)
+	}
+	t.Logf("%d records, %d counted, %d lost", records, counted, lost)
+}
+
+// flood sends datagrams to nobody's port.
+func (e *env) flood(from, to *lab.Host, n int) {
+	e.t.Helper()
+	var c net.Conn
+	var err error
+	e.must("open", from.Do(func() error {
+		c, err = net.Dial("udp", net.JoinHostPort(to.Addr(4), "9"))
+		return err
+	}))
+	defer c.Close()
+	for range n {
+		_, err := c.Write([]byte("flood"))
+		e.must("send", err)
+	}
 }
