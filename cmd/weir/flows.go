@@ -252,7 +252,7 @@ func boundedBy(changed func(string) bool) bool {
 
 func (a *app) showFlows(ctx context.Context, q api.FlowQuery) error {
 	show, shown := a.flowPrinter(false), 0
-	err := a.client().Flows(ctx, q.Values(), func(line []byte) error {
+	err := a.askFlows(ctx, q, func(line []byte) error {
 		shown++
 		return show(line)
 	})
@@ -263,6 +263,17 @@ func (a *app) showFlows(ctx context.Context, q api.FlowQuery) error {
 		return errors.New("the agent ended the stream: it stopped")
 	case err == nil && shown == 0 && a.width > 0:
 		return a.print("No such flow in the log.")
+	}
+	return err
+}
+
+// askFlows is the client's Flows; a filter that the agent refuses is named as it was given.
+func (a *app) askFlows(ctx context.Context, q api.FlowQuery, each func(line []byte) error) error {
+	err := a.client().Flows(ctx, q.Values(), each)
+	if refused := new(api.Error); errors.As(err, &refused) {
+		if name, _, named := strings.Cut(refused.Message, ": "); named && slices.Contains(api.FlowFilters(), name) {
+			return usage("--%s", refused.Message)
+		}
 	}
 	return err
 }

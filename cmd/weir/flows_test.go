@@ -46,6 +46,16 @@ func TestFlowOutputs(t *testing.T) {
 	}
 }
 
+func TestRefusedFilterIsNamedAsItWasGiven(t *testing.T) {
+	a := startAgent(t, map[string]any{api.PathFlows: &api.Error{Message: `from-label: "a b" is no label selector`}})
+	want := "weir flows: --from-label: \"a b\" is no label selector\nRun 'weir flows --help' for what there is.\n"
+	for _, more := range [][]string{nil, {"--top", "src"}} {
+		if r := a.weir(t, append([]string{"flows", "--from-label", "a b"}, more...)...); r.status != exitUsage || r.err != want {
+			t.Errorf("%v: status %d, err %q, want %q", more, r.status, r.err, want)
+		}
+	}
+}
+
 func TestFlowQueries(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                                  "last=20",

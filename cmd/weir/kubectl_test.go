@@ -128,7 +128,7 @@ func TestPluginMergesFlows(t *testing.T) {
 	if got := calls(t, dir); !strings.Contains(got, "weir-a --container=agent -- weir flows -f --pod shop/db --output=json\n") {
 		t.Errorf("called:\n%s", got)
 	}
-	if r := plugged(t, "flows -o wide"); r.status != exitDone || strings.Count(r.out, "\n") != 5 || !strings.HasPrefix(r.out, "NODE ") || !strings.Contains(r.out, "\nn2 ") {
+	if r := plugged(t, "flows -o wide"); r.status != exitDone || strings.Count(r.out, "\n") != 6 || !strings.HasPrefix(r.out, "NODE ") || !strings.Contains(r.out, "\nn2 ") {
 		t.Error(r)
 	}
 	_ = calls(t, dir)

@@ -219,7 +219,7 @@ type stream func(ctx context.Context, each func(line []byte) error) error
 // records are those of this node's agent.
 func (a *app) records(q api.FlowQuery) stream {
 	return func(ctx context.Context, each func([]byte) error) error {
-		return a.client().Flows(ctx, q.Values(), each)
+		return a.askFlows(ctx, q, each)
 	}
 }
 

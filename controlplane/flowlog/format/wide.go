@@ -2,6 +2,7 @@ package format
 
 import (
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
@@ -20,6 +21,7 @@ type Wide struct {
 	Node  bool // a column for it
 
 	columns []column
+	day     string // of the row before
 }
 
 // column is one of the table.
@@ -164,10 +166,24 @@ func (w *Wide) Line(m *observerpb.GetFlowsResponse) string {
 			paint[i] = c.paint(f, x)
 		}
 	}
+	row := w.newDay(m) + w.line(cells, paint)
 	if w.Width > 0 && w.Width < whyFrom {
-		return w.line(cells, paint) + below(wideWhy(f, x), w.Width)
+		return row + below(wideWhy(f, x), w.Width)
 	}
-	return w.line(cells, paint)
+	return row
+}
+
+// newDay is a line above a row whose day is not that of the row before, of the first row: today.
+func (w *Wide) newDay(m *observerpb.GetFlowsResponse) string {
+	if w.day == "" {
+		w.day = w.Style.time(time.Now(), time.DateOnly)
+	}
+	day := w.Style.time(m.GetTime().AsTime(), time.DateOnly)
+	if day == w.day {
+		return ""
+	}
+	w.day = day
+	return w.Style.paint(dim, day) + "\n"
 }
 
 func (w *Wide) line(cells, paint []string) string {
