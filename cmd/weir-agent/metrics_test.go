@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/weirnet/weir/controlplane/api"
 )
 
 // What a real agent exposes is what the documentation, the alerts and the dashboard are held
@@ -63,4 +65,17 @@ func (r *runner) get(addr, path string) string {
 	b, err := io.ReadAll(resp.Body)
 	r.must(err)
 	return string(b)
+}
+
+// A past on disk that cannot be written is warned of, as long as it is so.
+func TestSpillThatFailsIsAWarning(t *testing.T) {
+	if w := spillWarnings(&api.FlowSpillStatus{}); w != nil {
+		t.Errorf("nothing failed: %q", w)
+	}
+	if w := spillWarnings(nil); w != nil {
+		t.Errorf("no spill: %q", w)
+	}
+	if w := spillWarnings(&api.FlowSpillStatus{Lost: 7, Error: "no space left on device"}); len(w) != 1 || !strings.Contains(w[0], "--flow-spill") || !strings.Contains(w[0], "7 records") || !strings.Contains(w[0], "no space left on device") {
+		t.Errorf("%q", w)
+	}
 }

@@ -115,8 +115,17 @@ func (n observed) Status(ctx context.Context, wait time.Duration) (api.Status, e
 	s.Warnings = append(s.Warnings, n.hubble.Warnings()...)
 	s.Warnings = append(s.Warnings, n.cni.Warnings()...)
 	n.exports.add(&s)
+	s.Warnings = append(s.Warnings, spillWarnings(log.Spill)...)
 	s.Warnings = append(s.Warnings, n.noPast...)
 	return s, err
+}
+
+// spillWarnings are of a past on disk that cannot be written.
+func spillWarnings(s *api.FlowSpillStatus) []string {
+	if s == nil || s.Error == "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("flows are not spilled to disk (--flow-spill), %d records so far: they will be missing after a restart of the agent: %s", s.Lost, s.Error)}
 }
 
 // openSpill opens the past on disk. An agent that has none enforces all the same.

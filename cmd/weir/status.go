@@ -131,6 +131,9 @@ func (a *app) policyText(s api.Status) string {
 
 func (a *app) flowsText(f api.FlowStatus) string {
 	text := fmt.Sprintf("%d active, %d recorded", f.Active, f.Emitted)
+	if m := f.Made; m != nil {
+		text += fmt.Sprintf(" (%d new, %d updated, %d ended, %d revoked; %d denied)", m["new"], m["updated"], m["ended"], m["revoked"], f.EmittedBy["denial_events"])
+	}
 	if f.Off {
 		text += ", records are off (--flow-records=false)"
 	}

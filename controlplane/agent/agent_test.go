@@ -427,3 +427,21 @@ func (brokenSource) Run(context.Context, func(source.Update)) error {
 	return errors.New("the source is gone")
 }
 func (brokenSource) Sync(context.Context) (uint64, error) { return 0, nil }
+
+// What the kernel makes of flows can be summed from status: made = emitted + lost, by ring.
+func TestStatusAccountsForFlowEvents(t *testing.T) {
+	b := newBench(t)
+	b.kernel.Count = datapath.Counters{FlowsNew: 10, FlowsUpdated: 20, FlowsEnded: 5, FlowsRevoked: 2, EventsEmitted: 33, EventsLost: 4, DenialsEmitted: 6, DenialsLost: 1}
+	b.start()
+	s, err := b.agent.Status(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, sum := s.Flows, uint64(0)
+	for _, n := range f.Made {
+		sum += n
+	}
+	if len(f.Made) != 4 || sum != 37 || sum != f.EmittedBy["flow_events"]+f.LostBy["flow_events"] || f.Emitted != f.EmittedBy["flow_events"]+f.EmittedBy["denial_events"] {
+		t.Errorf("%+v", f)
+	}
+}

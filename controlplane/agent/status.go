@@ -125,6 +125,8 @@ func (a *Agent) status() (api.Status, error) {
 			Emitted:    counters.EventsEmitted + counters.DenialsEmitted,
 			Lost:       counters.EventsLost + counters.DenialsLost,
 			LostBy:     map[string]uint64{flowlog.LostFlowEvents: counters.EventsLost, flowlog.LostDenialEvents: counters.DenialsLost},
+			EmittedBy:  map[string]uint64{flowlog.LostFlowEvents: counters.EventsEmitted, flowlog.LostDenialEvents: counters.DenialsEmitted},
+			Made:       map[string]uint64{"new": counters.FlowsNew, "updated": counters.FlowsUpdated, "ended": counters.FlowsEnded, "revoked": counters.FlowsRevoked},
 			Suppressed: counters.DenialsSuppressed,
 			Parked:     counters.Parked, Resent: a.resent.Load(),
 		},

@@ -207,7 +207,11 @@ type FlowStatus struct {
 	Resent     uint64 `json:"resent"`     // of those, how many were judged again once the pod was known
 	// LostBy is Lost by cause: flow_events and denial_events are the kernel's rings.
 	LostBy map[string]uint64 `json:"lostBy,omitempty"`
-	Log    *FlowLogStatus    `json:"log,omitempty"`
+	// EmittedBy is Emitted likewise. Made are the events that flow_events' are: of flows that are
+	// new, updated, ended, revoked. With records on, their sum is EmittedBy + LostBy of flow_events.
+	EmittedBy map[string]uint64 `json:"emittedBy,omitempty"`
+	Made      map[string]uint64 `json:"made,omitempty"`
+	Log       *FlowLogStatus    `json:"log,omitempty"`
 }
 
 // FlowLogStatus is what became of the events since the agent began. Of the records that

@@ -240,6 +240,7 @@ func (c *collector) counters(_ context.Context, e emitter) error {
 		return err
 	}
 	e.add(flows, float64(n.FlowsNew), "new")
+	e.add(flows, float64(n.FlowsUpdated), "updated")
 	e.add(flows, float64(n.FlowsEnded), "ended")
 	e.add(flows, float64(n.FlowsRevoked), "revoked")
 	e.add(flowsJudged, float64(n.FlowsRejudged), "true")

@@ -51,7 +51,7 @@ func node() Sources {
 		},
 		Policies: func() []api.Policy { return []api.Policy{{Enforced: api.LastGood}} },
 		Counters: func() (datapath.Counters, error) {
-			return datapath.Counters{FlowsNew: 10, EventsEmitted: 90, EventsLost: 2, DenialsLost: 1, Drops: map[datapath.Reason]uint64{1: 42}}, nil
+			return datapath.Counters{FlowsNew: 10, FlowsUpdated: 82, EventsEmitted: 90, EventsLost: 2, DenialsLost: 1, Drops: map[datapath.Reason]uint64{1: 42}}, nil
 		},
 		Denials: func() ([]datapath.DenialCount, error) {
 			return []datapath.DenialCount{{Endpoint: 1, Rule: 300, Direction: datapath.Ingress, Reason: 1, Packets: 30}, {Endpoint: 2, Rule: 301, Direction: datapath.Ingress, Reason: 1, Packets: 12}}, nil
@@ -82,7 +82,7 @@ func TestMetrics(t *testing.T) {
 	for _, line := range []string{
 		`weir_policy_revision_desired 8`, `weir_policy_revision_applied 7`, `weir_errors 3`, `weir_endpoints{chained="true"} 2`, `weir_endpoints{chained="false"} 3`, `weir_unprotected_pods 6`,
 		`weir_policies{enforced="last-good"} 1`, `weir_policies{enforced="isolates"} 0`, `weir_map_entries{map="facts"} 10`, `weir_map_capacity_entries{map="facts"} 100`,
-		`weir_flows_active 9`, `weir_flows_total{event="new"} 10`, `weir_flow_records_total{direction="egress",kind="new",protocol="tcp",verdict="FORWARDED"} 7`,
+		`weir_flows_active 9`, `weir_flows_total{event="new"} 10`, `weir_flows_total{event="updated"} 82`, `weir_flow_records_total{direction="egress",kind="new",protocol="tcp",verdict="FORWARDED"} 7`,
 		`weir_dropped_packets_total{reason="policy"} 42`, `weir_dropped_packets_total{reason="spoofed source"} 0`,
 		`weir_denied_packets_total{cause="default-deny",direction="ingress",namespace="shop",policy="a,b"} 30`,
 		`weir_denied_packets_total{cause="refused",direction="ingress",namespace="shop",policy="a"} 12`,
