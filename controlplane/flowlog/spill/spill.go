@@ -58,7 +58,8 @@ type Status struct {
 // Store is a directory of segments. Append is for one goroutine, the rest for any.
 type Store struct {
 	opts    Options
-	segment int64 // bytes after which a new one begins
+	segment int64  // bytes after which a new one begins
+	foreign uint64 // the highest number that something else has
 
 	mu       sync.Mutex
 	segments []*segment // oldest first; the last may be the open one
@@ -95,6 +96,11 @@ func Open(o Options) (*Store, error) {
 		number, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(path), suffix), 10, 64)
 		if err != nil {
 			continue // not ours
+		}
+		if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() { // opening a FIFO would wait for ever
+			s.opts.Log.Warn("what is no regular file among spilled flows is left alone", "file", path, "error", err)
+			s.foreign = max(s.foreign, number)
+			continue
 		}
 		if g := s.adopt(number, path); g != nil {
 			s.segments = append(s.segments, g)
@@ -169,9 +175,9 @@ func (s *Store) begin() error {
 	if s.open != nil {
 		return nil
 	}
-	number := uint64(1)
+	number := s.foreign + 1
 	if n := len(s.segments); n > 0 {
-		number = s.segments[n-1].number + 1
+		number = max(number, s.segments[n-1].number+1)
 	}
 	g := &segment{number: number, path: filepath.Join(s.opts.Dir, fmt.Sprintf("%020d%s", number, suffix))}
 	f, err := os.OpenFile(g.path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)

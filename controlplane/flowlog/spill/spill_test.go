@@ -234,3 +234,14 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// A FIFO among the files is not waited for, and not written to.
+func TestOpenLeavesWhatIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	must(t, unix.Mkfifo(filepath.Join(dir, "00000000000000000001.flows"), 0o600))
+	s := open(t, dir, SizeLeast)
+	must(t, s.Append(block(1, 100)))
+	if got := found(t, s, time.Time{}, time.Time{}, false); got != "1" {
+		t.Errorf("%q", got)
+	}
+}
