@@ -75,7 +75,14 @@ func TestServeFollowAfterQuiet(t *testing.T) {
 	t.Cleanup(s.Close) // after the bodies
 	resp := get(t, s.URL+"?follow=1")
 	lines := bufio.NewReader(resp.Body)
-	for n := range 3 {
+	const burst = 32 // more than the server's buffers hold: it is written before it is flushed
+	for n := range 3 * burst {
+		if n%burst == 1 {
+			time.Sleep(3 * stall)
+			for range burst {
+				l.add(began())
+			}
+		}
 		line, err := lines.ReadBytes('\n')
 		if err != nil {
 			t.Fatalf("record %d: %v", n, err)
@@ -83,8 +90,6 @@ func TestServeFollowAfterQuiet(t *testing.T) {
 		if _, err := format.Parse(line); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(3 * stall)
-		l.add(began())
 	}
 }
 
