@@ -50,12 +50,6 @@ func (n *node) counts(packets, lost uint64) {
 	n.lost += lost
 }
 
-// reads events of denials that nobody has a record of.
-func (n *node) reads(events uint64) {
-	n.bytes += events * 100
-	n.denials += events * 100
-}
-
 func (n *node) start(t *testing.T, dir string, interval time.Duration) *life {
 	t.Helper()
 	store, err := spill.Open(spill.Options{Dir: dir, Size: spill.SizeLeast, Log: slog.New(slog.DiscardHandler)})

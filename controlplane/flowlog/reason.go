@@ -60,8 +60,6 @@ var kernelReasons = []struct {
 	{"XFRM_POLICY", flowpb.DropReason_POLICY_DENY},
 	{"BPF_CGROUP_EGRESS", flowpb.DropReason_POLICY_DENY},
 	{"SECURITY_HOOK", flowpb.DropReason_POLICY_DENY},
-	{"OTHERHOST", flowpb.DropReason_INVALID_DESTINATION_MAC},
-	{"MAC_INVALID_SOURCE", flowpb.DropReason_INVALID_SOURCE_MAC},
 	{"IP_RPFILTER", flowpb.DropReason_INVALID_SOURCE_IP},
 	{"IP_INVALID_SOURCE", flowpb.DropReason_INVALID_SOURCE_IP},
 	{"IP_LOCAL_SOURCE", flowpb.DropReason_INVALID_SOURCE_IP},
