@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"math"
 	"slices"
 	"time"
 
@@ -85,7 +86,7 @@ func (l *Log) past(s Selection, kept []*record, oldest uint64) iter.Seq[*record]
 	return func(yield func(*record) bool) {
 		n := uint64(0)
 		each := func(r *record) bool {
-			if !s.wants(r) {
+			if !s.wants(r) || n == 0 && s.before(r) {
 				return true
 			}
 			n += counts(r)
@@ -122,6 +123,9 @@ func (s *Selection) newest(kept []*record, spilled iter.Seq[*record]) []*record 
 	if more {
 		spilled(take)
 	}
+	for len(out) > 0 && s.before(out[len(out)-1]) {
+		out = out[:len(out)-1]
+	}
 	slices.Reverse(out)
 	return out
 }
@@ -132,6 +136,12 @@ func counts(r *record) uint64 {
 		return 0
 	}
 	return 1
+}
+
+// before reports whether r is a gap that is not told before the oldest record that is sent: where
+// a number alone is asked for, what was lost earlier is not of the time that is shown.
+func (s *Selection) before(r *record) bool {
+	return r.lost > 0 && s.Number > 0 && s.Number < math.MaxUint64 && s.Since.IsZero() // the largest is Hubble's "all"
 }
 
 // wants reports whether s asks for r, were there no end to how many.

@@ -340,3 +340,41 @@ func TestGapsDoNotCount(t *testing.T) {
 		}
 	}
 }
+
+// Where a number bounds what is shown, gaps from before the oldest of it are not: they would be
+// shown as long as the past lives. A time asked for has all its gaps.
+func TestGapsBeforeWhatIsShown(t *testing.T) {
+	l := newLog(shop(), 0)
+	l.tellLost(LostFlowEvents, 7, 0)
+	l.add(numbered(1))
+	l.tellLost(LostFlowEvents, 8, 0)
+	l.add(numbered(2))
+	l.tellLost(LostFlowEvents, 9, 0)
+	only := func(port uint16) Filter {
+		return Filter{allow: []test{func(r *record) bool { return r.event.Source.Port() == port }}}
+	}
+	for _, c := range []struct {
+		name string
+		s    Selection
+		want string
+	}{
+		{"fewer than the last asked for", Selection{Filter: only(2), Number: 5}, "2 (9 lost)"},
+		{"one, with a gap after it", Selection{Filter: only(1), Number: 5}, "1 (8 lost) (9 lost)"},
+		{"as many as asked for", Selection{Number: 2}, "1 (8 lost) 2 (9 lost)"},
+		{"more than there are", Selection{Number: 5}, "1 (8 lost) 2 (9 lost)"},
+		{"the first", Selection{Number: 2, First: true}, "1 (8 lost) 2"},
+		{"the first, filtered", Selection{Filter: only(2), Number: 5, First: true}, "2 (9 lost)"},
+		{"nothing", Selection{Filter: only(3), Number: 5}, ""},
+		{"nothing, the first", Selection{Filter: only(3), Number: 5, First: true}, ""},
+		{"nothing of a time", Selection{Filter: only(3), Number: 5, Since: noon.Add(-time.Hour)}, "(7 lost) (8 lost) (9 lost)"},
+		{"the first of a time", Selection{Number: 1, First: true, Since: noon.Add(-time.Hour)}, "(7 lost) 1"},
+		{"all, as Hubble asks for it", Selection{Filter: only(2), Number: math.MaxUint64}, "(7 lost) (8 lost) 2 (9 lost)"},
+		{"no number", Selection{Filter: only(2)}, "(7 lost) (8 lost) 2 (9 lost)"},
+	} {
+		var to collector
+		must(t, l.Select(t.Context(), c.s, &to))
+		if got := sourcePorts(&to); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
