@@ -1,6 +1,7 @@
 package flowlog
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -334,12 +335,20 @@ func fqdns(end int) func(*Log, []string) (test, error) {
 func selectors(end int) func(*Log, []string) (test, error) {
 	return func(_ *Log, want []string) (test, error) {
 		var tests []test
+		var impossible error
 		for _, text := range want {
 			s, err := parseSelector(text)
-			if err != nil {
+			switch {
+			case errors.Is(err, errNever):
+				impossible = err
+			case err != nil:
 				return nil, err
+			default:
+				tests = append(tests, labelsMatch(end, s))
 			}
-			tests = append(tests, labelsMatch(end, s))
+		}
+		if len(tests) == 0 && impossible != nil {
+			return nil, impossible
 		}
 		return either(tests...), nil
 	}
@@ -350,7 +359,7 @@ func nodeSelectors(_ *Log, want []string) (test, error) {
 	matches := false
 	for _, text := range want {
 		s, err := parseSelector(text)
-		if err != nil {
+		if err != nil && !errors.Is(err, errNever) {
 			return nil, err
 		}
 		matches = matches || s.Matches(labelSet(nil))

@@ -63,6 +63,8 @@ var filterCases = []struct{ filter, takes, leaves, never string }{
 	{filter: `{"source_label":["reserved:app"]}`, leaves: "web to db"},
 	{filter: `{"destination_label":["k8s:io.kubernetes.pod.namespace=shop"]}`, takes: "web to db", leaves: "to dns"},
 	{filter: `{"node_labels":["!zone"]}`, takes: "web to db"},
+	{filter: `{"source_label":["app=web,app=db"]}`, never: "requires of app what no one label has"},
+	{filter: `{"source_label":["app=web,app=db","app=web"]}`, takes: "web to db", leaves: "from world"},
 	{filter: `{"node_labels":["zone=a"]}`, never: "no labels of their node"},
 	{filter: `{"source_port":["40001"]}`, takes: "web to db", leaves: "from world"},
 	{filter: `{"destination_port":["53","80"]}`, takes: "to dns", leaves: "web to db"},

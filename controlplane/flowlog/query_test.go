@@ -317,6 +317,40 @@ func TestSelectorThatIsNone(t *testing.T) {
 	}
 }
 
+// What no one label can be is refused; what may be is not, whatever the source of its key.
+func TestSelectorsThatContradictThemselves(t *testing.T) {
+	l := newLog(shop(), 0)
+	for text, want := range map[string]string{
+		"app=web,app=db":              "app",
+		"k8s:app=web,tier,k8s:app=db": "k8s.app",
+		"app in (a, b),app in (c)":    "app",
+		"app=a,app!=a":                "app",
+		"app=a,!app":                  "app",
+		"app,!app":                    "app",
+		"app=web,app=web":             "",
+		"app in (a, b),app in (b, c)": "",
+		"app!=a,app!=b":               "",
+		"app,app notin (a)":           "",
+		"!app,app!=a":                 "",
+		"app=web,k8s:app=db":          "",
+		"n>5,n<3":                     "",
+		"app=web,tier=db":             "",
+	} {
+		err := l.Query(t.Context(), api.FlowQuery{From: api.FlowEnd{Labels: []string{text}}}, &collector{})
+		var wrong *FilterError
+		switch {
+		case want == "":
+			if err != nil {
+				t.Errorf("%s: refused: %v", text, err)
+			}
+		case !errors.As(err, &wrong) || wrong.Field != "from-label" || !errors.Is(err, errNever):
+			t.Errorf("%s: got %v", text, err)
+		case !strings.HasSuffix(err.Error(), "requires of "+want+" what no one label has"):
+			t.Errorf("%s: got %v, of %s", text, err, want)
+		}
+	}
+}
+
 // A gap is told where it is and does not count for a number of flows.
 func TestGapsDoNotCount(t *testing.T) {
 	l := newLog(shop(), 0)

@@ -2,10 +2,12 @@ package flowlog
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 )
 
 // A labelSet is an end's labels as messages have them, source:key=value. As labels.Labels
@@ -50,7 +52,40 @@ func parseSelector(text string) (labels.Selector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no label selector: %w", text, err)
 	}
-	return s, nil
+	return s, contradiction(text, s)
+}
+
+// contradiction is an error if no value of some key passes all that a selector requires of it,
+// as with "app=web,app=db".
+func contradiction(text string, s labels.Selector) error {
+	requirements, _ := s.Requirements()
+	of := map[string]labels.Requirements{}
+	for _, r := range requirements {
+		of[r.Key()] = append(of[r.Key()], r)
+	}
+	for _, r := range requirements {
+		if key := r.Key(); !possible(key, of[key]) {
+			return never("%q requires of %s what no one label has", text, strings.TrimPrefix(key, anySource+"."))
+		}
+	}
+	return nil
+}
+
+// possible reports whether a label of that key, or there being none, passes all of them.
+func possible(key string, all labels.Requirements) bool {
+	candidates := []labels.Set{nil, {key: "\x00"}} // no label, and one that none of them names
+	for _, r := range all {
+		switch r.Operator() {
+		case selection.GreaterThan, selection.LessThan:
+			return true // not looked into
+		}
+		for v := range r.Values() {
+			candidates = append(candidates, labels.Set{key: v})
+		}
+	}
+	return slices.ContainsFunc(candidates, func(c labels.Set) bool {
+		return !slices.ContainsFunc(all, func(r labels.Requirement) bool { return !r.Matches(c) })
+	})
 }
 
 // dotted writes each key of a selector as source.key, which Kubernetes' parser takes.
