@@ -23,6 +23,7 @@ func TestTamperedStateIsRepaired(t *testing.T) {
 	closed := probe{"ns/a", "ns/b", "tcp", portHTTP, lab.Silent}
 	e.check(closed)
 	links := filepath.Join(e.BPFFSDir(), "links")
+	attached := len(podLinks(links))
 	for what, do := range map[string]func() error{
 		"the links on tracepoints": func() error { return os.RemoveAll(filepath.Join(e.BPFFSDir(), "observers")) },
 		"all links of a pod":       func() error { return removePods(links) },
@@ -59,7 +60,7 @@ func TestTamperedStateIsRepaired(t *testing.T) {
 		e.eventually(what+" to be put right", 20*time.Second, func() bool {
 			whole, err := loader.Intact(e.BPFFSDir())
 			answer, failed := e.host("ns/a").Probe("tcp", e.host("ns/b").Addr(4), portHTTP)
-			return whole && loader.ObserversIntact(e.BPFFSDir()) && err == nil && answer == lab.Silent && failed == nil
+			return whole && loader.ObserversIntact(e.BPFFSDir()) && err == nil && len(podLinks(links)) == attached && answer == lab.Silent && failed == nil
 		})
 		t.Logf("%s: put right within %s", what, time.Since(began).Round(time.Millisecond))
 		e.check(closed)
@@ -68,13 +69,18 @@ func TestTamperedStateIsRepaired(t *testing.T) {
 	e.check(probe{"ns/a", "ns/b", "tcp", portHTTP, lab.Answered})
 }
 
-// removePods removes the pins of all links of pods' interfaces.
+// podLinks are the pins of all links of pods' interfaces.
+func podLinks(links string) []string {
+	pins, _ := filepath.Glob(filepath.Join(links, "weir*", "*")) // the pattern is well-formed
+	return pins
+}
+
 func removePods(links string) error {
-	pods, err := filepath.Glob(filepath.Join(links, "weir*", "*"))
-	if err != nil || len(pods) == 0 {
-		return fmt.Errorf("no links of pods in %s: %w", links, err)
+	pins := podLinks(links)
+	if len(pins) == 0 {
+		return fmt.Errorf("no links of pods in %s", links)
 	}
-	for _, pin := range pods {
+	for _, pin := range pins {
 		if err := os.Remove(pin); err != nil {
 			return err
 		}
