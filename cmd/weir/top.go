@@ -82,6 +82,8 @@ type top struct {
 	open map[string][2]uint64 // packets and bytes counted so far, by flow
 	lost uint64
 	seen uint64
+
+	unsized uint64 // packets that were only counted: how large they were no record says
 }
 
 func newTop(key string) *top {
@@ -126,6 +128,7 @@ func (t *top) count(node string, f *flowpb.Flow, x api.FlowExtension) topRow {
 		}
 		if x.Suppressed > 0 {
 			packets = x.Suppressed
+			t.unsized += packets
 		}
 		return topRow{Flows: packets, Denied: packets, Packets: packets, Bytes: bytes}
 	}
@@ -295,10 +298,17 @@ func (a *app) writeTop(t *top, f *flowFlags) error {
 			By   string    `json:"by"`
 			Lost uint64    `json:"lost"` // records that are missing in it
 			Rows []*topRow `json:"rows"`
-		}{t.key, f.by, t.lost, rows})
+
+			Unsized uint64 `json:"unsized,omitempty"` // denied packets in it whose bytes are not
+		}{t.key, f.by, t.lost, rows, t.unsized})
 	}
 	if err := a.table(t.table(f, topRows)); err != nil {
 		return err
+	}
+	if t.unsized > 0 {
+		if err := a.print(a.style.Warn(fmt.Sprintf("%d denied packets were only counted: BYTES leaves them out", t.unsized))); err != nil {
+			return err
+		}
 	}
 	return a.tellLost(t)
 }
@@ -331,6 +341,9 @@ func (a *app) drawTop(t *top, f *flowFlags, before int) (lines int, err error) {
 	line := fmt.Sprintf("%s  %s", time.Now().Format(time.TimeOnly), t.rest(most))
 	if t.lost > 0 {
 		line += fmt.Sprintf(", %d lost", t.lost)
+	}
+	if t.unsized > 0 {
+		line += fmt.Sprintf(", BYTES without %d denied packets", t.unsized)
 	}
 	if err := drawn.print(a.style.Faint(fit(line, max(min(len(line), a.width), 1)))); err != nil {
 		return before, err

@@ -51,6 +51,20 @@ func conversation(t *testing.T) string {
 	}, "\n") + "\n"
 }
 
+// Packets that were only counted have no bytes, and a table that adds up bytes says so.
+func TestTopOfCountedDenials(t *testing.T) {
+	counted := strings.Replace(flow(t, api.FlowDenied, 3, 1, 0), `"value":"{`, `"value":"{\"suppressed\":70,`, 1)
+	lines := flow(t, api.FlowDenied, 3, 1, 60) + "\n" + counted + "\n"
+	a := startAgent(t, map[string]any{api.PathFlows: func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, lines) }})
+	r := a.weir(t, "flows", "--top", "src", "--by", "bytes")
+	if r.status != exitDone || !strings.HasSuffix(r.out, "\n70 denied packets were only counted: BYTES leaves them out\n") || !strings.Contains(r.out, " 71 ") {
+		t.Errorf("%v", r)
+	}
+	if r := a.weir(t, "flows", "--top", "src", "-o", "json"); r.status != exitDone || !strings.Contains(r.out, `"unsized": 70`) {
+		t.Errorf("%v", r)
+	}
+}
+
 func TestTop(t *testing.T) {
 	lines := conversation(t)
 	a := startAgent(t, map[string]any{api.PathFlows: func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, lines) }})
