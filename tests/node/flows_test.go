@@ -122,9 +122,10 @@ func (e *env) named(host string, p lab.FlowEnd) bool {
 	return p.String() == host
 }
 
-// TestFlowAccount: a flow's end tells what it carried, exactly.
+// TestFlowAccount: a flow's end tells what it carried, exactly, and the status what was made of
+// records, each written or lost.
 func TestFlowAccount(t *testing.T) {
-	e := newEnv(t, "pods.yaml", abc)
+	e := newEnvWith(t, lab.Options{Agent: []string{"--flow-update", "1s"}}, "pods.yaml", abc)
 	e.add("ns/a", "ns/b")
 	conn, err := e.host("ns/a").Connect(e.host("ns/b").Addr4, portHTTP)
 	e.must("connect", err)
@@ -135,6 +136,13 @@ func TestFlowAccount(t *testing.T) {
 		e.must("read", err)
 		got += n
 	}
+	e.eventually("a record of the flow that goes on", 20*time.Second, func() bool {
+		_, err := conn.Write([]byte{1})
+		e.must("write", err)
+		_, err = conn.Read(make([]byte, 1))
+		e.must("read", err)
+		return e.status().Flows.Made["updated"] > 0
+	})
 	conn.Close()
 	var ended api.FlowExtension
 	e.eventually("the record of the flow's end", 20*time.Second, func() bool {
@@ -155,7 +163,19 @@ func TestFlowAccount(t *testing.T) {
 	if min := 100 + 40*ended.Packets.Sent; ended.Bytes.Sent < min || ended.Bytes.Sent > min+20*ended.Packets.Sent {
 		t.Errorf("bytes %+v with packets %+v", *ended.Bytes, *ended.Packets)
 	}
-	if s := e.status().Flows; s.Lost != 0 {
+	var s api.FlowStatus
+	e.eventually("the account of what was made adds up", 5*time.Second, func() bool {
+		s = e.status().Flows
+		made := uint64(0)
+		for _, n := range s.Made {
+			made += n
+		}
+		return made == s.EmittedBy["flow_events"]+s.LostBy["flow_events"]
+	})
+	if s.Made["new"] == 0 || s.Made["updated"] == 0 || s.Made["ended"] == 0 {
+		t.Errorf("made: %+v", s.Made)
+	}
+	if s.Lost != 0 {
 		t.Errorf("flows lost: %+v", s)
 	}
 }
