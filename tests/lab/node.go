@@ -185,7 +185,8 @@ func (n *Node) LaunchAgent() error {
 func (n *Node) AgentPid() int { return n.agent.Process.Pid }
 
 func (n *Node) awaitAgent(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	// An emulated machine takes half a minute to verify the programs.
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	for {
 		if r := n.Weir(ctx, "status"); r.Status == 0 {
