@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/api"
 )
@@ -78,4 +79,21 @@ func TestSpillThatFailsIsAWarning(t *testing.T) {
 	if w := spillWarnings(&api.FlowSpillStatus{Lost: 7, Error: "no space left on device"}); len(w) != 1 || !strings.Contains(w[0], "--flow-spill") || !strings.Contains(w[0], "7 records") || !strings.Contains(w[0], "no space left on device") {
 		t.Errorf("%q", w)
 	}
+}
+
+// An agent on a full disk enforces, and its status says that flows are not spilled.
+func TestStatusOfAnAgentWhoseDiskIsFull(t *testing.T) {
+	r := newRunner(t)
+	disk := t.TempDir()
+	r.must(unix.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", os.Getpagesize())))
+	defer func() { r.must(unix.Unmount(disk, unix.MNT_DETACH)) }()
+	r.must(os.WriteFile(filepath.Join(disk, "full"), make([]byte, os.Getpagesize()), 0o644))
+	r.must(os.WriteFile(filepath.Join(r.manifests, "shop.yaml"), []byte(manifest), 0o644))
+	r.start("--flow-spill", filepath.Join(disk, "flows"))
+	r.eventually("a warning of the disk", func() bool {
+		s := r.status()
+		return s.Flows.Log.Spill != nil && s.Flows.Log.Spill.Error != "" && slices.ContainsFunc(s.Warnings, func(w string) bool {
+			return strings.Contains(w, "--flow-spill") && strings.Contains(w, "no space left on device")
+		})
+	})
 }
