@@ -50,8 +50,8 @@ func TestRefusedFilterIsNamedAsItWasGiven(t *testing.T) {
 	a := startAgent(t, map[string]any{api.PathFlows: &api.Error{Message: `from-label: "a b" is no label selector`}})
 	want := "weir flows: --from-label: \"a b\" is no label selector\nRun 'weir flows --help' for what there is.\n"
 	for _, more := range [][]string{nil, {"--top", "src"}} {
-		if r := a.weir(t, append([]string{"flows", "--from-label", "a b"}, more...)...); r.status != exitUsage || r.err != want {
-			t.Errorf("%v: status %d, err %q, want %q", more, r.status, r.err, want)
+		if r := a.weir(t, append([]string{"flows", "--from-label", "a b"}, more...)...); r.status != exitUsage || r.err != want || r.out != "" {
+			t.Errorf("%v: status %d, out %q, err %q, want %q", more, r.status, r.out, r.err, want)
 		}
 	}
 }

@@ -196,7 +196,7 @@ func (a *app) logText(l *api.FlowLogStatus) string {
 			text += ", " + a.style.Warn(fmt.Sprintf("%d records not written", s.Lost))
 		}
 		if s.Missing > 0 {
-			text += ", " + a.style.Warn(fmt.Sprintf("%d lost with an agent that was killed", s.Missing))
+			text += ", " + a.style.Warn(fmt.Sprintf("%d read by an agent that kept them nowhere", s.Missing))
 		}
 		if s.Error != "" {
 			text += ", " + a.style.Bad(format.Safe(s.Error))

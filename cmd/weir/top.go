@@ -283,6 +283,9 @@ func (a *app) showTop(ctx context.Context, f *flowFlags, q api.FlowQuery, from s
 	if interrupted {
 		err = nil
 	}
+	if err != nil && t.seen == 0 {
+		return err // there is nothing to show
+	}
 	return errors.Join(err, a.writeTop(t, f))
 }
 

@@ -88,7 +88,7 @@ func suppressedText(x api.FlowExtension) string {
 var losses = map[flowpb.LostEventSource]string{
 	flowpb.LostEventSource_HUBBLE_RING_BUFFER:     "they came faster than this reader took them",
 	flowpb.LostEventSource_PERF_EVENT_RING_BUFFER: "they came faster than the kernel's ring was emptied",
-	flowpb.LostEventSource_OBSERVER_EVENTS_QUEUE:  "an agent that was killed had read them",
+	flowpb.LostEventSource_OBSERVER_EVENTS_QUEUE:  "read by an agent that kept them nowhere: it was killed, or kept none, or its past is elsewhere",
 }
 
 func lostText(l *flowpb.LostEvent) string {
