@@ -33,3 +33,5 @@ volatile const __u8 cfg_gateway6[16] = { 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0xec, 0xe
 volatile const __u64 cfg_update = 60000;
 /* 0 = flows and denials are counted, and no records of them written. */
 volatile const __u32 cfg_records = 1;
+/* 0 = no new flow to or from another node's pod goes past this node's stack. */
+volatile const __u32 cfg_host_routing = 1;

@@ -174,7 +174,8 @@ enum flow_state {
 	FLOW_OWNER = 1 << 10,  /* the side (0 or 1) whose endpoint is charged for the entry */
 	FLOW_TCP_0 = 1 << 11,  /* side 0's socket has closed: errors[0] is how its connection went */
 	FLOW_TCP_1 = 1 << 12,
-	FLOW_END_SHIFT = 16, /* enum flow_end, once closed */
+	FLOW_PATH_NODES = 1 << 13, /* between a pod here and another node's, past this node's stack: see struct way */
+	FLOW_END_SHIFT = 16,       /* enum flow_end, once closed */
 };
 
 /* GONE: a pod of it is not there any more. */
@@ -184,7 +185,7 @@ struct flow_side {
 	__u64 packets;
 	__u64 bytes; /* layer 3, headers of segmented packets included */
 	__u64 last;  /* clock (ms) of the newest packet from this side */
-	__u8 mac[6]; /* of this side's interface, when it is an endpoint */
+	__u8 mac[6]; /* of this side's interface, when it is an endpoint; of FLOW_PATH_NODES' other side a way's key */
 	__u16 mark;  /* what its packets carry through the stack: enum mark_bits | endpoint number */
 };
 
@@ -245,10 +246,23 @@ struct prefix_key {
 	__u8 pad[3];
 };
 
-/* Another node's address or range of pods, as what comes out of the tunnel is held against. */
+/* Another node's address or range of pods: whose way leads there, and what comes out of the tunnel is
+ * held against it. */
 struct origin {
 	__u64 node;    /* a number for the node, never 0 */
 	__u64 address; /* 1: the node's own address, 0: its pods' */
+};
+
+/* How this node's pods reach another node's, of one family. Key: the low 32 bits of its number
+ * (struct origin), of which bit 0 says that the family is 6. Where there is none: by the stack. */
+enum way_key { WAY_V6 = 1 };
+struct way {
+	__u64 node;    /* its whole number: keys may be two nodes' */
+	__u32 ifindex; /* of the uplink, or of the tunnel's device */
+	__u16 mtu;
+	__u8 family;   /* of addr: 4 or 6 */
+	__u8 tunnel;   /* addr is the tunnel's far end, not the next hop */
+	__u8 addr[16]; /* IPv4 as ::ffff:a.b.c.d */
 };
 
 enum endpoint_flags {
@@ -438,6 +452,7 @@ struct fragment {
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 _Static_assert(sizeof(struct flow) == 152, "flow");
+_Static_assert(sizeof(struct way) == 32, "way");
 _Static_assert(sizeof(struct endpoint) == 112, "endpoint");
 _Static_assert(sizeof(struct peer_entry) == 40, "peer_entry");
 _Static_assert(sizeof(struct port_group) == 24, "port_group");

@@ -194,7 +194,7 @@ struct {
 	__type(value, __u32); /* 1 = drop */
 } shield_deny SEC(".maps");
 
-/* The other nodes' addresses and their ranges of pods, where there is a tunnel. */
+/* The other nodes' addresses and their ranges of pods, where Weir makes the routes to them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 65536);
@@ -202,6 +202,13 @@ struct {
 	__type(key, struct prefix_key);
 	__type(value, struct origin);
 } origins SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); /* of the node, see struct way */
+	__type(value, struct way);
+} ways SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

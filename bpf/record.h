@@ -207,7 +207,7 @@ __noinline int flow_emit(struct flow *f, struct flow_key *key, __u32 kind, __u32
 	e->reason = reason;
 	e->direction = direction;
 	e->judged = (f->rule[0] ? STAMP_EGRESS : 0) | (f->rule[1] ? STAMP_INGRESS : 0);
-	e->path = state & FLOW_PATH_BPF ? PATH_BPF : PATH_STACK;
+	e->path = state & (FLOW_PATH_BPF | FLOW_PATH_NODES) ? PATH_BPF : PATH_STACK;
 	e->end = kind == EVENT_REVOKED ? END_REVOKED : state >> FLOW_END_SHIFT;
 	e->picked_up = !!(state & FLOW_PICKED_UP);
 	e->tcp_known = !!(state & (state & FLOW_INITIATOR ? FLOW_TCP_1 : FLOW_TCP_0)) |

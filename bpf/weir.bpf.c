@@ -169,6 +169,7 @@ EXPORT(enum, stamp_bits);
 EXPORT(enum, mark_bits);
 EXPORT(enum, flow_state);
 EXPORT(enum, flow_end);
+EXPORT(enum, way_key);
 EXPORT(enum, endpoint_flags);
 EXPORT(enum, group_flags);
 EXPORT(enum, event_kind);

@@ -13,4 +13,5 @@ type Delta struct {
 	Frontends []Frontend
 	Services  []Frontend
 	Origins   bool
+	Ways      bool
 }

@@ -64,7 +64,7 @@ func (f *Fake) CommitDelta(s *State, d *Delta) (uint64, error) {
 func (s *State) clone() *State {
 	out := *s
 	out.Endpoints, out.Peers, out.Facts, out.Rulesets = maps.Clone(s.Endpoints), maps.Clone(s.Peers), maps.Clone(s.Facts), maps.Clone(s.Rulesets)
-	out.Frontends, out.Services, out.Origins = maps.Clone(s.Frontends), maps.Clone(s.Services), maps.Clone(s.Origins)
+	out.Frontends, out.Services, out.Origins, out.Ways = maps.Clone(s.Frontends), maps.Clone(s.Services), maps.Clone(s.Origins), maps.Clone(s.Ways)
 	return &out
 }
 
@@ -73,6 +73,9 @@ func (s *State) follow(d *Delta, is *State) {
 	s.Endpoints = is.Endpoints
 	if d.Origins {
 		s.Origins = is.Origins
+	}
+	if d.Ways {
+		s.Ways = is.Ways
 	}
 	take(s.Peers, is.Peers, d.Peers)
 	take(s.Facts, is.Facts, d.Facts)
@@ -98,6 +101,7 @@ func (s *State) differs(is *State) string {
 	}{
 		{"peers", s.Peers, is.Peers}, {"facts", s.Facts, is.Facts}, {"rulesets", s.Rulesets, is.Rulesets},
 		{"frontends", s.Frontends, is.Frontends}, {"services", s.Services, is.Services}, {"origins", s.Origins, is.Origins},
+		{"ways", s.Ways, is.Ways},
 	} {
 		if was, is := reflect.ValueOf(part.was), reflect.ValueOf(part.is); was.Len()+is.Len() > 0 && !reflect.DeepEqual(part.was, part.is) {
 			return part.name

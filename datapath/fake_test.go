@@ -29,6 +29,13 @@ func TestTextIsDeterministicAndWhole(t *testing.T) {
 			1: {Default: RuleNotIsolated, Allow: true},
 		},
 		Frontends: map[Frontend]struct{}{{Addr: netip.MustParseAddr("10.96.0.10"), Protocol: UDP, Port: 53}: {}},
+		Origins: map[netip.Prefix]Origin{
+			netip.MustParsePrefix("192.0.2.2/32"): {Node: 7, Address: true}, netip.MustParsePrefix("10.0.2.0/24"): {Node: 7},
+		},
+		Ways: map[WayKey]Way{
+			{Node: 7, V6: true}: {Ifindex: 3, MTU: 1450, Addr: netip.MustParseAddr("192.0.2.2"), Tunnel: true},
+			{Node: 7}:           {Ifindex: 3, MTU: 1500, Addr: netip.MustParseAddr("192.0.2.2")},
+		},
 	}
 	const want = `endpoint 1 ifindex 7 mac 02:00:00:00:00:01 addr 10.0.0.1 egress 1 ingress 2
 endpoint 2 ifindex 8 mac 02:00:00:00:00:02 addr fd00::2 netns 5 no redirect egress 1 ingress 1
@@ -43,6 +50,10 @@ ruleset 2 default deny rule 300
   tcp/name 4 all pods rules 304
   any set 3 blocks rules 305
 frontend 10.96.0.10 udp/53
+origin 10.0.2.0/24 pods of node 7
+origin 192.0.2.2/32 address of node 7
+way to node 7 (IPv4) via 192.0.2.2 dev 3 mtu 1500
+way to node 7 (IPv6) by tunnel to 192.0.2.2 dev 3 mtu 1450
 `
 	var f Fake
 	if _, err := f.Commit(s); err != nil {
@@ -78,5 +89,19 @@ func TestFakeMovesTheEpochAsTheKernelDoes(t *testing.T) {
 	f.SetCommitErr(errors.New("map facts is full"))
 	if got, err := f.Commit(peers()); err == nil || got != 3 || len(f.State().Peers) != 2 {
 		t.Errorf("a failing commit: epoch %d, error %v, %d peers", got, err, len(f.State().Peers))
+	}
+}
+
+func TestFakeTakesNoDeltaThatLacksWays(t *testing.T) {
+	var f Fake
+	if _, err := f.Commit(&State{}); err != nil {
+		t.Fatal(err)
+	}
+	s := &State{Ways: map[WayKey]Way{{Node: 7}: {Ifindex: 3, Addr: netip.MustParseAddr("192.0.2.2")}}}
+	if _, err := f.CommitDelta(s, &Delta{}); err == nil {
+		t.Error("a delta that lacks ways was taken")
+	}
+	if _, err := f.CommitDelta(s, &Delta{Ways: true}); err != nil || len(f.State().Ways) != 1 {
+		t.Errorf("%d ways, %v", len(f.State().Ways), err)
 	}
 }

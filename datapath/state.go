@@ -50,7 +50,8 @@ type State struct {
 	Rulesets  map[uint32]Ruleset    // by ruleset id; immutable: another content has another id
 	Frontends map[Frontend]struct{}
 	Services  map[Frontend]*Service   // what sockets of endpoints get instead; one may stand behind several
-	Origins   map[netip.Prefix]Origin // where a tunnel's packets may come from; none without a tunnel
+	Origins   map[netip.Prefix]Origin // whose an address outside is; a tunnel's packets may come from nowhere else
+	Ways      map[WayKey]Way          // how pods' packets get to other nodes' pods past this node's stack; without one: by it
 }
 
 // The tunnel between nodes: its number (VNI) and each node's device.
@@ -63,6 +64,20 @@ const (
 type Origin struct {
 	Node    uint64 // a number for it, not 0
 	Address bool   // an address of its own, not of its pods
+}
+
+// WayKey names another node, by its Origins' number, and the family of what goes there.
+type WayKey struct {
+	Node uint64
+	V6   bool
+}
+
+// Way is how packets get to another node's pods.
+type Way struct {
+	Ifindex uint32     // of the uplink, or of the tunnel's device
+	MTU     uint16     // what a packet there may have
+	Addr    netip.Addr // of the next hop; the far end's where there is a tunnel
+	Tunnel  bool
 }
 
 // Endpoint is a pod's interface on this node.

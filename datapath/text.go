@@ -22,6 +22,7 @@ import (
 //	service 10.96.0.10 udp/53 affinity 10800 to 10.0.0.2:5353
 //	origin 192.0.2.2/32 address of node 7
 //	origin 10.0.2.0/24 pods of node 7
+//	way to node 7 (IPv4) via 192.0.2.2 dev 3 mtu 1500
 func (s *State) Text() string {
 	var b strings.Builder
 	for _, n := range slices.Sorted(maps.Keys(s.Endpoints)) {
@@ -49,7 +50,25 @@ func (s *State) Text() string {
 		}
 		fmt.Fprintf(&b, "origin %s %s of node %d\n", x, what, s.Origins[x].Node)
 	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.Ways), compareWays) {
+		fmt.Fprintf(&b, "way to %s %s\n", k.text(), s.Ways[k].text())
+	}
 	return b.String()
+}
+
+func (k WayKey) text() string {
+	if k.V6 {
+		return fmt.Sprintf("node %d (IPv6)", k.Node)
+	}
+	return fmt.Sprintf("node %d (IPv4)", k.Node)
+}
+
+func (w Way) text() string {
+	how := "via"
+	if w.Tunnel {
+		how = "by tunnel to"
+	}
+	return fmt.Sprintf("%s %s dev %d mtu %d", how, w.Addr, w.Ifindex, w.MTU)
 }
 
 func (s *Service) text() string {
@@ -180,4 +199,8 @@ func compareFacts(a, b Fact) int {
 
 func compareFrontends(a, b Frontend) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+}
+
+func compareWays(a, b WayKey) int {
+	return cmp.Or(cmp.Compare(a.Node, b.Node), strings.Compare(a.text(), b.text()))
 }

@@ -25,6 +25,7 @@ type Config struct {
 	FlowShare       uint32 // entries each endpoint is sure of
 	Timeouts        Timeouts
 	NoRecords       bool          // no events of flows and denials are written; what is counted is counted
+	NoHostRouting   bool          // no new flow to or from another node's pod goes past this node's stack
 	NoProcess       bool          // sockets do not get the name of their process
 	Update          time.Duration // how often a long flow is told of; 0 = 1 min, below 0 = never
 	Pickup          time.Duration // how long after the flow table was made TCP flows without an entry are picked up; 0 = 10 min, below 0 = never
@@ -66,6 +67,9 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 	}
 	if c.TunnelPort != 0 {
 		knobs[bpf.WeirVarCfgTunnelPort] = uint32(c.TunnelPort)
+	}
+	if c.NoHostRouting {
+		knobs[bpf.WeirVarCfgHostRouting] = uint32(0)
 	}
 	if c.FlowShare != 0 {
 		knobs[bpf.WeirVarCfgFlowShare] = c.FlowShare

@@ -22,7 +22,7 @@ type Sizes map[string]uint32
 var sizable = map[string]bool{
 	bpf.WeirMapFlows: false, bpf.WeirMapAddresses: false, bpf.WeirMapPrefixes: false, bpf.WeirMapFacts: false,
 	bpf.WeirMapRulesets: false, bpf.WeirMapExactGroups: false, bpf.WeirMapPortGroups: false, bpf.WeirMapRuleIds: false,
-	bpf.WeirMapPortSpans: false, bpf.WeirMapPeerMasks: false, bpf.WeirMapFrontends: false, bpf.WeirMapOrigins: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false,
+	bpf.WeirMapPortSpans: false, bpf.WeirMapPeerMasks: false, bpf.WeirMapFrontends: false, bpf.WeirMapOrigins: false, bpf.WeirMapWays: false, bpf.WeirMapDenials: false, bpf.WeirMapDenialCounts: false,
 	bpf.SockMapServices: false, bpf.SockMapBackends: false, bpf.SockMapAffinities: false, bpf.SockMapUdpSockets: false, bpf.SockMapProcesses: false, bpf.ObserveMapKernelDrops: false,
 	bpf.WeirMapShieldDeny: false, bpf.WeirMapFlowEvents: true, bpf.WeirMapDenialEvents: true, bpf.WeirMapParkedFrames: true,
 }

@@ -100,6 +100,23 @@ func encodeOrigin(o datapath.Origin) bpf.WeirOrigin {
 	return out
 }
 
+// wayKey is the kernel's: two nodes may have the same.
+func wayKey(k datapath.WayKey) uint32 {
+	key := uint32(k.Node) &^ uint32(bpf.WeirWayKeyWAY_V6)
+	if k.V6 {
+		key |= uint32(bpf.WeirWayKeyWAY_V6)
+	}
+	return key
+}
+
+func encodeWay(k datapath.WayKey, w datapath.Way) bpf.WeirWay {
+	out := bpf.WeirWay{Node: k.Node, Ifindex: w.Ifindex, Mtu: w.MTU, Family: family(w.Addr), Addr: address16(w.Addr)}
+	if w.Tunnel {
+		out.Tunnel = 1
+	}
+	return out
+}
+
 // peerWord is what a peer's slot holds.
 func peerWord(p datapath.Peer) uint64 { return uint64(p.Identity) | uint64(p.Block)<<32 }
 
@@ -151,7 +168,7 @@ func decodeFlow(k bpf.WeirFlowKey, v bpf.WeirFlow) Flow {
 		Protocol: k.Protocol,
 		Epoch:    v.Stamp >> bpf.WeirStampBitsSTAMP_SHIFT,
 		Begun:    int(v.State & uint32(bpf.WeirFlowStateFLOW_INITIATOR)),
-		BPF:      has(bpf.WeirFlowStateFLOW_PATH_BPF),
+		BPF:      has(bpf.WeirFlowStateFLOW_PATH_BPF | bpf.WeirFlowStateFLOW_PATH_NODES),
 		Closed:   has(bpf.WeirFlowStateFLOW_CLOSED),
 		Dropped:  v.Stamp&uint64(bpf.WeirStampBitsSTAMP_DROP) != 0,
 		Judged:   uint8(v.Stamp) & uint8(bpf.WeirStampBitsSTAMP_EGRESS|bpf.WeirStampBitsSTAMP_INGRESS),

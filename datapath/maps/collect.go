@@ -22,9 +22,9 @@ func (k *Kernel) noteGrace(tick, epoch uint64) {
 
 // garbage reports whether anything waits for a grace to be removed or used again.
 func (k *Kernel) garbage() bool {
-	removed := max(k.facts.removed, k.masks.removed, k.frontends.removed, k.origins.removed, k.rulesets.keys.removed, k.rulesets.exact.removed,
+	removed := max(k.facts.removed, k.masks.removed, k.frontends.removed, k.origins.removed, k.ways.removed, k.rulesets.keys.removed, k.rulesets.exact.removed,
 		k.endpoints.numbers.removed, k.peers.addresses.removed, k.peers.prefixes.removed, k.services.removed())
-	waiting := len(k.facts.stale) + len(k.masks.stale) + len(k.origins.stale) + len(k.rulesets.keys.stale) + len(k.rulesets.limbo) +
+	waiting := len(k.facts.stale) + len(k.masks.stale) + len(k.origins.stale) + len(k.ways.stale) + len(k.rulesets.keys.stale) + len(k.rulesets.limbo) +
 		len(k.endpoints.numbers.stale) + len(k.endpoints.retired) +
 		len(k.peers.addresses.stale) + len(k.peers.prefixes.stale) + len(k.peers.limbo) + k.services.waiting()
 	return waiting > 0 || removed > k.graced || k.Epoch() > k.gracedEpoch
@@ -39,6 +39,7 @@ func (k *Kernel) collect(before uint64) error {
 		k.facts.collect(before, k.tick, nil),
 		k.masks.collect(before, k.tick, nil),
 		k.origins.collect(before, k.tick, nil),
+		k.ways.collect(before, k.tick, nil),
 		k.endpoints.collect(before, k.tick),
 		k.peers.collect(before, k.tick),
 		k.services.collect(before, k.tick),

@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -102,6 +103,7 @@ type commit struct {
 
 	peers    peerDelta
 	origins  delta[netip.Prefix, bpf.WeirOrigin]
+	ways     delta[uint32, bpf.WeirWay]
 	services serviceDelta // in force apart from the epoch: policy judges what they lead to
 
 	staged []stagedSlot
@@ -152,6 +154,9 @@ func (c *commit) compare(d *datapath.Delta) error {
 	if d.Origins {
 		c.compareOrigins()
 	}
+	if d.Ways {
+		c.compareWays()
+	}
 	c.rulesets = map[uint32]datapath.Ruleset{}
 	for _, id := range d.Rulesets {
 		if r, wanted := s.Rulesets[id]; !wanted {
@@ -185,6 +190,7 @@ func (c *commit) compareAll() error {
 		}
 	}, has(s.Frontends))
 	c.compareOrigins()
+	c.compareWays()
 	if err := c.compareRulesets(); err != nil {
 		return err
 	}
@@ -201,6 +207,41 @@ func (c *commit) compareOrigins() {
 			}
 		}
 	}, has(c.s.Origins))
+}
+
+func (c *commit) compareWays() {
+	desired := c.k.waysOf(c.s)
+	c.ways = c.k.ways.diff(maps.All(desired), has(desired))
+}
+
+// waysOf are the ways by the kernel's key. Of two nodes with the same key the one whose way is there
+// keeps it, and the other's pods, like those of nodes that do not fit, are reached by the stack.
+func (k *Kernel) waysOf(s *datapath.State) map[uint32]bpf.WeirWay {
+	there := func(key datapath.WayKey) bool {
+		w, ok := k.ways.applied[wayKey(key)]
+		return ok && w.Node == key.Node
+	}
+	keys := slices.SortedFunc(maps.Keys(s.Ways), func(a, b datapath.WayKey) int {
+		switch {
+		case there(a) == there(b):
+			return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(wayKey(a), wayKey(b)))
+		case there(a):
+			return -1
+		}
+		return 1
+	})
+	out, room := map[uint32]bpf.WeirWay{}, k.ways.size()-len(k.ways.applied)
+	for _, key := range keys {
+		at := wayKey(key)
+		_, taken := out[at]
+		if _, replaces := k.ways.applied[at]; !taken && !replaces {
+			room--
+		}
+		if !taken && room >= 0 {
+			out[at] = encodeWay(key, s.Ways[key])
+		}
+	}
+	return out
 }
 
 func has[K comparable, V any](m map[K]V) func(K) bool {
@@ -281,7 +322,7 @@ func (c *commit) fits() error {
 // came or went, and nothing got another meaning, which it could get again before a grace.
 func (c *commit) patient() bool {
 	return !c.peers.kept && len(c.endpoints.words)+len(c.endpoints.fields)+len(c.endpoints.retire) == 0 && c.endpoints.numbers.empty() &&
-		len(c.rulesets)+len(c.unwanted) == 0 && c.frontends.empty() && c.origins.empty() && c.services.empty()
+		len(c.rulesets)+len(c.unwanted) == 0 && c.frontends.empty() && c.origins.empty() && c.ways.empty() && c.services.empty()
 }
 
 // needsGrace reports whether something would be recycled that a program may still read.
@@ -292,6 +333,7 @@ func (c *commit) needsGrace() bool {
 		young(k.facts.removed, len(c.facts.keys)) ||
 		young(k.masks.removed, len(c.masks.keys)) ||
 		young(k.frontends.removed, len(c.frontends.keys)) || young(k.origins.removed, len(c.origins.keys)) ||
+		young(k.ways.removed, len(c.ways.keys)) ||
 		young(max(k.rulesets.keys.removed, k.rulesets.exact.removed), len(c.rulesets)) ||
 		young(k.endpoints.numbers.removed, len(c.endpoints.numbers.keys)) ||
 		young(k.peers.addresses.removed, len(c.peers.addresses)) ||
@@ -334,6 +376,9 @@ func (c *commit) write() error {
 		return err
 	}
 	if err := k.origins.put(c.origins.keys, c.origins.values, k.tick); err != nil {
+		return err
+	}
+	if err := k.ways.put(c.ways.keys, c.ways.values, k.tick); err != nil {
 		return err
 	}
 	if err := c.writeFrontends(); err != nil {
@@ -423,6 +468,7 @@ func (c *commit) markStale() {
 	k.facts.mark(c.facts.unwanted, k.tick)
 	k.masks.mark(c.masks.unwanted, k.tick)
 	k.origins.mark(c.origins.unwanted, k.tick)
+	k.ways.mark(c.ways.unwanted, k.tick)
 	k.rulesets.keys.mark(c.unwanted, k.tick)
 	k.endpoints.numbers.mark(c.endpoints.numbers.unwanted, k.tick)
 	k.peers.mark(c.peers.unwanted, k.tick)

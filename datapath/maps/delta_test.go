@@ -70,7 +70,7 @@ func (k *Kernel) left(t *testing.T, s *datapath.State) string {
 			return fmt.Sprintf("%s is not stale", x)
 		}
 	}
-	if c.bump || c.repairs() || len(c.peers.prefixes) > 0 || !c.origins.empty() || !c.services.netns.empty() || len(c.services.words)+len(c.services.added)+len(c.services.unwanted) > 0 {
+	if c.bump || c.repairs() || len(c.peers.prefixes) > 0 || !c.origins.empty() || !c.ways.empty() || !c.services.netns.empty() || len(c.services.words)+len(c.services.added)+len(c.services.unwanted) > 0 {
 		return fmt.Sprintf("%+v", *c)
 	}
 	return ""

@@ -57,6 +57,7 @@ type Kernel struct {
 	masks     *tracker[datapath.MaskKey, bpf.WeirMaskKey, datapath.Mask]
 	frontends *tracker[datapath.Frontend, bpf.WeirFrontendKey, uint32]
 	origins   *tracker[netip.Prefix, bpf.WeirPrefixKey, bpf.WeirOrigin]
+	ways      *tracker[uint32, uint32, bpf.WeirWay]
 	rulesets  rulesets
 	endpoints endpoints
 	peers     peers
@@ -120,7 +121,7 @@ func (k *Kernel) open() error {
 	for _, name := range []string{
 		MapControl, bpf.WeirMapFlows, bpf.WeirMapEndpointIndex, bpf.WeirMapEndpoints, bpf.WeirMapEndpointStates,
 		bpf.WeirMapAddresses, bpf.WeirMapPrefixes, bpf.WeirMapPeers, bpf.WeirMapFacts, bpf.WeirMapRulesets,
-		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapPortSpans, bpf.WeirMapPeerMasks, bpf.WeirMapRuleIds, bpf.WeirMapFrontends, bpf.WeirMapOrigins,
+		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapPortSpans, bpf.WeirMapPeerMasks, bpf.WeirMapRuleIds, bpf.WeirMapFrontends, bpf.WeirMapOrigins, bpf.WeirMapWays,
 		bpf.WeirMapDenialCounts, bpf.WeirMapCounters,
 		bpf.SockMapNetnsEndpoints, bpf.SockMapServices, bpf.SockMapServiceLists, bpf.SockMapBackends,
 	} {
@@ -160,6 +161,7 @@ func (k *Kernel) mapMemories() error {
 	k.masks = newTracker[datapath.MaskKey, bpf.WeirMaskKey, datapath.Mask](k, bpf.WeirMapPeerMasks, encodeMask, decodeMask)
 	k.frontends = newTracker[datapath.Frontend, bpf.WeirFrontendKey, uint32](k, bpf.WeirMapFrontends, encodeFrontend, decodeFrontend)
 	k.origins = newTracker[netip.Prefix, bpf.WeirPrefixKey, bpf.WeirOrigin](k, bpf.WeirMapOrigins, encodePrefix, decodePrefix)
+	k.ways = newTracker[uint32, uint32, bpf.WeirWay](k, bpf.WeirMapWays, same, same)
 	k.rulesets = rulesets{
 		keys:       newTracker[uint32, uint32, bpf.WeirRuleset](k, bpf.WeirMapRulesets, same, same),
 		exact:      newTracker[bpf.WeirExactKey, bpf.WeirExactKey, bpf.WeirPortGroup](k, bpf.WeirMapExactGroups, same, same),
@@ -207,7 +209,7 @@ func (k *Kernel) adopt() error {
 		return err
 	}
 	return errors.Join(
-		k.facts.load(), k.masks.load(), k.frontends.load(), k.origins.load(), k.endpoints.numbers.load(),
+		k.facts.load(), k.masks.load(), k.frontends.load(), k.origins.load(), k.ways.load(), k.endpoints.numbers.load(),
 		k.rulesets.load(k.tick), k.peers.load(k.tick), k.services.load(k.tick),
 	)
 }

@@ -49,6 +49,9 @@ var damages = map[string]struct {
 	"node trusted with another's pods": {"origins", func(t *testing.T, k *Kernel) {
 		must(t, k.origins.m.Put(encodePrefix(prefix("10.1.0.0/24")), bpf.WeirOrigin{Node: 9}))
 	}},
+	"way to another node": {"ways", func(t *testing.T, k *Kernel) {
+		must(t, k.ways.m.Put(uint32(6), encodeWay(datapath.WayKey{Node: 7}, datapath.Way{Addr: addr("192.0.2.66")})))
+	}},
 	"epoch turned back": {"control", func(t *testing.T, k *Kernel) { k.control.store(controlEpoch, 1) }},
 	"pin gone":          {"pin of facts", func(t *testing.T, k *Kernel) { must(t, os.Remove(Path(k.dir, bpf.WeirMapFacts))) }},
 }
