@@ -137,10 +137,23 @@ func sorted(routes map[route]bool) (out []route) {
 	return out
 }
 
-// ours are the kernel's routes that carry our mark. They are read here because the library
-// does not tell the far ends of tunnels.
+// ours are the kernel's routes that carry our mark.
 func ours() (map[route]bool, error) {
 	out := map[route]bool{}
+	err := eachRoute(func(head *nl.RtMsg, r route, _ uint32) {
+		if head.Protocol == Protocol {
+			out[r] = true
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// eachRoute lists the kernel's routes, with their metrics. They are read here because the library
+// does not tell the far ends of tunnels.
+func eachRoute(f func(head *nl.RtMsg, r route, metric uint32)) error {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 		ask := nl.NewRtMsg()
@@ -148,32 +161,31 @@ func ours() (map[route]bool, error) {
 		req.AddData(ask)
 		list, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
 		if errors.Is(err, nl.ErrDumpInterrupted) {
-			return nil, fmt.Errorf("list routes: they changed meanwhile: %w", err)
+			return fmt.Errorf("list routes: they changed meanwhile: %w", err)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
+			return fmt.Errorf("list routes: %w", err)
 		}
 		for _, m := range list {
-			if head := nl.DeserializeRtMsg(m); head.Protocol == Protocol {
-				r, err := read(head, m[head.Len():])
-				if err != nil {
-					return nil, fmt.Errorf("list routes: %w", err)
-				}
-				out[r] = true
+			head := nl.DeserializeRtMsg(m)
+			r, metric, err := read(head, m[head.Len():])
+			if err != nil {
+				return fmt.Errorf("list routes: %w", err)
 			}
+			f(head, r, metric)
 		}
 	}
-	return out, nil
+	return nil
 }
 
-func read(head *nl.RtMsg, rest []byte) (route, error) {
-	r := route{table: int(head.Table)}
+func read(head *nl.RtMsg, rest []byte) (r route, metric uint32, err error) {
+	r.table = int(head.Table)
 	if head.Type != unix.RTN_UNICAST {
 		r.kind = int(head.Type)
 	}
 	attrs, err := nl.ParseRouteAttr(rest)
 	if err != nil {
-		return r, err
+		return r, 0, err
 	}
 	to := netip.IPv4Unspecified()
 	if head.Family == unix.AF_INET6 {
@@ -183,13 +195,18 @@ func read(head *nl.RtMsg, rest []byte) (route, error) {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
 		case unix.RTA_DST:
 			to, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_PRIORITY:
+			metric = binary.NativeEndian.Uint32(a.Value)
 		case unix.RTA_TABLE:
 			r.table = int(binary.NativeEndian.Uint32(a.Value))
 		case unix.RTA_GATEWAY:
 			r.via, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_ENCAP:
+			if head.Protocol != Protocol {
+				continue // of any kind
+			}
 			if r.node, err = farEnd(a.Value); err != nil {
-				return r, err
+				return r, 0, err
 			}
 		case unix.RTA_OIF:
 			if head.Type == unix.RTN_UNICAST {
@@ -198,7 +215,7 @@ func read(head *nl.RtMsg, rest []byte) (route, error) {
 		}
 	}
 	r.to = netip.PrefixFrom(to, int(head.Dst_len))
-	return r, nil
+	return r, metric, nil
 }
 
 func (r route) isUnicast() bool { return r.dev != 0 }
