@@ -72,6 +72,7 @@ func (t *attempt) allErrors() []api.ObjectError {
 // together. After an error it tries again with the next change, or later and later.
 func (a *Agent) commitLoop(ctx context.Context) error {
 	var retry, refit <-chan time.Time
+	var begun time.Time
 	delay := retryFirst
 	for {
 		how := changes
@@ -83,7 +84,18 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 		case <-refit:
 			how, refit = again, nil
 		}
-		begun := time.Now()
+		if rest := time.Until(begun.Add(coalesce)); rest > 0 { // it does not wake up for nothing
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(rest):
+			}
+		}
+		select { // whatever came meanwhile is compiled now
+		case <-a.dirty:
+		default:
+		}
+		begun = time.Now()
 		t, err := a.commit(how)
 		switch {
 		case err != nil:
@@ -97,10 +109,6 @@ func (a *Agent) commitLoop(ctx context.Context) error {
 			case refit == nil:
 				refit = time.After(max(refitAfter, 10*time.Since(begun)))
 			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Until(begun.Add(coalesce))):
 		}
 	}
 }

@@ -107,9 +107,12 @@ func (s *Source) handOn(ctx context.Context, update func(source.Update)) {
 		if s.publish(update) {
 			waiting.Stop()
 		}
-		join(ctx, joinTime, nil)
+		begun := time.Now()
 		if churn >= churnAfter {
-			join(ctx, churning-joinTime, s.stores.pressed)
+			join(ctx, churning, s.stores.pressed)
+		}
+		if rest := joinTime - time.Since(begun); rest > 0 {
+			join(ctx, rest, nil)
 		}
 	}
 }

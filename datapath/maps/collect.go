@@ -72,13 +72,17 @@ func (k *Kernel) Settle() error {
 }
 
 // linger is how long keys that nobody wants wait for others': pods that come and go one by
-// one, elsewhere, share a grace.
-const linger = 100 * time.Millisecond
+// one, elsewhere, share two graces. While a thread waits for one, Go's runtime looks every 20 us
+// whether it has to step in, which costs more than all the keys do. lingerMost do not wait.
+const (
+	linger     = time.Second
+	lingerMost = 1024
+)
 
 // collectLater does what settle does off the latency path: the lock is free during
 // the graces. patient: no commit that may come soon has to wait for it.
 func (k *Kernel) collectLater(patient bool) {
-	if !patient {
+	if !patient || len(k.peers.addresses.stale)+len(k.peers.prefixes.stale) > lingerMost {
 		k.collectNow()
 	}
 	if k.collecting || k.closed || !k.garbage() {
