@@ -259,9 +259,11 @@ static __always_inline int is_icmp(struct packet *p)
 }
 
 /* One path for a flow, both directions: by BPF only between two pods of this node whose
- * first packet is still in the sender's hook. */
+ * first packet is still in the sender's hook, and where a way to another node's was found. */
 static __always_inline __u32 path_of(struct walk *w, int may_redirect)
 {
+	if (w->way)
+		return FLOW_PATH_NODES;
 	return may_redirect && redirects(&w->end[0]) && redirects(&w->end[1]) ? FLOW_PATH_BPF : 0;
 }
 

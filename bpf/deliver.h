@@ -2,7 +2,7 @@
 /* What becomes of a packet that was judged. */
 #pragma once
 #include "fragment.h"
-#include "table.h"
+#include "way.h"
 
 static __always_inline __u16 mark_read(struct __sk_buff *skb)
 {
@@ -24,16 +24,24 @@ static __always_inline int redirect(struct __sk_buff *skb, struct flow *f, int s
 	if ((void *)(eth + 1) > end)
 		return TC_DROP;
 	__builtin_memcpy(eth->h_dest, f->side[other].mac, 6);
-	*(__u32 *)eth->h_source = *(volatile __u32 *)cfg_host_mac;
-	*(__u16 *)(eth->h_source + 4) = *(volatile __u16 *)(cfg_host_mac + 4);
+	host_mac(eth->h_source);
 	return bpf_redirect_peer(f->ifindex[other], 0);
 }
 
 /* A packet of a live flow from a pod, by the flow's path. */
-static __always_inline int deliver(struct __sk_buff *skb, struct flow *f, int side)
+static __always_inline int deliver(struct __sk_buff *skb, struct walk *w, struct flow *f)
 {
-	if (READ_ONCE(f->state) & FLOW_PATH_BPF)
+	__u32 state = READ_ONCE(f->state);
+	int side = w->side, verdict;
+
+	if (state & FLOW_PATH_BPF)
 		return redirect(skb, f, side);
+	if (state & FLOW_PATH_NODES) {
+		w->way = way_of(f, side ^ 1);
+		verdict = by_way(skb, w);
+		if (verdict != TC_NEXT)
+			return verdict;
+	}
 	mark_write(skb, f->side[side & 1].mark);
 	return TC_NEXT;
 }

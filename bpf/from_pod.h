@@ -119,7 +119,11 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 	reason = destination_find(w);
 	if (reason == UNDECIDED && w->end[1].iface == IFACE_HOST)
 		return decide_claimed(w);
-	return reason ? reason : decide_new(w, walk_entry(w), 1);
+	if (reason)
+		return reason;
+	if (w->end[1].iface == IFACE_OUTSIDE && redirects(&w->end[0]))
+		way_find(w, 1, 0);
+	return decide_new(w, walk_entry(w), 1);
 }
 
 /* The mark of a packet without an entry. */
@@ -150,7 +154,7 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 		way = from_pod_decide(skb, w);
 	f = walk_settle(skb, w, w->ifindex, way);
 	if (way == DROP_NONE)
-		return f ? deliver(skb, f, w->side) : TC_DROP;
+		return f ? deliver(skb, w, f) : TC_DROP;
 	if (way < NO_ENTRY) {
 		refusal_remember(w, 0);
 		refuse(skb, w);

@@ -114,8 +114,8 @@ static __always_inline __u64 stamp_of(struct walk *w, int reversed)
 	       ((reversed ? from : to) ? STAMP_INGRESS : 0);
 }
 
-/* Starts the entry over for the flow the packet begins. how: FLOW_PATH_BPF, and
- * FLOW_PICKED_UP when the packet's destination is the initiator. */
+/* Starts the entry over for the flow the packet begins. how: FLOW_PATH_BPF or
+ * FLOW_PATH_NODES, and FLOW_PICKED_UP when the packet's destination is the initiator. */
 static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owner, __u32 how)
 {
 	int reversed = !!(how & FLOW_PICKED_UP);
@@ -132,6 +132,9 @@ static __always_inline int flow_start(struct walk *w, struct flow *f, __u32 owne
 	f->side[0].packets = f->side[0].bytes = f->side[1].packets = f->side[1].bytes = 0;
 	f->side[0].last = f->side[1].last = node.clock;
 	flow_fill(f, w, reversed);
+	if (how & FLOW_PATH_NODES)
+		__builtin_memcpy(f->side[(w->end[0].endpoint ? w->side ^ 1 : w->side) & 1].mac, &w->way,
+				 sizeof(w->way));
 	if ((w->end[0].endpoint == owner ? w->side : w->side ^ 1) & 1)
 		how |= FLOW_OWNER;
 	WRITE_ONCE(f->state, how | ((w->side ^ reversed) & FLOW_INITIATOR));

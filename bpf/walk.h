@@ -19,7 +19,7 @@ struct walk {
 	__u32 ruleset[2];  /* by direction */
 	__u32 rule[2];
 	__u32 direction; /* that denied */
-	__u32 pad;
+	__u32 way;       /* key of the way past the stack, 0 = none */
 };
 
 /* Parses; the walk's own fields are set for what follows. */

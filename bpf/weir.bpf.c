@@ -32,7 +32,7 @@ SEC("tc") int from_pod(struct __sk_buff *skb)
 			if (is_answer(READ_ONCE(f->state), w.side))
 				flow_process(skb, f, w.side); /* the first answer names who listens */
 			walk_live(&w, f, w.ifindex);
-			return deliver(skb, f, w.side);
+			return deliver(skb, &w, f);
 		}
 	}
 	walk_slow(&w);

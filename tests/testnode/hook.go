@@ -1,6 +1,7 @@
 package testnode
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -13,9 +14,10 @@ import (
 // Hook is a hook that is handed frames in a row: nothing is allocated, so that a call costs
 // what the kernel takes. For one goroutine, on a thread of the node's (Thread, Do).
 type Hook struct {
-	Mark     uint16 // our bits of the mark, as the last call left them
-	Segments int    // the frame stands for that many, as segmentation offload makes them; 0 = one
-	Out      []byte // where the frame is put as the program left it; nil = nowhere
+	Mark        uint16 // our bits of the mark, as the last call left them
+	Segments    int    // the frame stands for that many, as segmentation offload makes them; 0 = one
+	SegmentSize int    // payload of each; 0 = the frame's length by their number
+	Out         []byte // where the frame is put as the program left it; nil = nowhere
 
 	program *ebpf.Program
 	attr    testRun
@@ -50,7 +52,7 @@ func (h *Hook) Close() error { return h.program.Close() }
 func (h *Hook) Run(frame []byte, ifindex, ingress int, mark uint16) (verdict int, err error) {
 	h.in = skb{Mark: uint32(mark) << MarkShift, Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)}
 	if h.Segments > 1 {
-		h.in.GSOSegs, h.in.GSOSize = uint32(h.Segments), uint32(len(frame)/h.Segments)
+		h.in.GSOSegs, h.in.GSOSize = uint32(h.Segments), uint32(cmp.Or(h.SegmentSize, len(frame)/h.Segments))
 	}
 	h.attr = testRun{
 		progFD: uint32(h.program.FD()), dataSizeIn: uint32(len(frame)),

@@ -233,6 +233,7 @@ func (n *Node) Commit(t testing.TB) uint64 {
 	s := *n.State
 	s.Endpoints, s.Peers = clone(s.Endpoints), clone(s.Peers)
 	s.Facts, s.Rulesets, s.Frontends = clone(s.Facts), clone(s.Rulesets), clone(s.Frontends)
+	s.Ways = clone(s.Ways)
 	epoch, err := n.Kernel.Commit(&s)
 	if err != nil {
 		t.Fatalf("commit: %v", err)
