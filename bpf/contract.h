@@ -153,8 +153,9 @@ enum stamp_bits {
  * 12 are the sender's endpoint number. */
 enum mark_bits {
 	MARK_ENDPOINT = 0x0fff,
-	MARK_SHARED = 0x1000,  /* both sides are judged, and the sender can address the frame to another's door */
-	MARK_OUTSIDE = 0x2000, /* the node sends it again for the outside */
+	MARK_SHARED = 0x1000, /* both sides are judged, and the sender can address the frame to another's door */
+	MARK_OUTSIDE =
+		0x2000, /* the node sends it again for the outside; with MARK_INGRESS alone, what the stack never had */
 	MARK_EGRESS = 0x4000,  /* the sender's side is judged: to_network passes it */
 	MARK_INGRESS = 0x8000, /* the receiver's side is judged too: to_pod passes it */
 };

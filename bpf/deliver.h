@@ -14,18 +14,30 @@ static __always_inline void mark_write(struct __sk_buff *skb, __u16 mark)
 	skb->mark = (skb->mark & ~(0xffffU << cfg_mark_shift)) | (__u32)mark << cfg_mark_shift;
 }
 
-/* Straight into the pod's namespace, as if it had come from its gateway. */
-static __always_inline int redirect(struct __sk_buff *skb, struct flow *f, int side)
+/* Makes the frame one from the pod's gateway. */
+static __always_inline int address_to(struct __sk_buff *skb, const __u8 *mac)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
-	int other = (side ^ 1) & 1;
 
 	if ((void *)(eth + 1) > end)
-		return TC_DROP;
-	__builtin_memcpy(eth->h_dest, f->side[other].mac, 6);
+		return 0;
+	__builtin_memcpy(eth->h_dest, mac, 6);
 	host_mac(eth->h_source);
-	return bpf_redirect_peer(f->ifindex[other], 0);
+	return 1;
+}
+
+/* Straight into the pod's namespace. */
+static __always_inline int into_pod(struct __sk_buff *skb, const __u8 *mac, __u32 ifindex)
+{
+	return address_to(skb, mac) ? bpf_redirect_peer(ifindex, 0) : TC_DROP;
+}
+
+static __always_inline int redirect(struct __sk_buff *skb, struct flow *f, int side)
+{
+	int other = (side ^ 1) & 1;
+
+	return into_pod(skb, f->side[other].mac, f->ifindex[other]);
 }
 
 /* A packet of a live flow from a pod, by the flow's path. */

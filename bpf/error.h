@@ -3,7 +3,7 @@
  * went, and go to who sent it. They make nothing and refresh nothing, and only so many a
  * second get through. */
 #pragma once
-#include "decide.h"
+#include "way.h"
 
 /* The tuple of the packet that the error speaks of, as that packet had it. */
 __noinline int inner_read(struct __sk_buff *skb, struct walk *w, struct tuple *in)
@@ -66,11 +66,16 @@ static __always_inline int error_budget(struct flow *f, int side)
 	return (READ_ONCE(*errors) & 0xff) < ERROR_BUDGET && (ADD(*errors, 1) & 0xff) < ERROR_BUDGET;
 }
 
+/* Where an error is met: at the hook of the pod that sends it, or of the one that it is for; or before
+ * the stack has it, which is where it stays unless its flow is one past the stack. */
+enum error_hook { ERROR_TO_POD = 0, ERROR_FROM_POD = 1, ERROR_FROM_NETWORK = 2 };
+
 /* iface: where the error came from. At a pod's own hook the error has to speak of a packet
- * that was sent to that pod; at the receiver's, of one the receiver sent. OUTDATED leaves
- * the walk as that packet's. */
-__noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from_pod)
+ * that was sent to that pod; else of one that iface's pod sent. OUTDATED leaves
+ * the walk as that packet's. Notes the flow's way. */
+__noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 hook)
 {
+	int from_pod = hook == ERROR_FROM_POD;
 	struct flow_key key;
 	struct tuple in;
 	struct flow *f;
@@ -87,6 +92,9 @@ __noinline int error_related(struct __sk_buff *skb, struct walk *w, __u32 iface,
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || READ_ONCE(f->ifindex[(from_pod ? side ^ 1 : side) & 1]) != iface)
 		return walk_drop(w, DROP_ICMP_UNRELATED);
+	w->way = way_of(f, from_pod ? side : side ^ 1);
+	if (hook == ERROR_FROM_NETWORK && !w->way)
+		return NO_ENTRY;
 	stamp = READ_ONCE(f->stamp);
 	if (READ_ONCE(f->state) & (FLOW_CLOSED | FLOW_CLAIMED) || !stamp || stamp & STAMP_DROP)
 		return walk_drop(w, DROP_ICMP_UNRELATED);
@@ -123,14 +131,14 @@ __noinline int error_restore(struct __sk_buff *skb, struct walk *w)
 
 /* A commit may have come between a packet and the error about it: then its flow is judged
  * first. Of the walk's ends neither is left. */
-static __always_inline int error_walk(struct __sk_buff *skb, struct walk *w, __u32 iface, __u32 from_pod)
+static __always_inline int error_walk(struct __sk_buff *skb, struct walk *w, __u32 iface, enum error_hook hook)
 {
-	int reason = error_related(skb, w, iface, from_pod);
+	int reason = error_related(skb, w, iface, hook);
 
 	if (reason != OUTDATED)
 		return reason;
 	decide_stale(w, bpf_map_lookup_elem(&flows, &w->key));
 	error_restore(skb, w);
-	reason = error_related(skb, w, iface, from_pod);
+	reason = error_related(skb, w, iface, hook);
 	return reason == OUTDATED ? walk_drop(w, DROP_ICMP_UNRELATED) : reason;
 }

@@ -101,7 +101,8 @@ struct parked {
 	__u8 peer[16]; /* that address */
 	__u8 family;
 	__u8 from_pod; /* the pod sent it; else it was for the pod */
-	__u8 pad[6];
+	__u8 way;      /* it was met before the stack had it: its flow is to be one past the stack */
+	__u8 pad[5];
 	__u8 frame[PARKED_SIZE];
 };
 

@@ -99,7 +99,7 @@ static __always_inline int from_pod_decide(struct __sk_buff *skb, struct walk *w
 	if (p->kind == PACKET_ICMP_ERROR) {
 		__u32 number = w->end[0].endpoint;
 
-		reason = error_walk(skb, w, w->ifindex, 1);
+		reason = error_walk(skb, w, w->ifindex, ERROR_FROM_POD);
 		peer_of_endpoint(number, p->tuple.family, w->epoch, &w->end[0]);
 		return reason ? reason : RELATED;
 	}
@@ -142,7 +142,7 @@ static __always_inline __u16 mark_alone(struct walk *w, int way)
 static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 {
 	struct flow *f;
-	int way = w->reason;
+	int way = w->reason, verdict;
 
 	if (!way && refused_again(skb, w, 0)) {
 		park(skb, w, 1);
@@ -160,6 +160,11 @@ static __always_inline int from_pod_slow(struct __sk_buff *skb, struct walk *w)
 		refuse(skb, w);
 		park(skb, w, 1);
 		return TC_DROP;
+	}
+	if (way == RELATED && w->way) {
+		verdict = by_way(skb, w);
+		if (verdict != TC_NEXT)
+			return verdict;
 	}
 	if (way != PLAIN)
 		mark_write(skb, mark_alone(w, way));

@@ -57,9 +57,62 @@ static __always_inline int outside_check(struct walk *w)
 	return DROP_NONE;
 }
 
+/* On by the flow's path. */
+static __always_inline int arrive(struct __sk_buff *skb, struct walk *w, struct flow *f)
+{
+	w->way = way_of(f, w->side);
+	if (w->way && came_by_way(skb, w)) {
+		mark_write(skb, 0);
+		return redirect(skb, f, w->side);
+	}
+	mark_write(skb, MARK_EGRESS | MARK_INGRESS);
+	return TC_NEXT;
+}
+
+/* What no entry answers for, from another node's pod to one here, is judged as at that pod's own hook,
+ * which does not see it. What is not quite that goes by the stack. */
+static __always_inline int admit(struct __sk_buff *skb, struct walk *w)
+{
+	int error = w->packet.kind == PACKET_ICMP_ERROR, way;
+	struct endpoint *ep;
+	struct flow *f = 0;
+
+	if (skb->pkt_type != PACKET_HOST || (!error && !way_find(w, 0, skb->ifindex)))
+		return TC_NEXT;
+	walk_peer(w, 1);
+	ep = endpoint_at(w->end[1].endpoint);
+	if (!ep || !redirects(&w->end[1]) || ep->flags & ENDPOINT_QUARANTINE ||
+	    !has_family(ep, w->packet.tuple.family) ||
+	    !same_address(w->packet.tuple.daddr, endpoint_addr(ep, w->packet.tuple.family)))
+		return TC_NEXT;
+	w->ifindex = READ_ONCE(ep->ifindex);
+	if (error) {
+		if (error_walk(skb, w, w->ifindex, ERROR_FROM_NETWORK) || !came_by_way(skb, w))
+			return TC_NEXT;
+		return into_pod(skb, ep->mac, w->ifindex);
+	}
+	if (!refused_again(skb, w, IFACE_OUTSIDE)) {
+		if (ends_find(w, IFACE_OUTSIDE, 0))
+			return TC_NEXT;
+		way = decide_new(w, walk_entry(w), 0);
+		if (way == DROP_NONE)
+			f = walk_settle(skb, w, IFACE_OUTSIDE, way);
+		if (f)
+			return redirect(skb, f, w->side);
+		if (way == DROP_NONE || way >= NO_ENTRY)
+			return TC_NEXT;
+		refusal_remember(w, IFACE_OUTSIDE);
+		refuse(skb, w);
+	}
+	if (address_to(skb, ep->mac))
+		park(skb, w, 0);
+	return TC_DROP;
+}
+
 /* An entry that is hit is enforced, wherever its packet goes; the rest is judged behind NAT. */
 static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk *w)
 {
+	struct flow *f;
 	int way;
 
 	mark_write(skb, 0);
@@ -71,11 +124,11 @@ static __always_inline int from_network_slow(struct __sk_buff *skb, struct walk 
 		if (is_anew(w, way))
 			return TC_NEXT;
 		if (!way) {
-			walk_settle(skb, w, IFACE_OUTSIDE, way);
-			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
+			f = walk_settle(skb, w, IFACE_OUTSIDE, way);
+			return f ? arrive(skb, w, f) : TC_NEXT;
 		}
 	}
-	return way ? refuse(skb, w) : TC_NEXT;
+	return way ? refuse(skb, w) : admit(skb, w);
 }
 
 /* What comes from outside and may be what it says it is. */
@@ -87,8 +140,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct walk *w)
 		f = walk_flow(w, IFACE_OUTSIDE, RECEIVER);
 		if (f && w->hit == HIT_LIVE) {
 			walk_live(w, f, IFACE_OUTSIDE);
-			mark_write(skb, MARK_EGRESS | MARK_INGRESS);
-			return TC_NEXT;
+			return arrive(skb, w, f);
 		}
 	}
 	walk_slow(w);

@@ -30,6 +30,7 @@ static __always_inline void park(struct __sk_buff *skb, struct walk *w, int whic
 	p->length = length;
 	p->family = w->packet.tuple.family;
 	p->from_pod = which;
+	p->way = w->way != 0;
 	__builtin_memset(p->pad, 0, sizeof(p->pad));
 	__builtin_memcpy(p->peer, which ? w->packet.tuple.daddr : w->packet.tuple.saddr, 16);
 	length = ((length - 1) & (PARKED_SIZE - 1)) + 1; /* it is: the verifier of 6.1 wants to see it */

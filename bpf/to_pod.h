@@ -72,7 +72,7 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 	if (p->kind == PACKET_ICMP_ERROR) {
 		if (iface == IFACE_HOST)
 			return PLAIN;
-		reason = error_walk(skb, w, w->ifindex, 0);
+		reason = error_walk(skb, w, w->ifindex, ERROR_TO_POD);
 		ends_find(w, iface, from);
 		return reason ? reason : PLAIN;
 	}
@@ -93,6 +93,8 @@ static __always_inline int to_pod_decide(struct __sk_buff *skb, struct walk *w, 
 		if (reason)
 			return reason;
 	}
+	if ((mark_read(skb) & (MARK_OUTSIDE | MARK_INGRESS)) == (MARK_OUTSIDE | MARK_INGRESS))
+		way_find(w, 0, 0); /* parked before the stack had it, which is not to hear of its answers alone */
 	return decide_new(w, walk_entry(w), 0);
 }
 

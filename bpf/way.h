@@ -52,6 +52,20 @@ static __always_inline __u32 way_of(struct flow *f, int side)
 	return key;
 }
 
+/* Whether a packet came by the walk's way, for this node, and whole: the stack's business is what comes
+ * by another device, and what has to be put together. */
+__noinline int came_by_way(struct __sk_buff *skb, struct walk *w)
+{
+	struct way *way;
+	__u32 key;
+
+	if (!w || w->packet.first_fragment || skb->pkt_type != PACKET_HOST)
+		return 0;
+	key = w->way;
+	way = key ? bpf_map_lookup_elem(&ways, &key) : 0;
+	return way && way->ifindex == skb->ifindex;
+}
+
 /* A packet that stands for many is as long as the longest of them. */
 static __always_inline __u32 length_sent(struct __sk_buff *skb, struct packet *p)
 {

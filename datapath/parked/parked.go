@@ -19,6 +19,7 @@ type Frame struct {
 	Peer    netip.Addr // who is not known
 	Ifindex uint32     // host side of the pod's veth
 	FromPod bool       // else it is for the pod
+	Way     bool       // it came past the node's stack
 	Bytes   []byte
 }
 
@@ -84,7 +85,7 @@ func (f *Frames) Read() (Frame, error) {
 	}
 	frame := p.Frame[:min(int(p.Length), len(p.Frame))]
 	complete(frame)
-	return Frame{Peer: peer, Ifindex: p.Ifindex, FromPod: p.FromPod != 0, Bytes: frame}, nil
+	return Frame{Peer: peer, Ifindex: p.Ifindex, FromPod: p.FromPod != 0, Way: p.Way != 0, Bytes: frame}, nil
 }
 
 // context is the head of struct __sk_buff, as a program is run with.
@@ -101,6 +102,9 @@ func (f *Frames) Send(frame Frame) error {
 		c.CB[1] = 1
 	} else {
 		c.Mark = uint32(bpf.WeirMarkBitsMARK_OUTSIDE) << f.markShift
+		if frame.Way {
+			c.Mark |= uint32(bpf.WeirMarkBitsMARK_INGRESS) << f.markShift
+		}
 	}
 	ret, err := f.program.Run(&ebpf.RunOptions{Data: frame.Bytes, Context: c})
 	if err != nil {
