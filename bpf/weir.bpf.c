@@ -6,9 +6,10 @@
  *
  *    pod A                        node                          network
  *     eth0 --> veth  from_pod --(redirect_peer)--> eth0 of pod B
+ *                            |--(redirect_neigh)--> uplink or tunnel, to another node's pod
  *                            \--> stack --> to_network --> uplink
- *     eth0 <-- veth  to_pod  <--- stack <-- from_network <-- uplink
- *                                       <-- from_tunnel  <-- tunnel
+ *     eth0 <-- veth  to_pod  <--- stack <-- from_network <-- uplink; from_tunnel <-- tunnel
+ *     eth0 <-----(redirect_peer, from another node's pod)-----/
  *
  * An established packet costs one lookup in flows, or by the stack one more look at its
  * mark. Everything else is decide.h.

@@ -44,7 +44,12 @@ type tunnelScene struct {
 }
 
 func newTunnelScene(t *testing.T) *tunnelScene {
-	s := &tunnelScene{T: t, Node: testnode.New(t, loader.Config{TunnelPort: tunnelPort}), heard: make(chan string, 16), denied: make(chan datapath.Event, 64)}
+	return newWireScene(t, loader.Config{TunnelPort: tunnelPort})
+}
+
+// newWireScene has no tunnel where the configuration has none.
+func newWireScene(t *testing.T, cfg loader.Config) *tunnelScene {
+	s := &tunnelScene{T: t, Node: testnode.New(t, cfg), heard: make(chan string, 16), denied: make(chan datapath.Event, 64)}
 	s.network = s.AddNetwork(t,
 		[]netip.Prefix{prefix("192.0.2.1/24"), prefix("2001:db8::1/64")},
 		[]netip.Prefix{
@@ -79,7 +84,9 @@ func newTunnelScene(t *testing.T) *tunnelScene {
 		_, err := node.EnableForwarding()
 		return err
 	}))
-	s.must(s.Do(func() error { return s.routing.Route(s.nodes, nil) }))
+	if cfg.TunnelPort != 0 {
+		s.must(s.Do(func() error { return s.routing.Route(s.nodes, nil) }))
+	}
 	s.listen()
 	s.watch()
 	return s
