@@ -38,6 +38,7 @@ type options struct {
 	masquerade   bool
 	routing      string
 	tunnelPort   int
+	hostRouting  bool
 	addWait      time.Duration
 	pickUp       time.Duration
 	process      bool
@@ -128,6 +129,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
 	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network), vxlan (a tunnel over any network) or none (not in standalone)")
 	f.IntVar(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")
+	f.BoolVar(&o.hostRouting, "bpf-host-routing", true, "send what pods of two nodes say to each other past the nodes' network stacks (docs/routing.md); false: new flows go by them (not with --routing none)")
 	f.BoolVar(&o.masquerade, "masquerade", true, "translate pods' addresses on the way out of the cluster (not in standalone)")
 	f.BoolVar(&o.process, "process", true, "note which process opened a pod's socket, for flow records (UDP's with --cgroup-root only)")
 	f.BoolVar(&o.flowRecords, "flow-records", true, "record flows and denied packets; false: they are only counted, and weir flows, Hubble's API and exports of flows have nothing")

@@ -75,7 +75,7 @@ node-name: from-file
 
 func TestConfigFileIsStrict(t *testing.T) {
 	for _, c := range []struct{ config, want string }{
-		{"routing: native\nlog-levle: debug\n", `FILE:2: unknown key "log-levle" (known: add-wait, announce-in, bpffs-dir, `},
+		{"routing: native\nlog-levle: debug\n", `FILE:2: unknown key "log-levle" (known: add-wait, announce-in, bpf-host-routing, bpffs-dir, `},
 		{"config: /etc/other.yaml\n", `FILE:1: unknown key "config"`},
 		{"help: true\n", `FILE:1: unknown key "help"`},
 		{"tunnel-port: 0\n", `FILE:1: tunnel-port 0 must be 1 to 65535`},

@@ -66,7 +66,7 @@ func run(ctx context.Context, o *options) error {
 	a, err := agent.New(agent.Config{
 		Committed:  func(took time.Duration, err error) { metrics.Committed(took, err) },
 		CgroupRoot: o.cgroupRoot, Sockets: left,
-		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Unready: from.unready(), Tunnel: o.routing == routingVXLAN, Kernel: kernel, Network: node.Network{}, Log: o.log,
+		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Unready: from.unready(), NoHostRouting: !o.hostRouting, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs(), Observed: kernel.observed.Load},
 		NodeName: o.nodeName, Version: build.Read().String(), BPFFSDir: o.bpffsDir, SourceName: from.name,
 		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
@@ -305,7 +305,7 @@ func answer(ctx context.Context, o *options, p parts) error {
 
 func (o *options) programs() loader.Config {
 	c := loader.Config{BPFFSDir: o.bpffsDir, NodeEgressAllow: o.nodeEgress == "allow", MarkShift: o.markShift, Sizes: o.sizes, CgroupRoot: o.cgroupRoot, Pickup: o.pickUp,
-		NoRecords: !o.flowRecords, NoProcess: !o.process, Update: o.flowUpdate}
+		NoRecords: !o.flowRecords, NoProcess: !o.process, NoHostRouting: !o.hostRouting, Update: o.flowUpdate}
 	if o.flowUpdate == 0 {
 		c.Update = -1
 	}

@@ -102,6 +102,7 @@ func (a *app) printStatus(s api.Status) error {
 		{"flow log", a.logText(s.Flows.Log)},
 		{"exports", a.exportsText(s.Exports)},
 		{"services", servicesText(s.Services)},
+		{"routing", hostRoutingText(s.HostRouting)},
 		{"drops", dropsText(s.Drops)},
 		{"maps", mapsText(s.Maps)},
 		{"hooks", format.Safe(cmp.Or(strings.Join(s.Hooks, ", "), "none"))},
@@ -223,6 +224,21 @@ func servicesText(s api.ServiceStatus) string {
 		return "left to the node's NAT (weir-agent has no --cgroup-root)"
 	}
 	return fmt.Sprintf("%d addresses and ports translated at sockets below %s", s.Addresses, format.Safe(s.CgroupRoot))
+}
+
+// hostRoutingText is how flows to other nodes' pods cross this node.
+func hostRoutingText(h *api.HostRoutingStatus) string {
+	switch {
+	case h == nil:
+		return "" // somebody else's matter, or an older agent
+	case h.Path == api.PathBPF && h.Nodes == h.Others:
+		return "by BPF to pods of " + plural(h.Nodes, "other node", "other nodes")
+	case h.Path == api.PathBPF:
+		return fmt.Sprintf("by BPF to pods of %d of %d other nodes: see the warnings", h.Nodes, h.Others)
+	case len(h.Why) == 1:
+		return fmt.Sprintf("by this node's stack to pods of other nodes (%s)", format.Safe(h.Why[0]))
+	}
+	return "by this node's stack to pods of other nodes"
 }
 
 // dropsText has the commonest reason first.

@@ -37,7 +37,8 @@ func healthy() api.Status {
 		Flows:  api.FlowStatus{Active: 3, Emitted: 1200},
 		Errors: []api.ObjectError{}, Drops: map[string]uint64{"policy": 120, "spoofed source": 3, "vlan": 0},
 		Hooks: []string{"to_network eth0 (tcx)"}, Warnings: []string{},
-		Maps: []api.MapUse{{Name: "flows", Used: 3, Most: 131072}, {Name: "facts", Used: 6000, Most: 65536}},
+		HostRouting: &api.HostRoutingStatus{Path: api.PathBPF, Nodes: 2, Others: 2},
+		Maps:        []api.MapUse{{Name: "flows", Used: 3, Most: 131072}, {Name: "facts", Used: 6000, Most: 65536}},
 	}
 }
 
@@ -51,8 +52,24 @@ func ill() api.Status {
 		{File: "web.yaml", Document: 2, Object: "NetworkPolicy shop/web", Field: "spec.ingress[0].from[1].ipBlock.cidr", Message: `"10.0.0.0/33" is no CIDR`},
 		{Object: "NetworkPolicy shop/\x1b[2Jbig", Message: "312 port ranges, at most 256 fit: use fewer"},
 	}
+	s.HostRouting = &api.HostRoutingStatus{Path: api.PathStack, Others: 2, Why: []string{"ip rule 7 (from \x1b[2Jall)"}}
 	s.Warnings = []string{"shop/db: a policy does not apply to a hostNetwork pod"}
 	return s
+}
+
+func TestHostRoutingText(t *testing.T) {
+	for want, s := range map[string]*api.HostRoutingStatus{
+		"":                                nil,
+		"by BPF to pods of 1 other node":  {Path: api.PathBPF, Nodes: 1, Others: 1},
+		"by BPF to pods of 0 other nodes": {Path: api.PathBPF},
+		"by BPF to pods of 2 of 3 other nodes: see the warnings":                 {Path: api.PathBPF, Nodes: 2, Others: 3, Why: []string{"a route"}},
+		"by this node's stack to pods of other nodes (--bpf-host-routing=false)": {Path: api.PathStack, Others: 3, Why: []string{"--bpf-host-routing=false"}},
+		"by this node's stack to pods of other nodes":                            {Path: api.PathStack, Others: 3},
+	} {
+		if got := hostRoutingText(s); got != want {
+			t.Errorf("%+v: %q, want %q", s, got, want)
+		}
+	}
 }
 
 // answers of one node for all the listing verbs.

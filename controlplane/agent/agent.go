@@ -87,7 +87,7 @@ type Config struct {
 	CgroupRoot      string        // whose processes get Services translated; none = nobody's
 	Sockets         Sockets       // nil: what backends leave behind stays
 	Router          Router        // nil: other nodes are somebody else's matter
-	Tunnel          bool          // other nodes' packets come by the tunnel: its programs are told from where
+	NoHostRouting   bool          // the programs send nothing past this node's stack to other nodes' pods
 	Announce        Announce      // nil: other nodes learn of a new pod from its object alone
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 
@@ -143,6 +143,7 @@ type input struct {
 	cluster *policy.Cluster // that of all updates; changes in place
 	pending policy.Changes  // of cluster, since it was compiled
 	network *node.State
+	ways    *ways // nil: nobody has looked yet
 }
 
 // New reads the state directory. It changes nothing in the kernel.
@@ -152,7 +153,7 @@ func New(c Config) (*Agent, error) {
 	}
 	a := &Agent{
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
-		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1)},
+		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1), look: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}}, hosted: hosted{},
 		refreshed: map[*endpoint.Record]*policy.Pod{},
 	}
@@ -186,7 +187,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tasks sync.WaitGroup
-	failed := make(chan error, 6)
+	failed := make(chan error, 7)
 	start := func(f func(context.Context) error) {
 		tasks.Go(func() {
 			if err := f(ctx); err != nil {
@@ -203,6 +204,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		start(a.releaseSockets)
 	}
 	start(a.route)
+	start(a.watchWays)
 	tasks.Wait()
 	close(failed)
 	var errs []error

@@ -32,7 +32,10 @@ type bench struct {
 	agent *Agent
 	stop  func()
 
-	source Source // nil: the manifests
+	source Source        // nil: the manifests
+	nodes  *source.Nodes // the cluster's
+	router Router
+	off    bool // host routing by BPF
 }
 
 func newBench(t *testing.T) *bench {
@@ -59,10 +62,13 @@ func (b *bench) start() {
 	if from == nil {
 		from = directory
 	}
+	if b.nodes != nil {
+		from = clusterSource{from, b.nodes}
+	}
 	b.agent, err = New(Config{
 		StateDir: state, Source: from, Kernel: b.kernel, Hooks: b.hooks, Network: b.network, Log: log,
 		NodeName: "node", SourceName: "DIR", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
-		AddWait: b.addWait,
+		AddWait: b.addWait, Router: b.router, NoHostRouting: b.off,
 	})
 	if err != nil {
 		b.t.Fatal(err)

@@ -51,6 +51,7 @@ type attempt struct {
 	pending policy.Changes
 	pods    map[types.NamespacedName]*policy.Pod // of interfaces here, now or before
 	origins bool                                 // nodes are others
+	ways    *ways
 	inc     *policy.Incremental
 	step    *policy.Step // nil: everything was compiled
 	locked  bool         // a.live is

@@ -52,6 +52,7 @@ func (a *Agent) settle(t *attempt) {
 // changed since the last one is compiled where that will do; then a.live is locked until
 // settle. whole compiles everything.
 func (a *Agent) compile(how how, limits datapath.Limits) *attempt {
+	a.knowWays()
 	a.mu.Lock()
 	in := a.input
 	if in.update == nil || in.network == nil {
@@ -95,11 +96,16 @@ func (a *Agent) compile(how how, limits datapath.Limits) *attempt {
 		t.inc, t.result = policy.NewIncremental(before, t.cluster, t.node, t.locals, a.ids)
 	}
 	t.origins = in.update.Nodes != a.applied.nodes || t.step == nil
-	if t.nodes = in.update.Nodes; a.Tunnel && t.origins {
+	_, routed := a.Router.(wayfinder)
+	if t.nodes = in.update.Nodes; routed && t.origins {
 		t.result.State.Origins = origins(t.nodes)
 	}
+	ways := in.ways != a.applied.ways || t.step == nil
+	if t.ways = in.ways; t.ways != nil && ways {
+		t.result.State.Ways = *t.ways
+	}
 	if t.step != nil {
-		t.step.Delta.Origins = t.origins
+		t.step.Delta.Origins, t.step.Delta.Ways = t.origins, ways
 	}
 	t.cluster = t.result.Enforced
 	t.sourceErrors = in.update.Errors

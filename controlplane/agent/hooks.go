@@ -274,7 +274,7 @@ func (a *Agent) attachDevices(s *node.State) {
 		warnings = append(warnings, err.Error())
 	}
 	warnings = append(warnings, a.detachGone(attached)...)
-	a.hooked.set(a.Log.Warn, hookNames(attached, here), warnings)
+	a.attached(a.hooked.set(a.Log.Warn, hookNames(attached, here), warnings))
 }
 
 // chained are the pods' interfaces that another plugin made, by index.
@@ -385,7 +385,8 @@ func (h *hooked) drop(device string) {
 	h.hooks = slices.DeleteFunc(slices.Clone(h.hooks), func(hook string) bool { return strings.Contains(hook, " "+device+" (") })
 }
 
-func (h *hooked) set(warn func(string, ...any), hooks, warnings []string) {
+// set returns whether the hooks are others.
+func (h *hooked) set(warn func(string, ...any), hooks, warnings []string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, w := range warnings {
@@ -393,5 +394,7 @@ func (h *hooked) set(warn func(string, ...any), hooks, warnings []string) {
 			warn(w)
 		}
 	}
+	changed := !slices.Equal(h.hooks, hooks)
 	h.hooks, h.warnings = hooks, warnings
+	return changed
 }

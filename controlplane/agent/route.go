@@ -26,7 +26,7 @@ type tunneller interface {
 	PodMTU() int
 }
 
-// origins are what the other nodes' packets may come from out of the tunnel: their addresses
+// origins are what other nodes' packets may come from, out of the tunnel no others: their addresses
 // and those of their pods. An address that two nodes claim is the elder's; one of this
 // node's is nobody's.
 func origins(nodes *source.Nodes) map[netip.Prefix]datapath.Origin {
@@ -69,6 +69,8 @@ func nodeNumber(name string) uint64 {
 // routed is what the Router works on, and what it could not do.
 type routed struct {
 	wake     chan struct{}
+	look     chan struct{}
+	passed   passed
 	warnings []string // a.mu
 }
 
@@ -90,21 +92,32 @@ func (a *Agent) route(ctx context.Context) error {
 	defer again.Stop()
 	delay := retryFirst
 	for {
+		look := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.routed.wake:
 		case <-again.C:
+		case <-a.routed.look:
+			look = true
 		}
 		a.mu.Lock()
 		update := a.input.update
 		a.mu.Unlock()
-		if update == nil || update.Nodes == nil {
+		known := update != nil && update.Nodes != nil
+		if known && look {
+			a.lookForWays(update.Nodes)
+		}
+		if look {
+			continue
+		}
+		if !known {
 			again.Reset(recheckMaps)
 			continue
 		}
 		err := a.Router.Route(update.Nodes, clusterCIDRs(a.ClusterCIDRs, update.Nodes))
 		a.noteRouted(err)
+		a.lookForWays(update.Nodes)
 		if err == nil {
 			delay = retryFirst
 			again.Reset(recheckMaps)

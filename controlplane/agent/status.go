@@ -188,6 +188,10 @@ func (a *Agent) status() (api.Status, error) {
 		s.Warnings = append(s.Warnings, w.Warnings()...)
 	}
 	s.Warnings = append(s.Warnings, a.routed.warnings...)
+	var stack string
+	if s.HostRouting, stack = a.hostRouting(); stack != "" {
+		s.Warnings = append(s.Warnings, stack)
+	}
 	s.Warnings = append(s.Warnings, a.last.warnings...)
 	s.Warnings = append(s.Warnings, people.warnings...)
 	return s, nil

@@ -138,24 +138,25 @@ const (
 
 // Status is the agent's state.
 type Status struct {
-	Node        string            `json:"node"`
-	Version     string            `json:"version"`
-	Started     time.Time         `json:"started"`
-	Revision    Revision          `json:"revision"`
-	Epoch       uint64            `json:"epoch"`
-	Degraded    bool              `json:"degraded"` // Errors has the causes
-	Endpoints   int               `json:"endpoints"`
-	Chained     int               `json:"chained"`     // of these, on interfaces that another plugin made
-	Unprotected int               `json:"unprotected"` // pods of this node, as an API server has them, that have no endpoint
-	Flows       FlowStatus        `json:"flows"`
-	Services    ServiceStatus     `json:"services"`
-	Errors      []ObjectError     `json:"errors"`            // empty, not null, when all is well
-	Drops       map[string]uint64 `json:"drops"`             // packets by reason since the maps were made
-	Hooks       []string          `json:"hooks"`             // what is attached, e.g. "to_network eth0 (tcx)"
-	Maps        []MapUse          `json:"maps"`              // how full the kernel's maps are
-	Warnings    []string          `json:"warnings"`          // not errors: things the user should know
-	Unready     []string          `json:"unready,omitempty"` // why the container runtime does not hand new pods to us
-	Exports     []ExportStatus    `json:"exports,omitempty"`
+	Node        string             `json:"node"`
+	Version     string             `json:"version"`
+	Started     time.Time          `json:"started"`
+	Revision    Revision           `json:"revision"`
+	Epoch       uint64             `json:"epoch"`
+	Degraded    bool               `json:"degraded"` // Errors has the causes
+	Endpoints   int                `json:"endpoints"`
+	Chained     int                `json:"chained"`     // of these, on interfaces that another plugin made
+	Unprotected int                `json:"unprotected"` // pods of this node, as an API server has them, that have no endpoint
+	Flows       FlowStatus         `json:"flows"`
+	Services    ServiceStatus      `json:"services"`
+	HostRouting *HostRoutingStatus `json:"hostRouting,omitempty"` // nil: the way to other nodes' pods is somebody else's matter
+	Errors      []ObjectError      `json:"errors"`                // empty, not null, when all is well
+	Drops       map[string]uint64  `json:"drops"`                 // packets by reason since the maps were made
+	Hooks       []string           `json:"hooks"`                 // what is attached, e.g. "to_network eth0 (tcx)"
+	Maps        []MapUse           `json:"maps"`                  // how full the kernel's maps are
+	Warnings    []string           `json:"warnings"`              // not errors: things the user should know
+	Unready     []string           `json:"unready,omitempty"`     // why the container runtime does not hand new pods to us
+	Exports     []ExportStatus     `json:"exports,omitempty"`
 }
 
 // ExportStatus is what became of the flows that were meant for one export's target:
@@ -170,6 +171,15 @@ type ExportStatus struct {
 	Failures uint64            `json:"failures"`        // attempts that failed
 	Error    string            `json:"error,omitempty"` // why the target takes nothing just now
 	Since    *time.Time        `json:"since,omitempty"` // when that began
+}
+
+// HostRoutingStatus is how new flows between this node's pods and other nodes' cross this node:
+// past its stack (bpf), or by it.
+type HostRoutingStatus struct {
+	Path   string   `json:"path"`          // bpf: to some nodes at least
+	Nodes  int      `json:"nodes"`         // whose pods are reached by BPF
+	Others int      `json:"others"`        // nodes there are that have pods
+	Why    []string `json:"why,omitempty"` // they are not all
 }
 
 // ServiceStatus is how pods reach Services.

@@ -22,6 +22,7 @@ announce-in: {{ .Release.Namespace }}
 routing: {{ .Values.routing }}
 tunnel-port: {{ int64 .Values.tunnelPort }}
 masquerade: {{ .Values.masquerade }}
+bpf-host-routing: {{ .Values.bpfHostRouting }}
 process: {{ .Values.process }}
 flow-records: {{ .Values.flowRecords }}
 flow-update: {{ .Values.flowUpdate | quote }}

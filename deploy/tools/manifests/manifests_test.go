@@ -70,7 +70,7 @@ func golden(t *testing.T, path, want, remedy string) {
 // everything sets all there is to set.
 var everything = map[string]any{
 	"image":   map[string]any{"repository": "example.test/weir", "tag": "1.2.3", "pullPolicy": "Always"},
-	"routing": "vxlan", "tunnelPort": 4789, "masquerade": false, "announce": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
+	"routing": "vxlan", "tunnelPort": 4789, "masquerade": false, "bpfHostRouting": false, "announce": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
 	"uplinks": []any{"eth0", "eth1.100"}, "mapSizes": map[string]any{"flows": 65536, "facts": float64(1048576)},
 	"logLevel": "debug", "logFormat": "json", "k8sServiceHost": "192.0.2.1", "k8sServicePort": 16443,
 	"stateDir": "/var/run/weir", "cniConfDir": "/etc/cni/other", "cniBinDir": "/usr/libexec/cni", "hostPorts": "iptables", "cgroupRoot": "",
