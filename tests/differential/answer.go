@@ -100,7 +100,7 @@ func (r *rig) send(p packet) (forwarded bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	at, want := r.arrival(p), r.reference(p.question)
+	at, want := r.arrival(p, &flow), r.reference(p.question)
 	verdict, err := r.hooks[at.hook].Run(frame, at.ifindex, at.ingress, at.mark)
 	if err != nil {
 		return false, err
@@ -204,7 +204,14 @@ func (r *rig) misdelivered(p packet, at arrival, verdict int, flow *bpf.WeirFlow
 	if p.reply {
 		sender = p.to
 	}
-	redirected := at.hook == "from_pod" && flow.State&uint32(bpf.WeirFlowStateFLOW_PATH_BPF) != 0
+	pastStack := flow.State&uint32(bpf.WeirFlowStateFLOW_PATH_NODES) != 0
+	if p.first && !p.reply && pastStack != (at.hook != "to_pod" && r.mayPassStack(p)) {
+		return fmt.Sprintf("past the stack %v at %s", pastStack, at.hook)
+	}
+	if pastStack {
+		r.tally.pastStack++
+	}
+	redirected := at.hook == "from_pod" && flow.State&uint32(bpf.WeirFlowStateFLOW_PATH_BPF) != 0 || at.hook != "to_pod" && pastStack
 	if redirected != (verdict == testnode.Redirect) || verdict != testnode.Redirect && verdict != testnode.Next {
 		return fmt.Sprintf("verdict %d at %s, redirect %v", verdict, at.hook, redirected)
 	}

@@ -104,7 +104,8 @@ type arrival struct {
 	mark             uint16
 }
 
-func (r *rig) arrival(p packet) arrival {
+// flow is its entry, of which a first packet has none.
+func (r *rig) arrival(p packet, flow *bpf.WeirFlow) arrival {
 	from, to, w := p.from, p.to, p.way
 	if p.reply {
 		from, to, w = p.to, p.from, fromPod
@@ -123,8 +124,9 @@ func (r *rig) arrival(p packet) arrival {
 	if from.Node {
 		return arrival{"to_pod", r.ifindex(to), 0, 0}
 	}
-	if p.reply && !p.first && r.rand.Intn(2) == 0 {
-		return arrival{"from_network", r.uplink, r.uplink, 0} // enforces an entry that it hits
+	pastStack := p.first && !p.reply && r.mayPassStack(p) || !p.first && flow.State&uint32(bpf.WeirFlowStateFLOW_PATH_NODES) != 0
+	if p.reply && !p.first && r.rand.Intn(2) == 0 || pastStack && p.port%2 == 0 {
+		return arrival{"from_network", r.uplink, r.uplink, 0} // enforces an entry that it hits, or makes one past the stack
 	}
 	return arrival{"to_pod", r.ifindex(to), r.uplink, 0}
 }

@@ -3,9 +3,13 @@ package differential
 import (
 	"fmt"
 	"math/rand"
+	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/controlplane/policy"
@@ -62,8 +66,54 @@ func newRig(t *testing.T, seed int64, o Options) *rig {
 		ep.NoRedirect = r.rand.Intn(4) == 0
 	}
 	r.uplink = r.node.AddDevice(t, "uplink")
+	if err := r.node.Do(r.addressUplink); err != nil {
+		t.Fatal(err)
+	}
 	r.open(t)
 	return r
+}
+
+// addressUplink gives it the hardware address that all frames have.
+func (r *rig) addressUplink() error {
+	link, err := netlink.LinkByIndex(r.uplink)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetHardwareAddr(link, net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee})
+}
+
+// otherNode is that of all pods that are not this node's.
+const otherNode = 2
+
+// lead has ways to the other node by the uplink.
+func (r *rig) lead(s *datapath.State) {
+	s.Origins, s.Ways = map[netip.Prefix]datapath.Origin{}, map[datapath.WayKey]datapath.Way{}
+	for _, x := range r.world.Node.ClusterCIDRs {
+		s.Origins[x.Masked()] = datapath.Origin{Node: otherNode}
+	}
+	for _, a := range r.world.Node.RemoteNodes {
+		s.Origins[netip.PrefixFrom(a, a.BitLen())] = datapath.Origin{Node: otherNode, Address: true}
+	}
+	for _, v6 := range []bool{false, true} {
+		s.Ways[datapath.WayKey{Node: otherNode, V6: v6}] = datapath.Way{Ifindex: uint32(r.uplink), MTU: 1500, Addr: netip.MustParseAddr("192.0.2.2")}
+	}
+}
+
+// mayPassStack reports whether a flow that p begins goes past the node's stack, to or from the other node.
+// The table is too new for datagrams.
+func (r *rig) mayPassStack(p packet) bool {
+	local, other, end := p.from, p.to, p.tuple.To
+	if p.way == toPod {
+		local, other, end = p.to, p.from, p.tuple.From
+	}
+	if p.way != toPod && p.way != fromPod || local.Local == 0 || other.Local != 0 || other.Node || r.world.Locals[local.Local-1].Endpoint.NoRedirect {
+		return false
+	}
+	if p.tuple.Protocol == datapath.TCP && p.flags != "" && p.flags != "S" || p.tuple.Protocol != datapath.TCP && !p.icmp() {
+		return false
+	}
+	inside := slices.ContainsFunc(r.world.Node.ClusterCIDRs, func(x netip.Prefix) bool { return x.Contains(end.Addr) })
+	return inside && !slices.Contains(r.world.Node.RemoteNodes, end.Addr)
 }
 
 func (r *rig) open(t *testing.T) {
@@ -108,6 +158,7 @@ func (r *rig) commit(c *policy.Cluster) error {
 	if len(result.Errors) > 0 {
 		return fmt.Errorf("the cluster is refused: %v", result.Errors)
 	}
+	r.lead(result.State)
 	if r.damage != nil {
 		r.damage(result.State)
 	}

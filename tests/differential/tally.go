@@ -14,6 +14,8 @@ type tally struct {
 	masked                                           int // sets in which a pod has so many ranges that masks are asked
 	first, again, replies, forwarded, dropped, event int
 
+	pastStack int // packets to and from another node
+
 	questions int            // of the reference and the judges: a cluster and a tuple each
 	unanimous int            // packets that the kernel, the reference and every judge spoke of
 	judged    map[string]int // packets, by judge
@@ -41,6 +43,7 @@ func (n *tally) add(m tally) {
 	n.sets, n.restarts, n.masked = n.sets+m.sets, n.restarts+m.restarts, n.masked+m.masked
 	n.first, n.again, n.replies = n.first+m.first, n.again+m.again, n.replies+m.replies
 	n.forwarded, n.dropped, n.event = n.forwarded+m.forwarded, n.dropped+m.dropped, n.event+m.event
+	n.pastStack += m.pastStack
 	n.questions, n.unanimous = n.questions+m.questions, n.unanimous+m.unanimous
 	n.judged, n.silent = added(n.judged, m.judged), added(n.silent, m.silent)
 }
@@ -83,8 +86,8 @@ func (n *tally) countJudges(want answer) {
 func (n *tally) verdicts() int { return n.forwarded + n.dropped }
 
 func (n *tally) String() string {
-	text := fmt.Sprintf("%d verdicts (%d first packets, %d later ones, %d replies): %d forwarded, %d dropped; %d events; %d commits, %d with masks, %d restarts; %d tuples explained",
-		n.verdicts(), n.first, n.again, n.replies, n.forwarded, n.dropped, n.event, n.sets, n.masked, n.restarts, n.questions)
+	text := fmt.Sprintf("%d verdicts (%d first packets, %d later ones, %d replies): %d forwarded, %d dropped; %d events; %d commits, %d with masks, %d restarts; %d past the stack; %d tuples explained",
+		n.verdicts(), n.first, n.again, n.replies, n.forwarded, n.dropped, n.event, n.sets, n.masked, n.restarts, n.pastStack, n.questions)
 	if len(n.judged) > 0 {
 		text += fmt.Sprintf("; %d with every answer", n.unanimous)
 	}
@@ -110,6 +113,9 @@ func (n *tally) check(t *testing.T) {
 	}
 	if n.masked*20 < n.sets {
 		t.Errorf("masks in %d of %d clusters: too few to tell anything", n.masked, n.sets)
+	}
+	if n.pastStack*100 < n.verdicts() {
+		t.Errorf("%d of %d packets past the stack: too few to tell anything", n.pastStack, n.verdicts())
 	}
 	if len(n.judged) > 0 && n.unanimous*5 < n.verdicts()*4 {
 		t.Errorf("only %d of %d verdicts were everybody's", n.unanimous, n.verdicts())

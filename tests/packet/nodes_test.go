@@ -8,12 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/datapath/loader"
+	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/identity"
 	"github.com/weirnet/weir/tests/testnode"
 )
@@ -361,4 +363,44 @@ func TestRevokedToAnotherNode(t *testing.T) {
 			n.out(fmt.Sprint(name, " of another epoch"), n.a, f, true)
 		}
 	})
+}
+
+// Programs on other maps take over flows past the stack, with their ways: those are filled before.
+func TestNewMapsKeepFlowsPastTheStack(t *testing.T) {
+	each(t, open, func(t *testing.T, n *nodes, own func(testnode.Pod) string, two string) {
+		out, in := tcp(own(n.a), 7000, two, 80, "S"), tcp(two, 7001, own(n.b), 80, "S")
+		n.out("out", n.a, out, true)
+		n.in("in", n.b, in, true, 0)
+		next := n.Next(t, loader.Sizes{"flows": 2048 + 16*uint32(len(two))})
+		n.Commit(t)
+		n.switchTo(t, next, len(n.taken(t)), 0)
+		var err error
+		n.tables, err = n.Tables()
+		n.must(err)
+		for what, f := range map[string]testnode.Frame{"out": out, "in": in} {
+			if got := n.path(f); got != "nodes" {
+				t.Errorf("%s: the path is %q", what, got)
+			}
+		}
+		n.in("the answer", n.a, answer(out, "SA"), true, 0)
+		n.out("on", n.a, flags(out, "A"), true)
+		n.out("the other answer", n.b, answer(in, "SA"), true)
+		n.in("on", n.b, flags(in, "A"), true, 0)
+	})
+}
+
+// taken are the flows in force.
+func (n *nodes) taken(t *testing.T) (all []bpf.WeirFlowKey) {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(maps.Path(n.Config.BPFFSDir, bpf.WeirMapFlows), nil)
+	n.must(err)
+	defer m.Close()
+	var key bpf.WeirFlowKey
+	var flow bpf.WeirFlow
+	entries := m.Iterate()
+	for entries.Next(&key, &flow) {
+		all = append(all, key)
+	}
+	n.must(entries.Err())
+	return all
 }
