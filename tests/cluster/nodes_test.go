@@ -33,6 +33,7 @@ type pair struct {
 	pods  map[string]*lab.Pod
 
 	addresses [2][]string // as their Nodes have them
+	strictly  bool        // they drop what conntrack calls invalid
 }
 
 const (
