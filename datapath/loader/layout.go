@@ -70,7 +70,34 @@ func recordOf(t btf.Type, size uint32) (record, error) {
 	if t == nil {
 		return r, nil
 	}
-	return r, r.add(t, "", 0)
+	err := r.add(t, "", 0)
+	r.join()
+	return r, err
+}
+
+// joined is from how many bytes on an array of them is one field: the kernel keeps the text.
+const joined = 64
+
+// join makes fields of arrays of bytes, which earlier builds list byte by byte.
+func (r *record) join() {
+	var fields []part
+	for i := 0; i < len(r.Fields); {
+		f, n := r.Fields[i], 1
+		if base, ok := strings.CutSuffix(f.Path, "[0]"); ok && f.Size == 1 {
+			for i+n < len(r.Fields) && r.Fields[i+n] == (part{base + "[" + strconv.Itoa(n) + "]", f.Offset + uint32(n), 1}) {
+				n++
+			}
+			if n < joined {
+				fields = append(fields, r.Fields[i:i+n]...)
+			} else {
+				fields = append(fields, part{base, f.Offset, uint32(n)})
+			}
+		} else {
+			fields = append(fields, f)
+		}
+		i += n
+	}
+	r.Fields = fields
 }
 
 func (r *record) add(t btf.Type, path string, offset uint32) error {
@@ -188,6 +215,11 @@ func readLayout(dir, set string) (layout, error) {
 	l := layout{}
 	if err := json.Unmarshal(bytes.TrimRight(text, "\x00"), &l); err != nil {
 		return nil, fmt.Errorf("read map %s: %w", path, err)
+	}
+	for name, m := range l {
+		m.Key.join()
+		m.Value.join()
+		l[name] = m
 	}
 	return l, nil
 }

@@ -136,3 +136,20 @@ func TestRecordFromAnotherBuild(t *testing.T) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
 }
+
+// Earlier builds listed arrays of bytes byte by byte, whatever their length.
+func TestLongArraysAreOneField(t *testing.T) {
+	u8 := &btf.Int{Name: "u8", Size: 1}
+	process := &btf.Struct{Name: "process", Size: 80, Members: []btf.Member{
+		{Name: "name", Type: &btf.Array{Type: u8, Nelems: 16}}, {Name: "exe", Offset: 16 * 8, Type: &btf.Array{Type: u8, Nelems: 64}}}}
+	is, err := recordOf(process, 80)
+	must(t, err)
+	was := record{Size: 80}
+	must(t, was.add(process, "", 0))
+	if len(was.Fields) != 80 || len(is.Fields) != 17 || is.Fields[16] != (part{"exe", 16, 64}) {
+		t.Fatalf("%d and %d fields, the last is %v", len(was.Fields), len(is.Fields), is.Fields[len(is.Fields)-1])
+	}
+	if was.join(); !(mapLayout{Value: is}).same(mapLayout{Value: was}) {
+		t.Errorf("got  %v\nwant %v", was, is)
+	}
+}
