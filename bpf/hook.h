@@ -50,7 +50,8 @@ static __always_inline struct flow *walk_settle(struct __sk_buff *skb, struct wa
 		f = bpf_map_lookup_elem(&flows, &w->key);
 	if (f && !READ_ONCE(f->process[w->side & 1]))
 		flow_process(skb, f, w->side);
-	if (f && cfg_records && w->started && w->end[0].endpoint && (READ_ONCE(f->state) & FLOW_INITIATOR) == w->side)
+	if (f && cfg_records && cfg_services && w->started && w->end[0].endpoint &&
+	    (READ_ONCE(f->state) & FLOW_INITIATOR) == w->side)
 		flow_note_service(f, sender_service(skb, w));
 	if (f)
 		flow_count(f, &w->packet, w->side);

@@ -76,6 +76,9 @@ struct sock_common {
 	struct in6_addr_ skc_v6_daddr;
 	struct in6_addr_ skc_v6_rcv_saddr;
 	possible_net_t skc_net;
+	struct {
+		__s64 counter;
+	} skc_cookie;
 };
 struct sock {
 	struct sock_common __sk_common;
@@ -84,7 +87,11 @@ struct sock {
 struct inet_sock {
 	__be16 inet_sport;
 };
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
 	__u32 srtt_us;
 	__u32 total_retrans;
 };

@@ -45,8 +45,8 @@ static __always_inline __u32 socket_endpoint(struct sock *sk)
 	return number ? *number : 0;
 }
 
-/* The tuple of what the socket sends; 0 = it is no IP socket. */
-static __always_inline int socket_tuple(struct sock *sk, struct tuple *t)
+/* The tuple of what a socket sends that is TCP's; 0 = it is no IP socket. */
+static __always_inline int socket_tuple(struct sock *sk, struct tcp_sock *tcp, struct tuple *t)
 {
 	struct sock_common *c = &sk->__sk_common;
 
@@ -59,9 +59,9 @@ static __always_inline int socket_tuple(struct sock *sk, struct tuple *t)
 	} else {
 		return 0;
 	}
-	t->sport = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport)); /* its number is gone when it closes */
+	t->sport = bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport); /* its number is gone when it closes */
 	t->dport = bpf_ntohs(c->skc_dport);
-	t->protocol = sk->sk_protocol;
+	t->protocol = IPPROTO_TCP;
 	t->family = *(__u64 *)t->saddr == 0 && *(__u32 *)(t->saddr + 8) == bpf_htonl(0xffff) ? 4 : 6;
 	t->pad = 0;
 	return 1;
@@ -82,21 +82,29 @@ static __always_inline __u32 connection_packed(__u32 rtt, __u32 retransmits)
  * both ends have closed, so that its last event has it. */
 static __always_inline void connection_note(struct sock *sk, __u32 endpoint)
 {
-	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct flow_key key;
 	struct tuple t = {};
 	struct flow *f;
 	int side;
 
-	if (sk->sk_protocol != IPPROTO_TCP || !socket_tuple(sk, &t))
+	if (!tcp || !socket_tuple(sk, tcp, &t))
 		return;
 	side = flow_key_of(&t, &key) & 1;
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f || f->endpoint[side] != endpoint)
 		return;
-	WRITE_ONCE(f->errors[side],
-		   connection_packed(BPF_CORE_READ(tcp, srtt_us) >> 3, BPF_CORE_READ(tcp, total_retrans)));
+	WRITE_ONCE(f->errors[side], connection_packed(tcp->srtt_us >> 3, tcp->total_retrans));
 	__sync_fetch_and_or(&f->state, side ? FLOW_TCP_1 : FLOW_TCP_0);
+}
+
+/* The process is the one that calls connect. A socket that has storage already keeps to it. */
+static __always_inline void opener_name(struct sock *sk)
+{
+	__u32 process = process_named(bpf_get_current_task_btf());
+
+	if (bpf_sk_storage_get(&socket_process, sk, 0, 0) || !opener_put(bpf_get_socket_cookie(sk), process))
+		socket_name(sk, process);
 }
 
 SEC("tp_btf/inet_sock_set_state") int set_state(__u64 *ctx)
@@ -107,12 +115,18 @@ SEC("tp_btf/inet_sock_set_state") int set_state(__u64 *ctx)
 
 	if (is != TCP_SYN_SENT && is != TCP_LISTEN && is != TCP_CLOSE)
 		return 0;
+	if (is == TCP_CLOSE) /* its pod may be gone */
+		opener_free(sk->__sk_common.skc_cookie.counter);
 	endpoint = socket_endpoint(sk);
 	if (!endpoint)
 		return 0;
 	if (is == TCP_CLOSE)
 		connection_note(sk, endpoint);
-	else if (cfg_process) /* in connect and listen: the process is the one that calls them */
+	else if (!cfg_process)
+		return 0;
+	else if (is == TCP_SYN_SENT)
+		opener_name(sk);
+	else /* the process is the one that calls listen */
 		socket_name(sk, process_named(bpf_get_current_task_btf()));
 	return 0;
 }
@@ -289,6 +303,8 @@ SEC("iter/task_file") int name_sockets(struct bpf_iter__task_file *ctx)
 		return 0;
 	sk = socket->sk;
 	if (!sk || (sk->__sk_common.skc_family != INET && sk->__sk_common.skc_family != INET6) || !socket_endpoint(sk))
+		return 0;
+	if (opener_process(sk->__sk_common.skc_cookie.counter))
 		return 0;
 	has = bpf_sk_storage_get(&socket_process, sk, 0, 0);
 	if (has && !(*has & PROCESS_HELD))

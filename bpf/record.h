@@ -6,6 +6,9 @@
 #include "socket.h"
 #include "walk.h"
 
+/* 0 = no socket gets a backend for a Service. */
+volatile const __u32 cfg_services = 1;
+
 #define TC_NEXT -1 /* accept: other people's filters still run */
 #define TC_DROP 2
 
@@ -20,13 +23,16 @@ static __always_inline __u32 packets_of(struct packet *p)
 static __always_inline __u32 sender_process(struct __sk_buff *skb, int answers)
 {
 	struct bpf_sock *sk = skb->sk, *full;
-	__u32 *number;
+	__u32 *number, opener;
 
 	if (!sk)
 		return 0;
 	full = bpf_sk_fullsock(sk);
-	if (full && answers && full->protocol == IPPROTO_TCP)
-		return 0;
+	if (full && full->protocol == IPPROTO_TCP) {
+		opener = answers ? 0 : opener_process(bpf_get_socket_cookie(skb));
+		if (answers || opener)
+			return opener;
+	}
 	if (!full)
 		full = bpf_get_listener_sock(sk);
 	if (!full)
@@ -61,7 +67,7 @@ __noinline int sender_service(struct __sk_buff *skb, struct walk *w)
 	struct talks *all;
 	struct tuple *to;
 
-	if (!sk || !w)
+	if (!sk || !w || !cfg_services)
 		return 0;
 	to = &w->packet.tuple;
 	if (to->protocol != IPPROTO_TCP && to->protocol != IPPROTO_UDP)
@@ -69,10 +75,11 @@ __noinline int sender_service(struct __sk_buff *skb, struct walk *w)
 	full = bpf_sk_fullsock(sk);
 	if (!full)
 		return 0;
-	t = bpf_sk_storage_get(&connected, full, 0, 0);
-	if (t && (to->protocol == IPPROTO_TCP || full->state == BPF_TCP_ESTABLISHED) &&
-	    leads_to(t, to->daddr, to->dport))
-		return t->position >> 16;
+	if (to->protocol == IPPROTO_TCP || full->state == BPF_TCP_ESTABLISHED) {
+		t = bpf_sk_storage_get(&connected, full, 0, 0);
+		if (t && leads_to(t, to->daddr, to->dport))
+			return t->position >> 16;
+	}
 	if (to->protocol == IPPROTO_TCP)
 		return 0;
 	all = bpf_sk_storage_get(&talking, full, 0, 0);

@@ -148,6 +148,11 @@ func (c Config) specs() (weir, sock, observe *ebpf.CollectionSpec, err error) {
 	if observe, err = observeSpec(c, weir, sock); err != nil {
 		return nil, nil, nil, err
 	}
+	if c.CgroupRoot == "" {
+		if err := weir.Variables[bpf.WeirVarCfgServices].Set(uint32(0)); err != nil {
+			return nil, nil, nil, fmt.Errorf("set %s: %w", bpf.WeirVarCfgServices, err)
+		}
+	}
 	if c.NoRecords {
 		for _, spec := range []*ebpf.CollectionSpec{weir, observe} {
 			if err := spec.Variables[bpf.WeirVarCfgRecords].Set(uint32(0)); err != nil {

@@ -28,7 +28,7 @@ import (
 var carried = []string{
 	bpf.WeirMapCounters, bpf.WeirMapDenialCounts, bpf.WeirMapFlowEvents, bpf.WeirMapDenialEvents, bpf.WeirMapShieldDeny,
 	bpf.SockMapConnected, bpf.SockMapTalking, bpf.SockMapUdpSockets, bpf.SockMapAffinities,
-	bpf.SockMapProcesses, bpf.SockMapProcessNumbers, bpf.SockMapProcessCount, bpf.SockMapSocketProcess, bpf.ObserveMapKernelDrops,
+	bpf.SockMapProcesses, bpf.SockMapProcessNumbers, bpf.SockMapProcessCount, bpf.SockMapSocketProcess, bpf.SockMapTcpOpeners, bpf.ObserveMapKernelDrops,
 }
 
 var stubMaps = []string{bpf.StubMapTcProgs, bpf.StubMapXdpProgs, "abi"}

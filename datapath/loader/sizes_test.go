@@ -77,7 +77,7 @@ func TestEveryMapHasASize(t *testing.T) {
 		bpf.SockMapNetnsEndpoints: true,                           // by endpoint number
 		bpf.SockMapServiceLists:   true,                           // as services
 		bpf.SockMapConnected:      true, bpf.SockMapTalking: true, // kept with each socket
-		bpf.SockMapSocketProcess: true, bpf.SockMapProcessNumbers: true, bpf.SockMapProcessCount: true,
+		bpf.SockMapSocketProcess: true, bpf.SockMapTcpOpeners: true, bpf.SockMapProcessNumbers: true, bpf.SockMapProcessCount: true,
 		bpf.SockMapProcessDraft: true, // one a CPU
 		bpf.WeirMapCounters:     true, bpf.WeirMapSweepTimer: true,
 	}

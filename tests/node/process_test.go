@@ -9,7 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/controlplane/api"
+	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/tests/lab"
 )
 
@@ -256,6 +260,70 @@ func TestProcessSurvivesTheAgent(t *testing.T) {
 	for _, warning := range e.status().Warnings {
 		t.Errorf("status warns: %s", warning)
 	}
+}
+
+// TestProcessOfConnections: where a connection's opener is noted it stays until the connection is
+// closed, be its pod there or not, and one that finds the place taken is as well known.
+func TestProcessOfConnections(t *testing.T) {
+	e, cgroup := processEnv(t)
+	places, err := ebpf.LoadPinnedMap(maps.Path(e.BPFFSDir(), bpf.SockMapTcpOpeners), nil)
+	e.must("places", err)
+	defer places.Close()
+	taken := func() (n int) {
+		for at := range places.MaxEntries() {
+			var word uint64
+			if e.must("place", places.Lookup(at, &word)); word != 0 {
+				n++
+			}
+		}
+		return n
+	}
+	to := func(host string) string { return e.host(host).Addr(4) + ":" + fmt.Sprint(portHTTP) }
+	served := to("ns/b")
+
+	o := e.opener("ns/a", cgroup, "socket s tcp", "connect s "+served, "wait", "send s", "wait")
+	w := o.until("connect s " + served)
+	if n := taken(); n != 1 {
+		t.Errorf("%d places of 1 connection", n)
+	}
+	e.apply("late.yaml", policy("ns", "late", "  podSelector: {matchLabels: {app: b}}\n  policyTypes: [Ingress]\n"))
+	o.goOn()
+	e.is("denied in the middle", e.recordFrom("denied", "tcp", w.Port).Process, w)
+	e.must("remove", e.Remove("late.yaml"))
+	e.must("wait", e.Wait(e.ctx))
+	o.goOn()
+	e.eventually("its place is free", 20*time.Second, func() bool { return taken() == 0 })
+
+	for at := range places.MaxEntries() {
+		e.must("take", places.Put(at, uint64(1)<<63|1))
+	}
+	o = e.opener("ns/a", cgroup, "socket s tcp", "connect s "+served, "close s", "socket u tcp", "connect u "+to("ns/c"), "wait")
+	w = o.until("connect s " + served)
+	e.is("no place is free", e.recordFrom("ended", "tcp", w.Port).Process, w)
+	e.eventually("a denial", 10*time.Second, func() bool {
+		for _, f := range e.flows("--last", "1000", "--kind", "denied", "--protocol", "tcp", "--to-pod", "ns/c") {
+			if p := e.extension(f).Process; p != nil && p.PID == w.PID {
+				return true
+			}
+		}
+		return false
+	})
+	if n := taken(); n != int(places.MaxEntries()) {
+		t.Errorf("%d places left of %d that are others'", n, places.MaxEntries())
+	}
+	for at := range places.MaxEntries() {
+		e.must("free", places.Put(at, uint64(0)))
+	}
+
+	o = e.opener("ns/a", cgroup, "socket s tcp", "connect s "+served, "send s", "wait")
+	o.until("send s")
+	time.Sleep(300 * time.Millisecond) // an answer nobody reads: closing waits for no peer then
+	e.must("detach", e.DelPod(e.ctx, e.pods["ns/a"]))
+	if n := taken(); n != 1 {
+		t.Errorf("%d places of 1 connection whose pod is gone", n)
+	}
+	o.goOn()
+	e.eventually("the place of a gone pod's connection is free", 10*time.Second, func() bool { return taken() == 0 })
 }
 
 // TestProcessIDsAreReused: PIDs come again, processes do not.
