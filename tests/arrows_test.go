@@ -74,7 +74,7 @@ var owners = map[string][]string{
 	"k8s.io/api":                          {"controlplane/agent", "controlplane/endpoint", "controlplane/kube", "controlplane/policy", "controlplane/source"},
 	"sigs.k8s.io/yaml":                    {"controlplane/source"},
 	"go.yaml.in/yaml/v3":                  {"cmd/weir-agent"},
-	"google.golang.org/protobuf":          {"cmd/weir", "controlplane/flowexport/...", "controlplane/flowlog/...", "controlplane/hubble"},
+	"google.golang.org/protobuf":          {"cmd/weir", "controlplane/flowexport/...", "controlplane/flowlog/...", "controlplane/hubble", "controlplane/kube"},
 	"google.golang.org/grpc":              {"controlplane/flowexport/otlp", "controlplane/hubble"},
 	"go.opentelemetry.io":                 {"controlplane/flowexport/otlp"},
 	"k8s.io/apimachinery/pkg/util/yaml":   {"controlplane/source"},

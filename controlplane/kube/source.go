@@ -2,8 +2,8 @@
 // from and hands out what changes of it, as package source does of a directory; it tells the
 // owners of objects, by events on them, what of them is not enforced.
 //
-//	API server --watch--> reflector --> strip -> store --Changes--> Update
-//	                                    (one per kind)
+//	API server --watch--> tap -----------------> strip -> store --Changes--> Update
+//	                        \-> reflector (lists, ends) /   (one per kind)
 //
 // A store changes only by what the API server says: while it does not answer, or refuses,
 // everything stays as it was last seen. It is the only importer of client-go.

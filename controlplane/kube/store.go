@@ -56,16 +56,17 @@ func (s *shelf) rouse() {
 // P a pointer to what is held of it.
 type store[A metav1.Object, P comparable] struct {
 	*shelf
-	strip   func(A) P
-	equal   func(a, b P) bool
-	share   func(stripped P, objects int) (namespace string) // its parts with other objects; nil: none are alike
-	objects map[types.NamespacedName]kept[P]
-	version uint64 // all up to it was seen
-	synced  bool
-	coming  int                           // objects that are on their way to Replace
-	dirty   map[types.NamespacedName]bool // changed since they were taken
-	changed func(was, is P)               // is told of every change, unless nil
-	patient func(P) bool                  // its changes may wait for others, unless nil
+	strip    func(A) P
+	equal    func(a, b P) bool
+	share    func(stripped P, objects int) (namespace string) // its parts with other objects; nil: none are alike
+	objects  map[types.NamespacedName]kept[P]
+	version  uint64 // all up to it was seen
+	synced   bool
+	replaced uint64                        // counts what came by Replace
+	coming   int                           // objects that are on their way to Replace
+	dirty    map[types.NamespacedName]bool // changed since they were taken
+	changed  func(was, is P)               // is told of every change, unless nil
+	patient  func(P) bool                  // its changes may wait for others, unless nil
 
 	perNamespace map[string]int // objects
 }
@@ -164,12 +165,7 @@ func (s *store[A, P]) Update(value any) error {
 	}
 	s.Lock()
 	defer s.Unlock()
-	changed := s.put(is)
-	s.version = max(s.version, is.version)
-	s.touch(changed)
-	if changed && (s.patient == nil || !s.patient(is.stripped)) {
-		s.press()
-	}
+	s.learn(is, false)
 	return nil
 }
 
@@ -181,13 +177,23 @@ func (s *store[A, P]) Delete(value any) error {
 	}
 	s.Lock()
 	defer s.Unlock()
-	changed := s.remove(is.key)
+	s.learn(is, true)
+	return nil
+}
+
+// learn what became of an object; the lock is held.
+func (s *store[A, P]) learn(is seen[P], deleted bool) {
+	changed := false
+	if deleted {
+		changed = s.remove(is.key)
+	} else {
+		changed = s.put(is)
+	}
 	s.version = max(s.version, is.version)
 	s.touch(changed)
 	if changed && (s.patient == nil || !s.patient(is.stripped)) {
 		s.press()
 	}
-	return nil
 }
 
 // Replace implements cache.ReflectorStore.
@@ -218,6 +224,7 @@ func (s *store[A, P]) Replace(values []any, resourceVersion string) error {
 		}
 	}
 	s.version, s.synced, s.coming = version, true, 0
+	s.replaced++
 	s.touch(changed)
 	s.press()
 	return nil

@@ -35,6 +35,7 @@ type kind struct {
 		cache.ReflectorStore
 		behind(version uint64, listed map[types.NamespacedName]uint64) bool
 		filled() bool
+		tapped
 	}
 }
 
@@ -87,6 +88,7 @@ func (s *Source) listWatch(k kind) *cache.ListWatch {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			failed := false
+			ctx = tapping(ctx, k, o.SendInitialEvents != nil && *o.SendInitialEvents)
 			w, err := request(client, k, o).Watch(observed(ctx, func(err error) {
 				if failed = err != nil; failed {
 					s.health.note(call{k.resource, "watch"}, err)
@@ -134,6 +136,9 @@ func (o observing) RoundTrip(q *http.Request) (*http.Response, error) {
 	response, err := o.RoundTripper.RoundTrip(q)
 	if tell, ok := q.Context().Value(observerKey{}).(func(error)); ok {
 		tell(err)
+	}
+	if err == nil {
+		response.Body = tappedBody(q, response)
 	}
 	return response, err
 }
