@@ -20,6 +20,7 @@ type judge struct {
 	seen      map[bpf.WeirFlowKey]seenFlow // entries as last read
 	misread   func(frame []byte) []byte    // what the reference is shown instead; nil = the frame
 	untracked uint64                       // passes without an entry, as the kernel counts them
+	pastStack int                          // redirects to and from another node
 }
 
 type seenFlow struct {
@@ -99,7 +100,7 @@ func (j *judge) compare(c sample, a answer, r *reading) (class, string, error) {
 	if wrong := j.changed(c, a); wrong != "" {
 		return dropped, wrong, nil
 	}
-	if c.way.hook == "from_network" && a.mark == 0 {
+	if c.way.hook == "from_network" && a.mark == 0 && a.verdict == testnode.Next {
 		if own := placeOf(r.source); r.fault == "" && r.refused == "" && r.kind < arpMessage && r.kind != nothing && (isPod(own) || own == host) {
 			return unjudged, "passed: from outside with a source of this node", nil
 		}
@@ -133,14 +134,21 @@ func (j *judge) compare(c sample, a answer, r *reading) (class, string, error) {
 func (j *judge) changed(c sample, a answer) string {
 	from := 0
 	if a.verdict == testnode.Redirect {
-		from = 12
 		to := placeOf(j.read(c).dest)
+		if c.way.hook == "from_pod" && to == outside { // to the next hop
+			to = nowhere
+		} else {
+			from = 12
+		}
 		want := append([]byte{2, 0, 0, 0, 0, byte(to)}, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee)
-		if !isPod(to) || !bytes.Equal(a.frame[:12], want) {
+		if from != 0 && (!isPod(to) || !bytes.Equal(a.frame[:12], want)) {
 			return fmt.Sprintf("redirected to MACs %x", a.frame[:12])
 		}
-		if c.way.hook != "from_pod" {
+		if c.way.hook != "from_pod" && c.way.hook != "from_network" {
 			return "redirected by " + c.way.hook
+		}
+		if c.way.hook == "from_network" || from == 0 {
+			j.pastStack++
 		}
 	}
 	if !bytes.Equal(a.frame[from:], c.frame[from:]) {
@@ -188,7 +196,9 @@ func (j *judge) wrongError(w *way, r *reading) (string, error) {
 		return "passed: ICMP error about another's flow", nil
 	case w.hook == "to_pod" && int(f.Ifindex[side]) != j.ifindex(w.at):
 		return "passed: ICMP error about another's packet", nil
-	case w.hook != "from_pod" && w.hook != "to_pod":
+	case w.hook == "from_network" && placeOf(r.dest) != j.place(f.Ifindex[side]):
+		return "passed: ICMP error about another's packet", nil
+	case w.hook == "to_network":
 		return "passed: ICMP error by " + w.hook, nil
 	}
 	return "", nil

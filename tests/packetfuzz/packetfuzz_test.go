@@ -84,6 +84,7 @@ func (j *judge) fuzz(g *generator, n int) (*tally, error) {
 	if err != nil {
 		return nil, err
 	}
+	sum.past = j.pastStack
 	c, err := j.Kernel.Counters()
 	if err != nil {
 		return nil, err

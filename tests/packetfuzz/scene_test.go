@@ -1,11 +1,13 @@
 package packetfuzz
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"github.com/weirnet/weir/bpf"
 	"github.com/weirnet/weir/datapath"
@@ -145,9 +147,31 @@ func newScene(t *testing.T) *scene {
 		}
 	}
 	s.uplink = s.AddDevice(t, "uplink")
+	s.lead(t)
 	s.Commit(t)
 	s.open(t)
 	return s
+}
+
+// lead has the outside be another node's pod, with a way to it by the uplink, which has the hardware
+// address that frames have.
+func (s *scene) lead(t *testing.T) {
+	t.Helper()
+	err := s.Do(func() error {
+		link, err := netlink.LinkByIndex(s.uplink)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetHardwareAddr(link, net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.State.Origins, s.State.Ways = map[netip.Prefix]datapath.Origin{}, map[datapath.WayKey]datapath.Way{}
+	for i, a := range addresses[outside] {
+		s.State.Origins[netip.PrefixFrom(a, a.BitLen())] = datapath.Origin{Node: 2}
+		s.State.Ways[datapath.WayKey{Node: 2, V6: i == 1}] = datapath.Way{Ifindex: uint32(s.uplink), MTU: 1500, Addr: netip.MustParseAddr("192.0.2.2")}
+	}
 }
 
 func (s *scene) open(t *testing.T) {

@@ -13,6 +13,7 @@ type tally struct {
 	frames  int
 	stubs   int // not taken by this kernel's test run
 	classes [classes]int
+	past    int            // by a redirect to or from another node
 	allowed int            // whole packets that policy allows: all passed
 	clean   int            // and as generated, unchanged
 	kinds   map[string]int // passes, by what the packet was
@@ -70,6 +71,7 @@ func (s *tally) reasons(drops map[datapath.Reason]uint64) error {
 func (s *tally) add(o *tally) {
 	s.frames += o.frames
 	s.stubs += o.stubs
+	s.past += o.past
 	s.allowed += o.allowed
 	s.clean += o.clean
 	for i, n := range o.classes {
@@ -91,8 +93,8 @@ func (s *tally) String() string {
 	for i, n := range s.classes {
 		parts = append(parts, fmt.Sprintf("%d %s", n, class(i)))
 	}
-	return fmt.Sprintf("%d frames (%s, %d not taken), %d whole and allowed of which all passed; passes %v; drops %v",
-		s.frames, strings.Join(parts, ", "), s.stubs, s.allowed, s.kinds, s.drops)
+	return fmt.Sprintf("%d frames (%s, %d not taken), %d past the stack, %d whole and allowed of which all passed; passes %v; drops %v",
+		s.frames, strings.Join(parts, ", "), s.stubs, s.past, s.allowed, s.kinds, s.drops)
 }
 
 // reasons that a frame alone, or one after another, can bring about.
@@ -113,6 +115,9 @@ func (s *tally) check(t *testing.T) {
 		if count[name] == 0 {
 			t.Errorf("no frame was dropped for %q", name)
 		}
+	}
+	if s.past < s.frames/1000 {
+		t.Errorf("only %d of %d frames passed the stack", s.past, s.frames)
 	}
 	if s.allowed < s.frames/10 || s.clean < s.frames/20 {
 		t.Errorf("only %d of %d frames were whole and allowed, %d of them as generated", s.allowed, s.frames, s.clean)
