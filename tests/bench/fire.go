@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -28,8 +29,10 @@ const (
 // shot is a packet and the program that it is fed to.
 type shot struct {
 	name    string
+	on      *rig // that has the program; nil: who fires it
 	program *ebpf.Program
 	ifindex int
+	mark    uint16 // ours
 	frame   testnode.Frame
 	repeat  int
 	want    int // verdict
@@ -48,13 +51,14 @@ type shot struct {
 
 // rig fires shots.
 type rig struct {
+	ctx   context.Context
 	yard  yard.YardObjects
 	rings []*ringbuf.Reader
 }
 
 // newRig has room for so many of the floor's entries, of which a flow takes two.
-func newRig(entries uint32) (*rig, error) {
-	r := &rig{}
+func newRig(ctx context.Context, entries uint32) (*rig, error) {
+	r := &rig{ctx: ctx}
 	spec, err := yard.LoadYard()
 	if err != nil {
 		return nil, err
@@ -114,6 +118,12 @@ func (r *rig) drain() error {
 
 // burst feeds repeat packets to the shot's program and returns what one took, in ns.
 func (r *rig) burst(s *shot, repeat int) (float64, error) {
+	if s.on != nil {
+		r = s.on
+	}
+	if r.ctx.Err() != nil {
+		return 0, r.ctx.Err()
+	}
 	if s.bytes == nil {
 		b, err := s.frame.Serialize()
 		if err != nil {
@@ -162,7 +172,7 @@ func (r *rig) aim(s *shot) error {
 	return errors.Join(
 		r.yard.Target.Update(uint32(0), s.program, ebpf.UpdateAny),
 		r.yard.FeedMode.Set(uint32(s.mode)), r.yard.FeedFlows.Set(max(s.flows, 1)), r.yard.FeedNext.Set(s.next),
-		r.yard.FeedPort.Set(uint32(s.port)), r.yard.FeedSwap.Set(swap))
+		r.yard.FeedPort.Set(uint32(s.port)), r.yard.FeedSwap.Set(swap), r.yard.FeedMark.Set(uint32(s.mark)<<testnode.MarkShift))
 }
 
 // rounds fires all shots in turns; samples are by shot and round, in ns a packet. The first

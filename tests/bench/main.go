@@ -100,7 +100,7 @@ func main() {
 	switch {
 	case flag.NArg() > 0:
 	case *gated:
-		err = gate(min(o.rounds, mostRounds), *repeat)
+		err = gate(ctx, min(o.rounds, mostRounds), *repeat)
 	case o.child != "":
 		err = child(ctx, o)
 	default:

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -18,6 +20,13 @@ import (
 	"github.com/weirnet/weir/tests/testnode"
 )
 
+// Hooks but from_pod.
+const (
+	toPod       = "to_pod"
+	toNetwork   = "to_network"
+	fromNetwork = "from_network"
+)
+
 // Verdicts.
 const (
 	pass     = testnode.Next
@@ -29,7 +38,10 @@ const (
 type node struct {
 	*rig
 	dir    string
-	stub   *ebpf.Program // from_pod
+	stub   *ebpf.Program            // from_pod
+	stubs  map[string]*ebpf.Program // the others, by hook
+	uplink int                      // ifindex
+	filled uint32                   // flows that are open
 	kernel *maps.Kernel
 	loaded *loader.Loaded
 	state  *datapath.State
@@ -37,22 +49,27 @@ type node struct {
 }
 
 // newNode takes the calling thread into a network namespace of its own.
-func newNode(config loader.Config) (*node, error) {
+func newNode(ctx context.Context, config loader.Config) (*node, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-		return nil, fmt.Errorf("new namespace (root?): %w", err)
+		return nil, fmt.Errorf("new namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return nil, err
 	}
+	return beside(ctx, config)
+}
+
+// beside is a node in the namespace where the thread is: pods of a number are by one device.
+func beside(ctx context.Context, config loader.Config) (*node, error) {
 	dir, err := os.MkdirTemp("/run", "weirt-bench-")
 	if err != nil {
 		return nil, err
 	}
-	n := &node{dir: dir, veths: map[int]int{}}
-	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
-		return nil, err
+	n := &node{dir: dir, veths: map[int]int{}, stubs: map[string]*ebpf.Program{}}
+	if err = unix.Mount("bpf", dir, "bpf", 0, ""); err == nil {
+		err = n.load(ctx, config)
 	}
-	if err := n.load(config); err != nil {
+	if err != nil {
 		n.close()
 		return nil, err
 	}
@@ -75,7 +92,7 @@ func (n *node) close() {
 	os.Remove(n.dir)
 }
 
-func (n *node) load(config loader.Config) (err error) {
+func (n *node) load(ctx context.Context, config loader.Config) (err error) {
 	config.BPFFSDir = n.root()
 	if n.loaded, err = loader.Load(config); err != nil {
 		return err
@@ -83,7 +100,7 @@ func (n *node) load(config loader.Config) (err error) {
 	if n.kernel, err = maps.Open(n.root()); err != nil {
 		return err
 	}
-	if n.rig, err = newRig(2 * max(config.Sizes[bpf.WeirMapFlows], 1024)); err != nil {
+	if n.rig, err = newRig(ctx, 2*max(config.Sizes[bpf.WeirMapFlows], 1024)); err != nil {
 		return err
 	}
 	if err = n.readWeir(n.root()); err != nil {
@@ -92,11 +109,26 @@ func (n *node) load(config loader.Config) (err error) {
 	if n.stub, err = n.stubOf("from_pod"); err != nil {
 		return err
 	}
+	for _, hook := range []string{toPod, toNetwork, fromNetwork} {
+		if n.stubs[hook], err = n.stubOf(hook); err != nil {
+			return err
+		}
+	}
+	if n.uplink, err = veth("uplink", "up"); err != nil {
+		return err
+	}
 	n.state = &datapath.State{
 		Endpoints: map[uint32]datapath.Endpoint{},
 		Peers: map[netip.Prefix]datapath.Peer{
 			netip.MustParsePrefix("0.0.0.0/0"): {Identity: identity.World},
 			netip.MustParsePrefix("::/0"):      {Identity: identity.World},
+			single(far(4)):                     {Identity: farAway - 1},
+			single(far(6)):                     {Identity: farAway - 1},
+		},
+		Origins: map[netip.Prefix]datapath.Origin{single(far(4)): {Node: otherNode}, single(far(6)): {Node: otherNode}},
+		Ways: map[datapath.WayKey]datapath.Way{
+			{Node: otherNode}:           {Ifindex: uint32(n.uplink), MTU: 1500, Addr: netip.MustParseAddr("192.0.2.2")},
+			{Node: otherNode, V6: true}: {Ifindex: uint32(n.uplink), MTU: 1500, Addr: netip.MustParseAddr("2001:db8::2")},
 		},
 		Facts:    map[datapath.Fact]uint32{},
 		Rulesets: map[uint32]datapath.Ruleset{1: {Default: datapath.RuleNotIsolated, Allow: true}},
@@ -134,24 +166,46 @@ func (n *node) commit() error {
 	return err
 }
 
+// veth has a pair of devices be there and returns the first one's ifindex.
+func veth(name, peer string) (int, error) {
+	l, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		if err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer}); err == nil {
+			l, err = netlink.LinkByName(name)
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("device %s: %w", name, err)
+	}
+	return l.Attrs().Index, nil
+}
+
+// Another node, by number, and a pod of it.
+const otherNode = 2
+
+func far(family int) string {
+	return map[int]string{4: "10.1.2.9", 6: "fd00:2::9"}[family]
+}
+
+func single(address string) netip.Prefix {
+	a := netip.MustParseAddr(address)
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
 // pod adds an endpoint to the state; the first two are the floor's ends, too.
 func (n *node) pod(number int, egress, ingress uint32) error {
-	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("pod", number)}, PeerName: fmt.Sprint("p", number)}
-	if err := netlink.LinkAdd(link); err != nil {
-		return err
-	}
-	l, err := netlink.LinkByName(link.Name)
+	index, err := veth(fmt.Sprint("pod", number), fmt.Sprint("p", number))
 	if err != nil {
 		return err
 	}
-	n.veths[number] = l.Attrs().Index
+	n.veths[number] = index
 	four, six := netip.MustParseAddr(address(number, 4)), netip.MustParseAddr(address(number, 6))
-	n.state.Endpoints[uint32(number)] = datapath.Endpoint{Ifindex: uint32(l.Attrs().Index), MAC: [6]byte{2, 0, 0, 0, 0, byte(number)},
+	n.state.Endpoints[uint32(number)] = datapath.Endpoint{Ifindex: uint32(index), MAC: [6]byte{2, 0, 0, 0, 0, byte(number)},
 		Addr4: four, Addr6: six, Egress: egress, Ingress: ingress}
 	for _, a := range []netip.Addr{four, six} {
 		n.state.Peers[netip.PrefixFrom(a, a.BitLen())] = datapath.Peer{Identity: pod1 + identity.Number(number-1), Endpoint: uint32(number)}
 		if number <= 2 {
-			if err := n.floorEnd(a, uint32(l.Attrs().Index), uint32(100000+number)); err != nil {
+			if err := n.floorEnd(a, uint32(index), uint32(100000+number)); err != nil {
 				return err
 			}
 		}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"runtime"
 	"text/tabwriter"
-	"time"
 
 	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/identity"
@@ -17,37 +16,42 @@ import (
 // entries that are put or deleted, those of what it replaces included, and words of memory.
 // A change says what of the state is another now.
 var writeCases = []struct {
-	name   string
-	change func(*datapath.State) *datapath.Delta
-	want   string
+	name        string
+	change      func(*datapath.State) *datapath.Delta
+	want, again string // again: the words of all times but the first, as slots that are used again hold what they held; "": as want
+	allocations uint64
+	collects    bool // the commit starts a collection in the background, of which some allocations may count
 }{
-	{"nothing", nothing, "0 + 0 words"},
+	{"nothing", nothing, "0 + 0 words", "", 6, false},
 	{"a pod elsewhere, like others", func(s *datapath.State) *datapath.Delta {
 		s.Peers[elsewhere] = datapath.Peer{Identity: farAway}
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}}
-	}, "1 + 4 words"},
+	}, "1 + 4 words", "1 + 5 words", 12, true},
 	{"the pod goes", func(s *datapath.State) *datapath.Delta {
 		delete(s.Peers, elsewhere)
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}}
-	}, "1 + 3 words"},
+	}, "1 + 3 words", "", 9, false},
 	{"a pod elsewhere, unlike others, whom a rule lets in", func(s *datapath.State) *datapath.Delta {
 		s.Peers[elsewhere] = datapath.Peer{Identity: newcomer.Identity}
 		s.Facts[newcomer] = 0
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}, Facts: []datapath.Fact{newcomer}}
-	}, "2 + 5 words"},
+	}, "2 + 5 words", "", 17, true},
 	{"the pod goes", func(s *datapath.State) *datapath.Delta {
 		delete(s.Peers, elsewhere)
 		delete(s.Facts, newcomer)
 		return &datapath.Delta{Peers: []netip.Prefix{elsewhere}, Facts: []datapath.Fact{newcomer}}
-	}, "2 + 3 words"},
-	{"a pod's policy has another port", func(s *datapath.State) *datapath.Delta { return swapRuleset(s, 2, 5000, 81) }, "4 + 4 words"},
-	{"and that of before", func(s *datapath.State) *datapath.Delta { return swapRuleset(s, 5000, 2, 80) }, "4 + 2 words"},
+	}, "2 + 3 words", "", 10, false},
+	{"a pod's policy has another port", func(s *datapath.State) *datapath.Delta { return swapRuleset(s, 2, 5000, 81) }, "4 + 4 words", "4 + 2 words", 58, false},
+	{"and that of before", func(s *datapath.State) *datapath.Delta { return swapRuleset(s, 5000, 2, 80) }, "4 + 2 words", "", 57, false},
 }
 
 func nothing(*datapath.State) *datapath.Delta { return &datapath.Delta{} }
 
-// mostAllocations of a commit of any of them.
-const mostAllocations = 90
+// passes over all cases: what else allocates in the process, and a map of Go's that grows,
+// does not in each of them, so that the fewest allocations are the commit's own.
+const passes = 15
+
+const ofCollection = 2 // allocations
 
 const farAway identity.Number = 60000
 
@@ -80,6 +84,7 @@ func (n *node) gateWrites() error {
 		return err
 	}
 	defer o.close()
+	fewest := make([]uint64, len(writeCases))
 	w := tabwriter.NewWriter(os.Stdout, 2, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "\nchange\tentries + words written\tallocations\t")
 	var errs []error
@@ -89,23 +94,42 @@ func (n *node) gateWrites() error {
 	if _, _, err := n.counted(o, nothing); err != nil {
 		return err
 	}
-	for _, c := range writeCases {
-		got, allocations, err := n.counted(o, c.change)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t\n", c.name, got, allocations)
-		if allocations > mostAllocations {
-			errs = append(errs, fmt.Errorf("%s: a commit makes %d allocations, the gate is %d", c.name, allocations, mostAllocations))
-		}
-		if got.String() != c.want {
-			errs = append(errs, fmt.Errorf("%s: it writes %s, and has to write %s", c.name, got, c.want))
+	for pass := range passes {
+		for i, c := range writeCases {
+			if n.ctx.Err() != nil {
+				return n.ctx.Err()
+			}
+			got, allocations, err := n.counted(o, c.change)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			want := c.want
+			if pass > 0 && c.again != "" {
+				want = c.again
+			}
+			if got.String() != want {
+				errs = append(errs, fmt.Errorf("%s, pass %d: it writes %s, and has to write %s", c.name, pass+1, got, want))
+			}
+			if pass == 1 || pass > 1 && allocations < fewest[i] {
+				fewest[i] = allocations
+			}
+			if pass < passes-1 {
+				continue
+			}
+			fmt.Fprintf(w, "%s\t%s\t%d\t\n", c.name, got, fewest[i])
+			most := c.allocations
+			if c.collects {
+				most += ofCollection
+			}
+			if fewest[i] < c.allocations || fewest[i] > most {
+				errs = append(errs, fmt.Errorf("%s: a commit makes %d allocations, it was %d to %d: if that has to be, write it down (writeCases)", c.name, fewest[i], c.allocations, most))
+			}
 		}
 	}
 	return errors.Join(append([]error{w.Flush()}, errs...)...)
 }
 
-// counted commits a change and waits until what it replaced is removed.
+// counted commits a change and removes what it replaced.
 func (n *node) counted(o *observer, change func(*datapath.State) *datapath.Delta) (w writes, allocations uint64, err error) {
 	pages := o.snapshot()
 	before, err := o.counted()
@@ -119,7 +143,9 @@ func (n *node) counted(o *observer, change func(*datapath.State) *datapath.Delta
 		return w, 0, err
 	}
 	runtime.ReadMemStats(&is)
-	time.Sleep(300 * time.Millisecond)
+	if err := n.kernel.Settle(); err != nil {
+		return w, 0, err
+	}
 	after, err := o.counted()
 	return writes{calls: after.calls - before.calls, entries: after.entries - before.entries, words: o.changed(pages)}, is.Mallocs - was.Mallocs, err
 }

@@ -23,7 +23,7 @@ struct {
 /* 0 leaves the packet alone, 1 takes one of feed_flows at random, 2 the next: number i is
  * written as source port 1024 + i % 60000 and destination port feed_port + i / 60000; with
  * feed_swap the other way round. */
-volatile __u32 feed_mode, feed_flows = 1, feed_next, feed_port = 80, feed_swap;
+volatile __u32 feed_mode, feed_flows = 1, feed_next, feed_port = 80, feed_swap, feed_mark;
 static __u64 feed_random = 0x9e3779b97f4a7c15ULL;
 
 #define PORTS 60000
@@ -45,7 +45,7 @@ SEC("tc") int feed(struct __sk_buff *skb)
 
 	if (data + ETH + 20 + 4 > end)
 		return 0;
-	skb->mark = 0; /* programs under test set it, and runs keep it */
+	skb->mark = feed_mark; /* programs under test set it, and runs keep it */
 	if (*(__u16 *)(data + 12) != bpf_htons(0x0800))
 		ports = ETH + 40;
 	if (data + ports + 4 > end)
