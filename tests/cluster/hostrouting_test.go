@@ -131,6 +131,7 @@ func TestHostRouting(t *testing.T) {
 			p.service(web, db)
 			p.revokedPast(web, db)
 			p.outage(web, db)
+			p.forgedPast(mode, web, db)
 			p.withdrawn(web, db)
 			p.narrowed(mode, web, db)
 		})
@@ -427,6 +428,91 @@ func (p *pair) outage(web, db *lab.Pod) {
 	p.forwarded("with new agents, after all is compared", goOn, neither)
 }
 
+// forgedPast: who says by another device that he is a pod of node b reaches nobody, not as a part of a
+// flow that goes past the stack either, where the node's rp_filter, or its tunnel, says so.
+func (p *pair) forgedPast(mode string, web, db *lab.Pod) {
+	p.Helper()
+	a := p.nodes[0]
+	set := func(value string) {
+		p.Helper()
+		p.must(a.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte(value), 0) }))
+	}
+	command := func(h *lab.Host, args string) {
+		p.Helper()
+		if out, err := h.Run(p.ctx, "ip", strings.Fields(args)...); err != nil {
+			p.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	const from = 7777
+	var open, live *net.UDPConn
+	p.must(web.Do(func() (err error) {
+		if open, err = net.ListenUDP("udp4", &net.UDPAddr{Port: from + 1}); err == nil {
+			live, err = net.DialUDP("udp4", &net.UDPAddr{Port: from + 2}, &net.UDPAddr{IP: net.ParseIP(db.Addr4), Port: port})
+		}
+		return err
+	}))
+	defer open.Close()
+	defer live.Close()
+	_, err := live.Write([]byte("begin"))
+	p.must(err)
+	hears := func(c *net.UDPConn, want string, limit time.Duration) bool {
+		p.Helper()
+		p.must(c.SetReadDeadline(time.Now().Add(limit)))
+		for {
+			b := make([]byte, 64)
+			n, err := c.Read(b)
+			if err != nil {
+				return false
+			}
+			if string(b[:n]) == want {
+				return true
+			}
+		}
+	}
+	if !hears(live, "begin", 5*time.Second) {
+		p.Fatal("UDP between the pods is not answered")
+	}
+	command(a.Outside, "addr add "+db.Addr4+"/32 dev lo")
+	defer command(a.Outside, "addr del "+db.Addr4+"/32 dev lo")
+	var hardware string // a node with rp_filter does not answer who asks for it under such an address
+	p.must(a.Do(func() error {
+		up0, err := net.InterfaceByName("up0")
+		if err == nil {
+			hardware = up0.HardwareAddr.String()
+		}
+		return err
+	}))
+	command(a.Outside, "neigh replace "+a.Addr4+" lladdr "+hardware+" dev up0 nud permanent")
+	say := func(text string) {
+		p.Helper()
+		p.must(a.Outside.Do(func() error {
+			for _, s := range []struct{ from, to int }{{from, from + 1}, {port, from + 2}} {
+				c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(db.Addr4), Port: s.from}, &net.UDPAddr{IP: net.ParseIP(web.Addr4), Port: s.to})
+				if err != nil {
+					return err
+				}
+				_, err = c.Write([]byte(text))
+				c.Close()
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	defer set("0")
+	set("1")
+	say("strict")
+	if hears(open, "strict", quiet) || hears(live, "strict", quiet) {
+		p.Error("a host beyond another device speaks to a pod under the address of another node's")
+	}
+	set("0")
+	say("loose")
+	if believed := mode != "vxlan"; hears(open, "loose", quiet) != believed || hears(live, "loose", quiet) != believed {
+		p.Errorf("what the node's stack lets pass without rp_filter: want that it arrives: %v", believed)
+	}
+}
+
 // withdrawn: where something else than Weir's routes may decide, it does; what began past the stack
 // goes on.
 func (p *pair) withdrawn(web, db *lab.Pod) {
@@ -448,6 +534,7 @@ func (p *pair) withdrawn(web, db *lab.Pod) {
 		p.Errorf("the warnings do not say why: %s", all)
 	}
 	p.forwarded("a rule may decide", func() { p.probe(&web.Host, &db.Host, lab.Answered) }, [2]bool{true, false})
+	p.forwarded("a rule may decide about a connection that conntrack never saw", func() { p.must(bulk(conn, 1<<20, 20*time.Second)) }, [2]bool{true, false})
 	ip("rule del priority 99")
 	p.passes(0, 1)
 	p.forwarded("no rule any more", func() { p.probe(&web.Host, &db.Host, lab.Answered) }, neither)
