@@ -12,6 +12,7 @@ const (
 	ReasonUnmanagedPeer Reason = 2 // a ruleset said no to an address the cluster has not shown yet
 	ReasonNoEndpoint    Reason = 3
 	ReasonNoRuleset     Reason = 4
+	ReasonShield        Reason = 26 // its source is in the shield's list
 	ReasonKernel        Reason = 34 // the kernel's own, Event.KernelReason says which
 )
 

@@ -43,6 +43,7 @@ var arrows = map[string][]string{
 	"controlplane/flowexport/otlp":     {"controlplane/api", "controlplane/flowexport", "controlplane/flowlog", "datapath"},
 	"controlplane/kube":                {"controlplane/api", "controlplane/policy", "controlplane/source"},
 	"controlplane/cniconf":             {},
+	"controlplane/shield":              {},
 	"controlplane/install":             {"controlplane/endpoint", "controlplane/routing", "controlplane/statedir", "datapath/loader"},
 	"controlplane/node":                {"controlplane/endpoint", "datapath"},
 	"controlplane/routing":             {"controlplane/source", "datapath"},
@@ -82,7 +83,7 @@ var owners = map[string][]string{
 }
 
 // pure packages import nothing that reads a clock, a file or the network.
-var pure = []string{"identity", "datapath", "controlplane/policy"}
+var pure = []string{"identity", "datapath", "controlplane/policy", "controlplane/shield"}
 
 var impure = []string{"net", "net/http", "os", "os/exec", "os/signal", "path/filepath", "syscall", "golang.org/x/sys", "log", "log/slog"}
 

@@ -34,6 +34,7 @@ type options struct {
 	clusterCIDRs []string
 	uplinks      []string
 	uplinkXDP    string
+	shieldDeny   string
 	nodeEgress   string
 	masquerade   bool
 	routing      string
@@ -126,6 +127,7 @@ func (o *options) flags(c *cobra.Command) {
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of pods' addresses; repeatable")
 	f.StringSliceVar(&o.uplinks, "uplink", nil, "device that leads out of the node; repeatable (default: those of default routes)")
 	f.StringVar(&o.uplinkXDP, "uplink-xdp", "off", "XDP shield on uplinks: off, generic, native or auto")
+	f.StringVar(&o.shieldDeny, "shield-deny-file", "", "file of addresses and prefixes whose packets the shield drops on uplinks, a line each, # for comments; followed as it changes (docs/install.md)")
 	f.StringVar(&o.nodeEgress, "node-egress", "policy", "a pod's traffic to its own node: policy (judged) or allow (always)")
 	f.StringVar(&o.routing, "routing", "native", "how packets reach pods of other nodes: native (routes to nodes on the same network), vxlan (a tunnel over any network) or none (not in standalone)")
 	f.IntVar(&o.tunnelPort, "tunnel-port", 8472, "UDP port of the tunnel, on all nodes (--routing vxlan)")

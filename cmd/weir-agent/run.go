@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,7 +71,7 @@ func run(ctx context.Context, o *options) error {
 		StateDir: state, Source: from.Source, Report: from.report, Router: from.router, Announce: from.announce, Unready: from.unready(), NoHostRouting: !o.hostRouting, Kernel: kernel, Network: node.Network{}, Log: o.log,
 		Hooks:    agent.BPF{Dir: o.bpffsDir, UplinkXDP: o.xdp, Programs: o.programs(), Observed: kernel.observed.Load},
 		NodeName: o.nodeName, Version: build.Read().String(), BPFFSDir: o.bpffsDir, SourceName: from.name,
-		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, AddWait: o.addWait, Recheck: o.recheck,
+		ClusterCIDRs: o.cidrs, NodeEgressAllow: o.nodeEgress == "allow", Uplinks: o.uplinks, ShieldFile: o.shieldDeny, ShieldOff: o.xdp == loader.XDPOff, APIServer: from.server, AddWait: o.addWait, Recheck: o.recheck,
 	})
 	if err != nil {
 		return err
@@ -154,6 +156,7 @@ const routingVXLAN = "vxlan"
 type cluster struct {
 	Source agent.Source
 	name   string
+	server string // its name or address, none = there is no API server
 	report agent.Report
 	router agent.Router
 	// announce new pods to other nodes
@@ -181,7 +184,7 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 	o.log.Info("objects come from an API server", "server", client.Host)
 	config := kube.Config{Client: client, NodeName: o.nodeName, Log: o.log, AnnounceIn: o.announceIn}
 	objects := kube.New(config)
-	out := cluster{Source: objects, name: "API server " + client.Host, report: kube.NewRecorder(ctx, config).Report}
+	out := cluster{Source: objects, name: "API server " + client.Host, server: hostOf(client.Host), report: kube.NewRecorder(ctx, config).Report}
 	if o.announceIn != "" {
 		out.announce = func(ctx context.Context, r *endpoint.Record) error {
 			return objects.Announce(ctx, kube.Announced{Namespace: r.Namespace, Name: r.Name, UID: r.LastPod.UID, Addresses: r.Addresses()})
@@ -201,6 +204,17 @@ func objects(ctx context.Context, o *options) (cluster, error) {
 		}}
 	}
 	return out, nil
+}
+
+// hostOf is an API server's name or address; a client may be given HOST:PORT as well.
+func hostOf(server string) string {
+	if u, err := url.Parse(server); err == nil && u.Host != "" {
+		return u.Hostname()
+	}
+	if host, _, err := net.SplitHostPort(server); err == nil {
+		return host
+	}
+	return server
 }
 
 // withCNIConf writes the container runtime's configuration, too.

@@ -103,6 +103,7 @@ func (a *app) printStatus(s api.Status) error {
 		{"exports", a.exportsText(s.Exports)},
 		{"services", servicesText(s.Services)},
 		{"routing", hostRoutingText(s.HostRouting)},
+		{"shield", shieldText(s.Shield)},
 		{"drops", dropsText(s.Drops)},
 		{"maps", mapsText(s.Maps)},
 		{"hooks", format.Safe(cmp.Or(strings.Join(s.Hooks, ", "), "none"))},
@@ -239,6 +240,17 @@ func hostRoutingText(h *api.HostRoutingStatus) string {
 		return fmt.Sprintf("by this node's stack to pods of other nodes (%s)", format.Safe(h.Why[0]))
 	}
 	return "by this node's stack to pods of other nodes"
+}
+
+// shieldText is what the uplinks drop by the source's address.
+func shieldText(s *api.ShieldStatus) string {
+	switch {
+	case s == nil || s.Denied == 0 && !s.Attached:
+		return "" // no list, or an older agent
+	case s.Denied > 0 && !s.Attached:
+		return plural(s.Denied, "address or prefix", "addresses and prefixes") + " listed, no uplink has the shield"
+	}
+	return fmt.Sprintf("%s denied at the uplinks (%d dropped)", plural(s.Denied, "address or prefix", "addresses and prefixes"), s.Dropped)
 }
 
 // dropsText has the commonest reason first.

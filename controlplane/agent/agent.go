@@ -89,6 +89,9 @@ type Config struct {
 	Router          Router        // nil: other nodes are somebody else's matter
 	NoHostRouting   bool          // the programs send nothing past this node's stack to other nodes' pods
 	Announce        Announce      // nil: other nodes learn of a new pod from its object alone
+	ShieldFile      string        // what the shield drops at the uplinks by source, a line an entry; none = nothing
+	ShieldOff       bool          // and no uplink has it
+	APIServer       string        // its name or address, which the shield lets in
 	Recheck         time.Duration // how often the pinned state is looked at; 0 = hooks 5 s, maps 30 s
 
 	// Unready says why the container runtime does not hand new pods to us; nil: it does.
@@ -106,6 +109,7 @@ type Agent struct {
 	hooked  hooked
 	begin   beginning
 	routed  routed
+	shield  shielded
 
 	// inc is what compiles, nil: everything is compiled anew; of the commit loop alone. What it
 	// makes changes in place under live, which is locked before mu.
@@ -123,6 +127,7 @@ type Agent struct {
 	left     chan struct{} // has one element when backends went that sockets may be connected to
 
 	lastNodes *source.Nodes // of sourceChanged alone
+	sourced   bool          // likewise: it was called
 	resent    atomic.Uint64 // parked frames that were sent again
 
 	mu      sync.Mutex
@@ -155,7 +160,7 @@ func New(c Config) (*Agent, error) {
 		Config: c, started: time.Now(), ready: make(chan struct{}), ids: policy.NewAllocator(),
 		dirty: make(chan struct{}, 1), left: make(chan struct{}, 1), changed: make(chan struct{}), routed: routed{wake: make(chan struct{}, 1), look: make(chan struct{}, 1)},
 		since: map[types.NamespacedName]policyRevision{}, input: input{cluster: &policy.Cluster{}}, hosted: hosted{},
-		refreshed: map[*endpoint.Record]*policy.Pod{},
+		refreshed: map[*endpoint.Record]*policy.Pod{}, shield: shielded{wake: make(chan struct{}, 1)},
 	}
 	a.saved.dir = c.StateDir
 	found, err := a.saved.load(a.ids)
@@ -187,7 +192,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var tasks sync.WaitGroup
-	failed := make(chan error, 7)
+	failed := make(chan error, 8)
 	start := func(f func(context.Context) error) {
 		tasks.Go(func() {
 			if err := f(ctx); err != nil {
@@ -205,6 +210,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	start(a.route)
 	start(a.watchWays)
+	start(a.keepShield)
 	tasks.Wait()
 	close(failed)
 	var errs []error
@@ -237,15 +243,20 @@ func (a *Agent) collect() error {
 }
 
 func (a *Agent) sourceChanged(u source.Update) {
-	was := a.lastNodes
+	was, servers := a.lastNodes, false
 	a.change(func(in *input) {
 		changes := in.take(&u)
+		_, servers = changes.EndpointSlices[apiServerSlice]
 		if u.Nodes != nil { // an API server's: elsewhere a Pod object says of no node
 			a.hosted.take(a.NodeName, changes.Pods, time.Now())
 		}
 	})
 	if a.lastNodes = u.Nodes; u.Nodes != was {
 		a.routeAgain()
+	}
+	if !a.sourced || u.Nodes != was || servers {
+		a.sourced = true
+		a.shieldAgain()
 	}
 }
 
@@ -270,6 +281,7 @@ func (a *Agent) networkChanged(s node.State) {
 	a.seen = &s
 	if was == nil || !slices.Equal(was.Addresses, s.Addresses) {
 		a.change(func(in *input) { in.network = &s })
+		defer a.shieldAgain()
 	}
 	if was == nil || !slices.Equal(was.Devices, s.Devices) || !maps.Equal(was.PodSides, s.PodSides) {
 		a.attachDevices(&s)

@@ -36,6 +36,8 @@ type bench struct {
 	nodes  *source.Nodes // the cluster's
 	router Router
 	off    bool // host routing by BPF
+	shield *fakeShield
+	deny   string // the shield's file
 }
 
 func newBench(t *testing.T) *bench {
@@ -65,8 +67,13 @@ func (b *bench) start() {
 	if b.nodes != nil {
 		from = clusterSource{from, b.nodes}
 	}
+	var kernel datapath.Kernel = b.kernel
+	if b.shield != nil {
+		kernel = b.shield
+	}
 	b.agent, err = New(Config{
-		StateDir: state, Source: from, Kernel: b.kernel, Hooks: b.hooks, Network: b.network, Log: log,
+		ShieldFile: b.deny,
+		StateDir:   state, Source: from, Kernel: kernel, Hooks: b.hooks, Network: b.network, Log: log,
 		NodeName: "node", SourceName: "DIR", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
 		AddWait: b.addWait, Router: b.router, NoHostRouting: b.off,
 	})

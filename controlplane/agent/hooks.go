@@ -152,6 +152,7 @@ type rechecker interface {
 }
 
 func (a *Agent) recheckMaps() {
+	defer a.shieldAgain()
 	kernel, ok := a.Kernel.(rechecker)
 	if !ok {
 		return

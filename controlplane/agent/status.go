@@ -168,10 +168,16 @@ func (a *Agent) status() (api.Status, error) {
 		s.Warnings = append(s.Warnings, unprotectedWarning(pods))
 	}
 	s.Services = a.serviceStatus()
-	s.Errors = a.last.allErrors()
+	s.Errors = append(a.last.allErrors(), a.shield.errors...)
+	var unshielded []string
+	s.Shield, unshielded = a.shieldStatus(counters.Drops, s.Hooks)
+	s.Warnings = append(s.Warnings, unshielded...)
 	s.Degraded = len(s.Errors) > 0
 	if a.applied.result != nil {
 		s.Maps = append(s.Maps, mapsInUse(people.size, a.Kernel.Limits())...)
+	}
+	if s.Shield != nil {
+		s.Maps = append(s.Maps, api.MapUse{Name: "shield_deny", Used: s.Shield.Denied, Most: s.Shield.Most})
 	}
 	for _, m := range s.Maps {
 		if m.Nearly() {

@@ -150,6 +150,7 @@ type Status struct {
 	Flows       FlowStatus         `json:"flows"`
 	Services    ServiceStatus      `json:"services"`
 	HostRouting *HostRoutingStatus `json:"hostRouting,omitempty"` // nil: the way to other nodes' pods is somebody else's matter
+	Shield      *ShieldStatus      `json:"shield,omitempty"`      // nil: it has no list
 	Errors      []ObjectError      `json:"errors"`                // empty, not null, when all is well
 	Drops       map[string]uint64  `json:"drops"`                 // packets by reason since the maps were made
 	Hooks       []string           `json:"hooks"`                 // what is attached, e.g. "to_network eth0 (tcx)"
@@ -182,6 +183,15 @@ type HostRoutingStatus struct {
 	Why    []string `json:"why,omitempty"` // they are not all
 }
 
+// ShieldStatus is what the shield drops at the uplinks by the source's address.
+type ShieldStatus struct {
+	File     string `json:"file"` // that lists it
+	Denied   int    `json:"denied"`
+	Most     int    `json:"most"`     // there can be
+	Dropped  uint64 `json:"dropped"`  // packets
+	Attached bool   `json:"attached"` // to an uplink at least
+}
+
 // ServiceStatus is how pods reach Services.
 type ServiceStatus struct {
 	Translated bool   `json:"translated"`           // at pods' sockets; else by the node's NAT
@@ -190,7 +200,8 @@ type ServiceStatus struct {
 }
 
 // MapUse is how much of a kernel map is in use. What a commit replaces stays a while
-// beside what it brings, so most is half of what the map holds; of the flow table all.
+// beside what it brings, so most is half of what the map holds; of the flow table and the
+// shield's list all.
 type MapUse struct {
 	Name string `json:"name"`
 	Used int    `json:"used"`

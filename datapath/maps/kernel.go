@@ -58,6 +58,7 @@ type Kernel struct {
 	frontends *tracker[datapath.Frontend, bpf.WeirFrontendKey, uint32]
 	origins   *tracker[netip.Prefix, bpf.WeirPrefixKey, bpf.WeirOrigin]
 	ways      *tracker[uint32, uint32, bpf.WeirWay]
+	denied    *tracker[netip.Prefix, bpf.WeirPrefixKey, uint32] // see Deny
 	rulesets  rulesets
 	endpoints endpoints
 	peers     peers
@@ -122,7 +123,7 @@ func (k *Kernel) open() error {
 		MapControl, bpf.WeirMapFlows, bpf.WeirMapEndpointIndex, bpf.WeirMapEndpoints, bpf.WeirMapEndpointStates,
 		bpf.WeirMapAddresses, bpf.WeirMapPrefixes, bpf.WeirMapPeers, bpf.WeirMapFacts, bpf.WeirMapRulesets,
 		bpf.WeirMapExactGroups, bpf.WeirMapPortGroups, bpf.WeirMapPortSpans, bpf.WeirMapPeerMasks, bpf.WeirMapRuleIds, bpf.WeirMapFrontends, bpf.WeirMapOrigins, bpf.WeirMapWays,
-		bpf.WeirMapDenialCounts, bpf.WeirMapCounters,
+		bpf.WeirMapDenialCounts, bpf.WeirMapCounters, bpf.WeirMapShieldDeny,
 		bpf.SockMapNetnsEndpoints, bpf.SockMapServices, bpf.SockMapServiceLists, bpf.SockMapBackends,
 	} {
 		m, err := ebpf.LoadPinnedMap(PathIn(k.dir, k.set, name), nil)
@@ -162,6 +163,7 @@ func (k *Kernel) mapMemories() error {
 	k.frontends = newTracker[datapath.Frontend, bpf.WeirFrontendKey, uint32](k, bpf.WeirMapFrontends, encodeFrontend, decodeFrontend)
 	k.origins = newTracker[netip.Prefix, bpf.WeirPrefixKey, bpf.WeirOrigin](k, bpf.WeirMapOrigins, encodePrefix, decodePrefix)
 	k.ways = newTracker[uint32, uint32, bpf.WeirWay](k, bpf.WeirMapWays, same, same)
+	k.denied = newTracker[netip.Prefix, bpf.WeirPrefixKey, uint32](k, bpf.WeirMapShieldDeny, encodePrefix, decodePrefix)
 	k.rulesets = rulesets{
 		keys:       newTracker[uint32, uint32, bpf.WeirRuleset](k, bpf.WeirMapRulesets, same, same),
 		exact:      newTracker[bpf.WeirExactKey, bpf.WeirExactKey, bpf.WeirPortGroup](k, bpf.WeirMapExactGroups, same, same),
@@ -209,7 +211,7 @@ func (k *Kernel) adopt() error {
 		return err
 	}
 	return errors.Join(
-		k.facts.load(), k.masks.load(), k.frontends.load(), k.origins.load(), k.ways.load(), k.endpoints.numbers.load(),
+		k.facts.load(), k.masks.load(), k.frontends.load(), k.origins.load(), k.ways.load(), k.denied.load(), k.endpoints.numbers.load(),
 		k.rulesets.load(k.tick), k.peers.load(k.tick), k.services.load(k.tick),
 	)
 }

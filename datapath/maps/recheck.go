@@ -80,7 +80,7 @@ func (k *Kernel) changedByOthers() (changed []string, err error) {
 	for _, t := range []interface {
 		len() int
 		same() (string, bool, error)
-	}{k.facts, k.masks, k.frontends, k.origins, k.ways, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.prefixes, k.services.keys, k.services.netns} {
+	}{k.facts, k.masks, k.frontends, k.origins, k.ways, k.denied, k.rulesets.keys, k.rulesets.exact, k.endpoints.numbers, k.peers.prefixes, k.services.keys, k.services.netns} {
 		if around || t.len() <= entriesAtOnce {
 			note(t.same())
 		}

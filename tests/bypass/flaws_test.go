@@ -146,5 +146,6 @@ var flaws = []bypass{{
 }, {
 	id: "R30", name: "shield_and_names",
 	title: "who owns a socket; what the shield's list may not hold",
-	note:  "does not apply yet: neither is built; with those, tests/node and tests/packet",
+	note:  "an entry that holds an address of a node, a pod, the API server or a DNS server is refused (docs/install.md)",
+	tests: []string{"controlplane/shield TestWhatCutsTheNodeOffIsRefused", "controlplane/agent TestShieldListIsEnforced", "tests/node TestShieldList", "tests/packet TestShieldDeniesBySource", "tests/node TestProcessThatListens"},
 }}

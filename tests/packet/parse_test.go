@@ -2,6 +2,8 @@ package packet
 
 import (
 	"encoding/binary"
+	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/gopacket/gopacket/layers"
@@ -196,5 +198,49 @@ func TestShield(t *testing.T) {
 	}
 	if got := s.RunXDP(t, "shield_pod", tcp(s.a.Addr4, 1, s.b.Addr4, 80, "S").Bytes(t), s.uplink); got != drop {
 		t.Errorf("no endpoint: %d, want drop", got)
+	}
+}
+
+// The shield on an uplink drops by source, an address or a whole prefix, and counts it apart.
+func TestShieldDeniesBySource(t *testing.T) {
+	const pass, drop = 2, 1
+	s := newScene(t, open)
+	list := []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("203.0.113.0/25"), netip.MustParsePrefix("2001:db8:bad::/48"), netip.MustParsePrefix("2001:db8::7/128")}
+	if err := s.Kernel.Deny(list); err != nil {
+		t.Fatal(err)
+	}
+	dropped := func() uint64 {
+		t.Helper()
+		c, err := s.Kernel.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Drops[datapath.ReasonShield]
+	}
+	for _, c := range []struct {
+		from string
+		want uint32
+	}{
+		{"198.51.100.7", drop}, {"198.51.100.6", pass}, {"203.0.113.0", drop}, {"203.0.113.127", drop}, {"203.0.113.128", pass},
+		{"2001:db8:bad:1::9", drop}, {"2001:db8:bae::9", pass}, {"2001:db8::7", drop}, {"2001:db8::8", pass},
+		{"::c633:6407", pass}, // the numbers of 198.51.100.7 in the other family
+	} {
+		to := s.b.Addr4
+		if strings.Contains(c.from, ":") {
+			to = s.b.Addr6
+		}
+		before := dropped()
+		if got := s.RunXDP(t, "shield_uplink", tcp(c.from, 1, to, 80, "S").Bytes(t), s.uplink); got != c.want {
+			t.Errorf("%s: %d, want %d", c.from, got, c.want)
+		}
+		if got := dropped() - before; got != uint64(pass-c.want) {
+			t.Errorf("%s: %d counted", c.from, got)
+		}
+	}
+	if err := s.Kernel.Deny(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.RunXDP(t, "shield_uplink", tcp("198.51.100.7", 1, s.b.Addr4, 80, "S").Bytes(t), s.uplink); got != pass {
+		t.Errorf("off the list: %d, want pass", got)
 	}
 }

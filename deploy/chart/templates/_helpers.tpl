@@ -48,6 +48,9 @@ node-egress: {{ .Values.nodeEgress }}
 {{- with .Values.uplinks }}
 uplink: {{ toJson . }}
 {{- end }}
+{{- /* A file of values may say off without quotes, which is false. */}}
+uplink-xdp: {{ .Values.uplinkXDP | default "off" | quote }}
+shield-deny-file: /etc/weir/shield-deny
 {{- with .Values.mapSizes }}
 map-size:
 {{- range $name, $entries := . }}

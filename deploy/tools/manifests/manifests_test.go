@@ -71,7 +71,7 @@ func golden(t *testing.T, path, want, remedy string) {
 var everything = map[string]any{
 	"image":   map[string]any{"repository": "example.test/weir", "tag": "1.2.3", "pullPolicy": "Always"},
 	"routing": "vxlan", "tunnelPort": 4789, "masquerade": false, "bpfHostRouting": false, "announce": false, "clusterCIDRs": []any{"10.0.0.0/8", "fd00::/48"}, "nodeEgress": "allow",
-	"uplinks": []any{"eth0", "eth1.100"}, "mapSizes": map[string]any{"flows": 65536, "facts": float64(1048576)},
+	"uplinks": []any{"eth0", "eth1.100"}, "uplinkXDP": "native", "shieldDeny": []any{"198.51.100.7", "2001:db8:bad::/48"}, "mapSizes": map[string]any{"flows": 65536, "facts": float64(1048576)},
 	"logLevel": "debug", "logFormat": "json", "k8sServiceHost": "192.0.2.1", "k8sServicePort": 16443,
 	"stateDir": "/var/run/weir", "cniConfDir": "/etc/cni/other", "cniBinDir": "/usr/libexec/cni", "hostPorts": "iptables", "cgroupRoot": "",
 	"prepareNode": false, "nodeSelector": map[string]any{"kubernetes.io/os": "linux"}, "tolerations": []any{},
@@ -130,6 +130,9 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{map[string]any{"mapSizes": map[string]any{"flows": 1}}, "flows"},
 		{map[string]any{"mapSizes": map[string]any{"flows": "many"}}, "flows"},
 		{map[string]any{"uplinks": []any{"a/b"}}, "uplinks"},
+		{map[string]any{"uplinkXDP": "on"}, "uplinkXDP"},
+		{map[string]any{"shieldDeny": []any{"198.51.100.7", "scanner.example"}}, "shieldDeny"},
+		{map[string]any{"shieldDeny": []any{"198.51.100.7\n0.0.0.0"}}, "shieldDeny"},
 		{map[string]any{"k8sServicePort": 70000}, "k8sServicePort"},
 		{map[string]any{"stateDir": "run/weir"}, "stateDir"},
 		{map[string]any{"hostPorts": "ipvs"}, "hostPorts"},
@@ -163,6 +166,7 @@ func TestRightValuesAreTaken(t *testing.T) {
 		{"clusterCIDRs": []any{"10.244.0.0/16", "0.0.0.0/0", "255.255.255.255/32", "172.16.0.0/12", "192.168.1.128/25"}},
 		{"clusterCIDRs": []any{"::/0", "fd00::/48", "2001:db8:0:1::/64", "2001:db8:1:2:3:4:5:6/128", "::1/128", "FD00:1::/112"}},
 		{"cniChain": "cbr0", "routing": "none"}, {"cniChain": ""},
+		{"uplinkXDP": "off"}, {"uplinkXDP": false}, {"shieldDeny": []any{}}, {"shieldDeny": []any{"198.51.100.0/24", "2001:DB8::/32"}},
 		{"flowUpdate": "0"}, {"flowUpdate": 0}, {"flowUpdate": "0s"}, {"flowUpdate": "1m30s"},
 		{"mapSizes": map[string]any{"shield_deny": 16, "flow_events": 1 << 30}},
 	} {
