@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 	"unsafe"
@@ -279,16 +280,22 @@ func forwardHook(ctx context.Context, s *floodSite) error {
 
 // denied is on the shield's list.
 func denied(ctx context.Context, s *floodSite) error {
+	n := s.nodes[0]
+	list := filepath.Join(n.RunDir(), "shield-deny")
+	if err := os.WriteFile(list, []byte(stranger+"\n"), 0o600); err != nil {
+		return err
+	}
+	n.Flags("--shield-deny-file", list)
 	if err := s.weir(ctx, 1); err != nil {
 		return err
 	}
-	m, err := ebpf.LoadPinnedMap(maps.Path(s.nodes[0].BPFFSDir(), bpf.WeirMapShieldDeny), nil)
-	if err != nil {
-		return err
+	var status string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if status = n.Weir(ctx, "status").Stdout; strings.Contains(status, "1 address or prefix denied at the uplinks") {
+			return nil
+		}
 	}
-	defer m.Close()
-	key := bpf.WeirPrefixKey{Length: 8 + 128, Family: 4, Addr: netip.MustParseAddr(stranger).As16()}
-	return m.Put(key, make([]byte, m.ValueSize()))
+	return fmt.Errorf("the shield's list is not in force: %s", end300(status))
 }
 
 // isolated lets pod a in to pod b and nobody else.
