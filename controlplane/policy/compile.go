@@ -20,9 +20,10 @@ type compiler struct {
 	ids        *Allocator
 	before     Before
 	fates      fates
-	singles    int  // addresses of pods and nodes said so far
-	backends   int  // of Services translated so far, with the head of each list
-	overflowed bool // something besides policies does not fit
+	known      *rounds // of the rounds before; in run alone
+	singles    int     // addresses of pods and nodes said so far
+	backends   int     // of Services translated so far, with the head of each list
+	overflowed bool    // something besides policies does not fit
 	result     *Result
 	state      *datapath.State
 
@@ -54,12 +55,17 @@ func Compile(c *Cluster, n Node, locals []Local, a *Allocator) *Result {
 // it selects are isolated. What did not fit before is not tried again unless Before.Retry
 // was called.
 func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) *Result {
+	return recompile(before, c, n, locals, a, func(r *rounds) *rounds { return r })
+}
+
+// recompile has next say what a round knows of those before it.
+func recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator, next func(*rounds) *rounds) *Result {
 	a.begin()
 	fates := before.remembered(c)
 	remembered := len(fates) > 0
-	for {
+	for known := newRounds(c); ; known = next(known) {
 		w := newCompiler(c, n, locals, a)
-		w.before, w.fates = before, fates
+		w.before, w.fates, w.known = before, fates, known
 		if w.run() {
 			w.result.refusals, w.result.remember = w.refusals(), remembered
 			w.result.fates, w.result.incremental = w.fates, !w.overflowed
@@ -71,10 +77,14 @@ func Recompile(before Before, c *Cluster, n Node, locals []Local, a *Allocator) 
 // run compiles; false: something was refused on the way. What costs most comes after what
 // can be refused before.
 func (w *compiler) run() bool {
-	w.pods = sortedNames(w.cluster.Pods)
+	w.pods = w.known.pods
 	w.parse()
-	w.keys = mentionedBy(w.policies)
-	w.identify()
+	if w.keys = mentionedBy(w.policies); w.known.same(w.keys) {
+		w.podID, w.inUse = w.known.podID, w.known.inUse
+	} else {
+		w.identify()
+		w.known.identified(w)
+	}
 	w.rulesets()
 	w.blocks()
 	if w.refuse(w.tooManyRanges()) || w.refuse(w.tooLarge(w.withoutFacts(), false)) {
@@ -216,10 +226,8 @@ func (w *compiler) identify() {
 func (w *compiler) facts() {
 	for id, set := range w.used {
 		if set.Has(identity.ByLabels) {
-			for n, view := range w.inUse {
-				if o, ok := set.OfLabels(&view.Labels); ok {
-					w.state.Facts[datapath.Fact{Set: id, Identity: n}] = o
-				}
+			for n, o := range w.known.membersOf(id, &set) {
+				w.state.Facts[datapath.Fact{Set: id, Identity: n}] = o
 			}
 		}
 		if set.Has(identity.ByAddress) {

@@ -67,7 +67,7 @@ func (w *compiler) parse() {
 	enforced.NetworkPolicies = maps.Clone(w.cluster.NetworkPolicies)
 	enforced.Refused = map[types.NamespacedName]bool{}
 	w.result.Enforced = &enforced
-	for _, name := range sortedNames(w.cluster.NetworkPolicies) {
+	for _, name := range w.known.policies {
 		p := w.version(name)
 		w.policies = append(w.policies, p)
 		w.byNS[name.Namespace] = append(w.byNS[name.Namespace], p)
@@ -78,7 +78,7 @@ func (w *compiler) parse() {
 func (w *compiler) version(name types.NamespacedName) *parsed {
 	wanted, f := w.cluster.NetworkPolicies[name], w.fates[name]
 	if f == nil || f.invalid {
-		p, problems := parsePolicy(wanted)
+		p, problems := w.known.parsePolicy(wanted)
 		if len(problems) == 0 {
 			return p
 		}
@@ -95,12 +95,12 @@ func (w *compiler) version(name types.NamespacedName) *parsed {
 	}
 	if f.isolated {
 		w.result.Enforced.Refused[name] = true
-		return parseSubject(wanted)
+		return w.known.parseSubject(wanted)
 	}
 	held := w.before.Policies[name]
 	w.result.Enforced.NetworkPolicies[name] = held
 	w.result.Held[name] = true
-	p, _ := parsePolicy(held) // it is in force: there were no problems
+	p, _ := w.known.parsePolicy(held) // it is in force: there were no problems
 	return p
 }
 
@@ -243,9 +243,20 @@ func (w *compiler) tooLarge(need datapath.Limits, facts bool) map[*parsed]Proble
 
 // alone is what a policy would need if it were the only one.
 func (w *compiler) alone(p *parsed, facts bool) datapath.Limits {
+	need, ok := w.known.alone[lonely{p, facts}]
+	if !ok {
+		if w.selectsHere(p) {
+			need = w.measure(p, facts)
+		}
+		w.known.alone[lonely{p, facts}] = need
+	}
+	return need
+}
+
+func (w *compiler) measure(p *parsed, facts bool) datapath.Limits {
 	x := newCompiler(w.cluster, w.node, w.locals, NewAllocator())
 	x.policies, x.byNS = []*parsed{p}, map[string][]*parsed{p.name.Namespace: {p}}
-	x.podID, x.inUse = w.podID, w.inUse
+	x.podID, x.inUse, x.known = w.podID, w.inUse, &rounds{inUse: w.inUse, members: map[uint32]map[identity.Number]uint32{}} // numbers of its own
 	x.rulesets()
 	x.blocks()
 	if facts {
