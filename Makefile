@@ -42,8 +42,8 @@ SUMMARY   = go run ./tests/summary $(if $(CI),-no-skips)
 ORACLE    = (cd tests/oracle && $(GO_TEST) -timeout 30m ./...)
 COLLECTOR = (cd tests/collector && $(GO_TEST) ./...)
 DEPLOY    = (cd deploy/tools && $(GO_TEST) ./...)
-SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic# one after the other: they have time limits
-UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic)$$')
+SLOW      = ./tests/packet ./tests/node ./tests/bypass ./tests/differential ./tests/atomic ./tests/bench# one after the other: they have time limits
+UNIT      = $$(go list ./... | grep -vE '/tests/(packet|node|bypass|differential|atomic|bench)$$')
 C_SOURCES = $(wildcard bpf/*.c bpf/*.h)
 YARD = tests/bench/yard/yard.bpf.c
 

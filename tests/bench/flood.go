@@ -88,12 +88,14 @@ var generators = []string{"socket", "live"}
 func measureFlood(m *measurement) (failed error) {
 	all := droppers()
 	defer func() {
+		var sites []*site
 		for _, d := range all {
 			if d.site != nil {
 				d.site.yard.Close()
-				failed = errors.Join(failed, d.site.close())
+				sites = append(sites, d.site.site)
 			}
 		}
+		failed = errors.Join(failed, closeAll(sites...))
 	}()
 	var up []*dropper
 	for i, d := range all {
@@ -101,7 +103,11 @@ func measureFlood(m *measurement) (failed error) {
 			continue
 		}
 		m.progress("%s", d.name)
-		if err := d.up(m, i); err != nil {
+		err := d.up(m, i)
+		if m.Err() != nil {
+			return m.Err()
+		}
+		if err != nil {
 			m.Note("%s: not measured: %v", d.name, err)
 			continue
 		}
@@ -111,6 +117,9 @@ func measureFlood(m *measurement) (failed error) {
 		m.progress("round %d of %d", round+1, m.rounds)
 		for _, d := range up {
 			for _, g := range generators {
+				if m.Err() != nil {
+					return m.Err()
+				}
 				rate, err := d.burst(m, g)
 				if err != nil && round == 0 {
 					m.Note("%s, %s: %v", d.name, g, err)

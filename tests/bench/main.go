@@ -38,7 +38,19 @@ type measurement struct {
 	short  bool   // to see that it works
 	bin    string // where the binaries are
 	began  time.Time
-	match  *regexp.Regexp // of subjects
+	match  *matcher // of subjects
+}
+
+// matcher is a regular expression that knows whether it ever met anything.
+type matcher struct {
+	*regexp.Regexp
+	met bool
+}
+
+func (m *matcher) MatchString(s string) bool {
+	met := m.Regexp.MatchString(s)
+	m.met = m.met || met
+	return met
 }
 
 // pick is a size for a real run or one for a short run.
@@ -99,6 +111,8 @@ func main() {
 	err := errors.New("no arguments are expected")
 	switch {
 	case flag.NArg() > 0:
+	case os.Geteuid() != 0:
+		err = errors.New("it makes network namespaces and loads programs into the kernel: run it as root")
 	case *gated:
 		err = gate(ctx, min(o.rounds, mostRounds), *repeat)
 	case o.child != "":
@@ -112,39 +126,41 @@ func main() {
 	}
 }
 
-// all runs the sections and writes the page. A section that fails is told of on the page;
-// one that was not asked for stays as an earlier run has it.
+// all runs the sections and writes the page. A section that was measured takes the place of
+// what an earlier run has of it; one that was not asked for, that measured nothing or that was
+// interrupted leaves that as it is.
 func all(ctx context.Context, o options) error {
 	chosen, err := choose(o.only)
 	if err != nil {
 		return err
 	}
-	r := &report.Report{Began: time.Now().UTC().Format("2006-01-02 15:04 MST"), Arguments: strings.Join(os.Args[1:], " "), LoadStart: load()}
-	describe(r)
-	began := time.Now()
+	if _, err := regexp.Compile(o.match); err != nil {
+		return fmt.Errorf("-match: %w", err)
+	}
+	var fresh []*report.Section
 	var errs []error
 	for i, s := range chosen {
 		fmt.Fprintf(os.Stderr, "== %s (%d of %d), load average %s\n", s.name, i+1, len(chosen), load())
+		run := &report.Run{Began: time.Now().UTC().Format("2006-01-02 15:04 MST"), Arguments: strings.Join(os.Args[1:], " "), LoadStart: load()}
+		describe(run)
 		result, err := start(ctx, o, s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
 		}
 		if result != nil {
-			r.Sections = append(r.Sections, result)
+			run.LoadEnd, result.Run = load(), run
+			fresh = append(fresh, result)
 		}
 		if ctx.Err() != nil {
-			return errors.Join(append(errs, ctx.Err())...)
+			errs = append(errs, fmt.Errorf("interrupted in section %s", s.name))
+			break
 		}
 	}
-	r.Took, r.LoadEnd = time.Since(began).Round(time.Second).String(), load()
-	if len(chosen) < len(sections()) {
-		for _, s := range r.Sections {
-			s.Note("measured %s at commit %s, load average %s to %s", r.Began, r.Commit, r.LoadStart, r.LoadEnd)
-		}
-		r.Sections = keep(o.out, r.Sections)
+	if len(fresh) == 0 {
+		return errors.Join(append(errs, fmt.Errorf("nothing was measured: %s stays as it is", o.out))...)
 	}
-	if err := r.Write(o.out); err != nil {
-		return err
+	if err := (&report.Report{Sections: keep(o.out, fresh)}).Write(o.out); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	fmt.Fprintln(os.Stderr, "written:", o.out)
 	return errors.Join(errs...)
@@ -200,9 +216,12 @@ func start(ctx context.Context, o options, s section) (*report.Section, error) {
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 30 * time.Second
+	cmd.WaitDelay = time.Minute // it cleans up: who is killed leaves all behind
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	ended := cmd.Run()
+	if ctx.Err() != nil && cmd.ProcessState != nil && !cmd.ProcessState.Exited() {
+		ended = errors.Join(ended, errors.New("it did not end when it was interrupted, and was killed: `make clean` removes its namespaces"))
+	}
 	raw, err := os.ReadFile(file.Name())
 	if err != nil || len(raw) == 0 {
 		return nil, errors.Join(ended, err)
@@ -226,14 +245,27 @@ func child(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("-match: %w", err)
 	}
-	m := &measurement{match: match, Context: ctx, Section: &report.Section{Name: s.name, Title: s.title, Method: s.method}, rounds: o.rounds, short: o.short, bin: bin, began: time.Now()}
+	m := &measurement{match: &matcher{Regexp: match}, Context: ctx, Section: &report.Section{Name: s.name, Title: s.title, Method: s.method, Short: o.short}, rounds: o.rounds, short: o.short, bin: bin, began: time.Now()}
 	if o.short {
 		m.rounds = min(m.rounds, 2)
 		m.Note("a short run: these figures mean nothing")
 	}
 	failed := s.measure(m)
+	switch {
+	case ctx.Err() != nil: // half a section is none
+		return errors.Join(ctx.Err(), failed)
+	case o.match != "" && !m.match.met:
+		return errors.Join(fmt.Errorf("-match %q names nothing of this section", o.match), failed)
+	case len(m.Tables) == 0:
+		return errors.Join(errors.New("it measured nothing"), failed)
+	case o.match != "":
+		m.Note("only what `-match %s` names was measured", o.match)
+	}
 	if failed != nil {
-		m.Note("not measured to the end: %v", failed)
+		m.Note("it did not come to its end: %v", failed)
+	}
+	if unmeasured := m.Unmeasured(); len(unmeasured) > 0 {
+		failed = errors.Join(failed, errors.New(strings.Join(unmeasured, "\n")))
 	}
 	m.Took = time.Since(m.began).Round(time.Second).String()
 	raw, err := json.Marshal(m.Section)
@@ -244,7 +276,7 @@ func child(ctx context.Context, o options) error {
 }
 
 // describe says where this was measured.
-func describe(r *report.Report) {
+func describe(r *report.Run) {
 	var u syscall.Utsname
 	if syscall.Uname(&u) == nil {
 		for _, c := range u.Release {

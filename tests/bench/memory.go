@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -36,12 +37,20 @@ func measureMemory(m *measurement) error {
 	return nil
 }
 
+// pause ends early with ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
 // settledMemory is the agent's once it has been quiet.
 func settledMemory(m *measurement, n *lab.Node) (resident, most float64, err error) {
-	select {
-	case <-m.Done():
-		return 0, 0, m.Err()
-	case <-time.After(time.Duration(pick(m, 10, 1)) * time.Second):
+	if err := pause(m, time.Duration(pick(m, 10, 1))*time.Second); err != nil {
+		return 0, 0, err
 	}
 	return memoryOf(n.AgentPid())
 }
@@ -74,7 +83,9 @@ func idle(m *measurement) (failed error) {
 		return err
 	}
 	began := time.Now()
-	time.Sleep(time.Duration(seconds) * time.Second)
+	if err := pause(m, time.Duration(seconds)*time.Second); err != nil {
+		return err
+	}
 	after, err := cpuOf(n.AgentPid())
 	if err != nil {
 		return err
@@ -187,7 +198,10 @@ func additive(m *measurement) (failed error) {
 			if err := n.Wait(m); err != nil {
 				return err
 			}
-			time.Sleep(500 * time.Millisecond) // what nobody wants any more goes a grace later
+			// What nobody wants any more goes a while later.
+			if err := pause(m, 1500*time.Millisecond); err != nil {
+				return err
+			}
 			sizes, err := mapMemory(n.BPFFSDir())
 			if err != nil {
 				return err
@@ -235,6 +249,9 @@ func clusters(m *measurement) error {
 		for j, q := range policies {
 			m.progress("%d pods, %d policies", p, q)
 			resident, total, err := full(m, fmt.Sprintf("m%d%d", i, j), synthetic{pods: p, policies: q}, local)
+			if m.Err() != nil {
+				return m.Err()
+			}
 			if err != nil {
 				m.Note("%d pods, %d policies: not measured: %v", p, q, err)
 				resident, total = report.Words("–"), report.Words("–")

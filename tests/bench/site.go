@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,6 +58,9 @@ func podAddress(n, pod int) string { return fmt.Sprintf("10.244.%d.%d", n+1, 10+
 
 // newSite makes the nodes; pods come by addPods or by Weir.
 func newSite(m *measurement, name string, nodes int, o lab.Options) (*site, error) {
+	if m.Err() != nil {
+		return &site{}, m.Err()
+	}
 	s := &site{run: fmt.Sprintf("/run/weirt-bench-%s", name)}
 	for i := range nodes {
 		o.Name = "node-" + string(rune('a'+i))
@@ -104,10 +108,23 @@ func (s *site) close() error {
 	if s.api != nil {
 		s.api.Close()
 	}
-	var errs []error
-	for _, n := range s.nodes {
-		errs = append(errs, n.Down())
+	errs := make([]error, len(s.nodes))
+	var all sync.WaitGroup
+	for i, n := range s.nodes {
+		all.Go(func() { errs[i] = n.Down() })
 	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// closeAll closes sites, all at once: who interrupts does not wait for one after the other.
+func closeAll(sites ...*site) error {
+	errs := make([]error, len(sites))
+	var all sync.WaitGroup
+	for i, s := range sites {
+		all.Go(func() { errs[i] = s.close() })
+	}
+	all.Wait()
 	return errors.Join(errs...)
 }
 

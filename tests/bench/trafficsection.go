@@ -221,11 +221,13 @@ func until(ctx context.Context, limit time.Duration, what string, ok func() bool
 // runTraffic has the subjects take turns.
 func runTraffic(m *measurement, y *yard.YardObjects, name, title string, nodes int, subjects []*subject) (failed error) {
 	defer func() {
+		var sites []*site
 		for _, s := range subjects {
 			if s.site != nil {
-				failed = errors.Join(failed, s.site.close())
+				sites = append(sites, s.site)
 			}
 		}
+		failed = errors.Join(failed, closeAll(sites...))
 	}()
 	var up []*subject
 	for i, s := range subjects {

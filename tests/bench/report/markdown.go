@@ -3,6 +3,7 @@ package report
 import (
 	_ "embed" // the page's fixed part
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -15,8 +16,7 @@ var profiles string
 func (r *Report) markdown(plots string) string {
 	var b strings.Builder
 	b.WriteString(head)
-	fmt.Fprintf(&b, "\n| | |\n|---|---|\n| commit | `%s` |\n| date | %s, took %s |\n| kernel | %s |\n| CPU | %d x %s |\n| load average | %s at start, %s at end |\n| arguments | `%s` |\n\n",
-		r.Commit, r.Began, r.Took, r.Kernel, r.CPUs, r.CPU, r.LoadStart, r.LoadEnd, r.Arguments)
+	r.runs(&b)
 	r.goals(&b)
 	for _, s := range r.Sections {
 		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.Title, s.Method)
@@ -34,12 +34,31 @@ func (r *Report) markdown(plots string) string {
 	return b.String()
 }
 
+// runs says of each section when and where it was measured.
+func (r *Report) runs(b *strings.Builder) {
+	b.WriteString("\n| section | commit | date | took | load average at start | and at end | arguments | kernel | CPU |\n|---|---|---|---|---|---|---|---|---|\n")
+	for _, s := range r.Sections {
+		run := s.Run
+		if run == nil {
+			run = &Run{}
+		}
+		fmt.Fprintf(b, "| %s | `%s` | %s | %s | %s | %s | `%s` | %s | %d x %s |\n", s.Name, run.Commit, run.Began, s.Took, run.LoadStart, run.LoadEnd, run.Arguments, run.Kernel, run.CPUs, run.CPU)
+	}
+	b.WriteString("\n")
+	if slices.ContainsFunc(r.Sections, func(s *Section) bool { return s.commit() != r.Sections[0].commit() }) {
+		b.WriteString("**Sections are of different commits**: what one says cannot be held against another.\n\n")
+	}
+}
+
 func (r *Report) goals(b *strings.Builder) {
 	b.WriteString("## What was promised\n\n| | promised | measured | |\n|---|---|---|---|\n")
 	for _, s := range r.Sections {
 		for _, g := range s.Goals {
 			met := "met"
-			if !g.Met {
+			switch {
+			case s.Short:
+				met = "a short run"
+			case !g.Met:
 				met = "**missed**"
 			}
 			fmt.Fprintf(b, "| %s | %s | %s%s | %s |\n", g.What, g.Want, number(g.Got), g.Unit, met)
@@ -65,4 +84,11 @@ func (t *Table) markdown(b *strings.Builder, plots string) {
 	if t.svg() != "" {
 		fmt.Fprintf(b, "![%s](%s/%s.svg)\n\n", t.Title, plots, t.Name)
 	}
+}
+
+func (s *Section) commit() string {
+	if s.Run == nil {
+		return ""
+	}
+	return s.Run.Commit
 }

@@ -12,18 +12,23 @@ import (
 	"strings"
 )
 
-// Report is one run.
+// Report is what there is, section by section.
 type Report struct {
-	Kernel    string     `json:"kernel"`
-	CPU       string     `json:"cpu"`
-	CPUs      int        `json:"cpus"`
-	Commit    string     `json:"commit"`
-	Began     string     `json:"began"`
-	Took      string     `json:"took"`
-	LoadStart string     `json:"load_at_start"`
-	LoadEnd   string     `json:"load_at_end"`
-	Arguments string     `json:"arguments"`
-	Sections  []*Section `json:"sections"`
+	*Run                // of all of them, as figures of before had it
+	Sections []*Section `json:"sections"`
+}
+
+// Run is when and where a section was measured.
+type Run struct {
+	Kernel    string `json:"kernel"`
+	CPU       string `json:"cpu"`
+	CPUs      int    `json:"cpus"`
+	Commit    string `json:"commit"`
+	Began     string `json:"began"`
+	Took      string `json:"took"`
+	LoadStart string `json:"load_at_start"`
+	LoadEnd   string `json:"load_at_end"`
+	Arguments string `json:"arguments"`
 }
 
 // Section is one subject.
@@ -34,6 +39,8 @@ type Section struct {
 	Tables []*Table `json:"tables"`
 	Goals  []Goal   `json:"goals,omitempty"`
 	Notes  []string `json:"notes,omitempty"` // what could not be measured, and why
+	Run    *Run     `json:"run,omitempty"`
+	Short  bool     `json:"short,omitempty"` // its figures mean nothing
 	Took   string   `json:"took"`
 }
 
@@ -89,17 +96,34 @@ func (s *Section) AtMost(what string, got, limit float64, unit string) {
 	s.goal(Goal{what, "at most " + number(limit) + unit, got, unit, got <= limit})
 }
 
+// At least more than nothing is promised: 0 is what was not measured.
 func (s *Section) AtLeast(what string, got, limit float64, unit string) {
+	if got == 0 {
+		got = math.NaN()
+	}
 	s.goal(Goal{what, "at least " + number(limit) + unit, got, unit, got >= limit})
 }
 
 // goal leaves out what could not be measured: a note says why.
 func (s *Section) goal(g Goal) {
 	if math.IsNaN(g.Got) || math.IsInf(g.Got, 0) {
-		s.Note("%s: not measured", g.What)
+		s.Note("%s: %s", g.What, NotMeasured)
 		return
 	}
 	s.Goals = append(s.Goals, g)
+}
+
+// NotMeasured is in each note of what could not be: a run that has one fails.
+const NotMeasured = "not measured"
+
+// Unmeasured are those notes.
+func (s *Section) Unmeasured() (out []string) {
+	for _, n := range s.Notes {
+		if strings.Contains(n, NotMeasured) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // Note is a printf to Notes.
@@ -216,6 +240,11 @@ func Read(path string) (*Report, error) {
 	r := &Report{}
 	if err := json.Unmarshal(raw, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, s := range r.Sections {
+		if s.Run == nil {
+			s.Run = r.Run
+		}
 	}
 	return r, nil
 }

@@ -44,15 +44,23 @@ func TestWrite(t *testing.T) {
 	}}
 	s.AtMost("this", 2, 3, "x")
 	s.AtLeast("that", 2, 3, "x")
+	s.AtLeast("nobody", 0, 3, "x")
+	s.Run = &Run{Commit: "abc", Began: "Monday", LoadStart: "0.5", LoadEnd: "0.7"}
+	if got := s.Unmeasured(); len(got) != 1 || !strings.HasPrefix(got[0], "nobody") {
+		t.Errorf("not measured: %q", got)
+	}
+	short := &Section{Name: "y", Short: true, Run: &Run{Commit: "def", Began: "Tuesday"}}
+	short.AtMost("in short", 4, 3, "x")
 	page := filepath.Join(t.TempDir(), "page.md")
-	if err := (&Report{Commit: "abc", Sections: []*Section{s}}).Write(page); err != nil {
+	if err := (&Report{Sections: []*Section{s, short}}).Write(page); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| this | at most 3x | 2x | met |", "| that | at least 3x | 2x | **missed** |", "| one | 2 (1.50–2.50) | nothing |", "(page/dots.svg)", "| one | – |"} {
+	for _, want := range []string{"| this | at most 3x | 2x | met |", "| that | at least 3x | 2x | **missed** |", "| one | 2 (1.50–2.50) | nothing |", "(page/dots.svg)", "| one | – |",
+		"| x | `abc` | Monday |  | 0.5 | 0.7 |", "| y | `def` | Tuesday |", "**Sections are of different commits**", "| in short | at most 3x | 4x | a short run |", "- nobody: not measured"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the page lacks %q:\n%s", want, text)
 		}
