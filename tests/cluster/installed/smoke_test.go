@@ -166,8 +166,24 @@ func (w *world) smoke() {
 			}
 		}
 	}
+	w.past()
 	w.isolated()
 	w.plugin()
+}
+
+// past: what the pods of two nodes said to each other went past both nodes' stacks.
+func (w *world) past() {
+	w.Helper()
+	for _, n := range w.Nodes {
+		out := w.kubectl("-n", "kube-system", "exec", w.agent(n), "--", "weir", "status")
+		if !strings.Contains(out, "by BPF to pods of 1 other node\n") {
+			w.Errorf("weir status of %s:\n%s", n.Name, out)
+		}
+		flows := w.kubectl("-n", "kube-system", "exec", w.agent(n), "--", "weir", "flows", "-o", "json", "--from-pod", "smoke/a", "--to-pod", "smoke/c")
+		if all, past := strings.Count(flows, "\n"), strings.Count(flows, `\"path\":\"bpf\"`); past == 0 || past < all/2 {
+			w.Errorf("%s: of %d records of pod a to pod c %d say that it was by BPF:\n%s", n.Name, all, past, flows)
+		}
+	}
 }
 
 // isolated: a pod that nobody may reach, and may reach nobody, becomes ready all the same.
