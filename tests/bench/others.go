@@ -122,10 +122,15 @@ func oneSet(policies int, a, b string) []ruleset {
 	return []ruleset{{nft, t.String()}}
 }
 
-// queueRules are those of kube-network-policies for kernels that lack what its own need.
-func queueRules(a, b string) []ruleset {
+// queueRules are those of kube-network-policies for kernels that lack what its own need: the
+// node's pods that a policy selects are in its set.
+func queueRules(selected string) []ruleset {
+	set := "create podips hash:ip\n"
+	if selected != "" {
+		set += "add podips " + selected + "\n"
+	}
 	return []ruleset{
-		{ipsetRestore, fmt.Sprintf("create podips hash:ip\nadd podips %s\nadd podips %s\n", a, b)},
+		{ipsetRestore, set},
 		{iptablesRestore, "*mangle\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n" +
 			"-A POSTROUTING -m set --match-set podips src -j NFQUEUE --queue-num 100 --queue-bypass\n" +
 			"-A POSTROUTING -m set --match-set podips dst -j NFQUEUE --queue-num 100 --queue-bypass\nCOMMIT\n"},

@@ -37,7 +37,9 @@ type site struct {
 	a, b  *lab.Host
 	api   *apiserver.Server
 	ends  []*exec.Cmd
-	run   string
+	// judges are processes that packets wait for.
+	judges []int
+	run    string
 
 	failedAdds int
 }
@@ -52,6 +54,7 @@ const (
 
 const gateway = "169.254.1.1"
 
+func nodeName(node int) string     { return "node-" + string(rune('a'+node)) }
 func podCIDR(node int) string      { return fmt.Sprintf("10.244.%d.0/24", node+1) }
 func nodeAddress(node int) string  { return fmt.Sprintf("198.51.100.%d", node+1) }
 func podAddress(n, pod int) string { return fmt.Sprintf("10.244.%d.%d", n+1, 10+pod) }
@@ -63,7 +66,7 @@ func newSite(m *measurement, name string, nodes int, o lab.Options) (*site, erro
 	}
 	s := &site{run: fmt.Sprintf("/run/weirt-bench-%s", name)}
 	for i := range nodes {
-		o.Name = "node-" + string(rune('a'+i))
+		o.Name = nodeName(i)
 		o.Prefix, o.Run = fmt.Sprintf("weirt-bench-%s%s-", name, o.Name[5:]), s.run+o.Name[5:]
 		o.Bin, o.Pool4, o.Pool6 = m.bin, podCIDR(i), fmt.Sprintf("fd44:%d::/112", i+1)
 		n, err := lab.Up(o)
@@ -208,7 +211,7 @@ ip route add %[4]s via 198.18.0.%[5]d dev vx`, nodeAddress(i), nodeAddress(other
 func (s *site) startAPI(objects map[string][]runtime.Object) error {
 	s.api = apiserver.New()
 	for i := range s.nodes {
-		if err := s.api.Put("nodes", apiserver.Node("node-"+string(rune('a'+i)), nodeAddress(i), podCIDR(i), fmt.Sprintf("fd44:%d::/112", i+1))); err != nil {
+		if err := s.api.Put("nodes", apiserver.Node(nodeName(i), nodeAddress(i), podCIDR(i), fmt.Sprintf("fd44:%d::/112", i+1))); err != nil {
 			return err
 		}
 	}
@@ -242,7 +245,7 @@ func (s *site) weir(ctx context.Context, policies int) error {
 	if err := s.startAPI(cluster(policies)); err != nil {
 		return err
 	}
-	last := "node-" + string(rune('a'+len(s.nodes)-1))
+	last := nodeName(len(s.nodes) - 1)
 	pods := []runtime.Object{apiserver.Pod("bench", "a", "node-a", app("a")), apiserver.Pod("bench", "b", last, app("b"))}
 	if err := s.api.Put("pods", pods...); err != nil {
 		return err
@@ -292,21 +295,26 @@ func cluster(policies int) map[string][]runtime.Object {
 		objects["pods"] = append(objects["pods"], apiserver.Pod("bench", peerName(i), "node-z", app(peerName(i)), peerAddress(i)))
 	}
 	for i := range policies {
-		rule := networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: app(peerName(i))}}}}
-		if i == policies-1 {
-			rule.From[0].PodSelector.MatchLabels = app("a")
-		} else {
-			rule.Ports = []networkingv1.NetworkPolicyPort{portOf("TCP", 80)}
-		}
-		objects["networkpolicies"] = append(objects["networkpolicies"], &networkingv1.NetworkPolicy{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "bench", Name: fmt.Sprintf("policy-%d", i)},
-			Spec: networkingv1.NetworkPolicySpec{
-				PodSelector: metav1.LabelSelector{MatchLabels: app("b")}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
-				Ingress: []networkingv1.NetworkPolicyIngressRule{rule},
-			},
-		})
+		objects["networkpolicies"] = append(objects["networkpolicies"], benchPolicy(i, policies, 80))
 	}
 	return objects
+}
+
+// benchPolicy is number i of them; the port is that of all but the last.
+func benchPolicy(i, policies, port int) *networkingv1.NetworkPolicy {
+	rule := networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: app(peerName(i))}}}}
+	if i == policies-1 {
+		rule.From[0].PodSelector.MatchLabels = app("a")
+	} else {
+		rule.Ports = []networkingv1.NetworkPolicyPort{portOf("TCP", port)}
+	}
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bench", Name: fmt.Sprintf("policy-%d", i)},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: app("b")}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{rule},
+		},
+	}
 }
 
 func peerName(i int) string    { return fmt.Sprintf("peer-%d", i%100) }
@@ -385,7 +393,7 @@ func podObject(s *site, name string) runtime.Object {
 	if name == "a" {
 		return apiserver.Pod("bench", "a", "node-a", app("a"), s.a.Addr4)
 	}
-	return apiserver.Pod("bench", "b", "node-a", app("b"), s.b.Addr4)
+	return apiserver.Pod("bench", "b", nodeName(len(s.nodes)-1), app("b"), s.b.Addr4)
 }
 
 // device is an interface's index in the calling thread's namespace.

@@ -55,6 +55,20 @@ func (c synthetic) policy(i, port int) *networkingv1.NetworkPolicy {
 	}
 }
 
+// newcomerApp is one of those that newcomers lets in; no pod of the cluster is of them.
+func newcomerApp(i int) string { return fmt.Sprint("newcomer-", i) }
+
+// newcomers is a policy of this node's second pod.
+func (c synthetic) newcomers() *networkingv1.NetworkPolicy {
+	p, apps := c.policy(1, 3000), []string{}
+	for i := range 50 {
+		apps = append(apps, newcomerApp(i))
+	}
+	p.Name, p.Spec.Ingress[0].From[0] = "newcomers", networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{
+		MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpIn, Values: apps}}}}
+	return p
+}
+
 func (c synthetic) objects() map[string][]runtime.Object {
 	out := map[string][]runtime.Object{}
 	for i := range c.namespaces() {

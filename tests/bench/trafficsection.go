@@ -23,12 +23,13 @@ import (
 var trafficSection = section{
 	name: "traffic", title: "Traffic between pods", measure: measureTraffic,
 	method: "Two pods, IPv4. Ping-pong: a byte there and back on an open TCP connection. Connect/close: a connection for each such byte. " +
-		"UDP: datagrams of 22 bytes, counted where they enter the pod. Bulk: TCP as fast as it goes. Each is what plain routing does, times a factor: " +
-		"all subjects are up at once, each in namespaces of its own, and take turns; both ends, and daemons that packets wait for, run on one CPU " +
-		"at real-time priority. Policies are those of one pod: each lets one peer in by one port, the last the pod that sends. What iptables and nftables " +
-		"are given is what a controller of that kind writes: a chain for the pod, a chain for each policy, an open connection goes on at once; " +
-		"one set for all policies is what such a controller could do at best. " +
-		"kube-network-policies is v1.1.1; where the kernel has no nftables queue it gets the packets by its rules as iptables has them, an open connection goes past it.",
+		"UDP: datagrams of 22 bytes of one flow whose ends have heard each other before, counted where they enter the pod. Bulk: TCP as fast as it goes. Each is what plain routing does, times a factor: " +
+		"all subjects of a table are up at once, each in namespaces of its own, and take turns; both ends, and daemons that packets wait for, run on one CPU " +
+		"at real-time priority, and such a daemon has nothing left to do when a burst begins. Policies are those of one pod: each lets one peer in by one port, the last the pod that sends. What iptables and nftables " +
+		"are given is what a controller of that kind writes, on the node of that pod: a chain for the pod, a chain for each policy, an open connection goes on at once; " +
+		"one set for all policies is what such a controller could do at best (on one node only). " +
+		"kube-network-policies is v1.1.1; where the kernel has no nftables queue it gets the packets by its rules as iptables has them, an open connection goes past it. " +
+		"The shield is on the pods' interfaces, and over two nodes on the uplinks, too.",
 }
 
 // subject is who stands between the pods.
@@ -39,6 +40,9 @@ type subject struct {
 	site  *site
 	rates map[string][]float64
 }
+
+// settles is how long a daemon may work on what came before.
+const settles = 15 * time.Second
 
 const plainName = "plain routing"
 
@@ -58,8 +62,8 @@ func measureTraffic(m *measurement) error {
 		subjects    []*subject
 	}{
 		{"traffic", "On one node", 1, oneNode(m)},
-		{"native", "Over two nodes, routed", 2, twoNodes(false)},
-		{"vxlan", "Over two nodes, in VXLAN", 2, twoNodes(true)},
+		{"native", "Over two nodes, routed", 2, twoNodes(m, false)},
+		{"vxlan", "Over two nodes, in VXLAN", 2, twoNodes(m, true)},
 	} {
 		if err := runTraffic(m, &y, place.name, place.title, place.nodes, place.subjects); err != nil {
 			return fmt.Errorf("%s: %w", place.title, err)
@@ -97,29 +101,42 @@ func oneNode(m *measurement) []*subject {
 		{name: "plain routing, once more", start: plain(nil)},
 		{name: "plain routing, connections tracked", start: plain(tracked)},
 	}
-	for _, n := range []int{0, 10, 1000} {
-		subjects = append(subjects, &subject{name: fmt.Sprintf("Weir, %d policies", n), start: ofWeir(n)})
-	}
+	subjects = append(subjects, weirs(lab.Options{}, lab.Options{XDP: "generic"}, lab.Options{XDP: "native"})...)
 	subjects = append(subjects,
 		&subject{name: "Weir, 1000 policies, flows followed", start: followed},
-		&subject{name: "Weir, 1000 policies, nobody reads flows", start: unread},
-		&subject{name: "Weir, 1000 policies, shield generic", lab: lab.Options{XDP: "generic"}, start: ofWeir(1000)},
-		&subject{name: "Weir, 1000 policies, shield native", lab: lab.Options{XDP: "native"}, start: ofWeir(1000)})
+		&subject{name: "Weir, 1000 policies, nobody reads flows", start: unread})
+	for _, n := range []int{10, 1000} {
+		subjects = append(subjects, &subject{name: fmt.Sprintf("nftables with one set, %d policies", n), start: plain(func(a, b string) []ruleset { return oneSet(n, a, b) })})
+	}
+	return append(subjects, peers(m, plain)...)
+}
+
+// weirs is Weir without a shield, with few policies and many, and with one.
+func weirs(off, generic, native lab.Options) (subjects []*subject) {
+	for _, n := range []int{0, 10, 1000} {
+		subjects = append(subjects, &subject{name: fmt.Sprintf("Weir, %d policies", n), lab: off, start: ofWeir(n)})
+	}
+	return append(subjects,
+		&subject{name: "Weir, 1000 policies, shield generic", lab: generic, start: ofWeir(1000)},
+		&subject{name: "Weir, 1000 policies, shield native", lab: native, start: ofWeir(1000)})
+}
+
+// peers are whoever else enforces policies, with few and with many; by is how pods and rules are made.
+func peers(m *measurement, by func(func(a, b string) []ruleset) func(context.Context, *site) error) (subjects []*subject) {
 	for _, n := range []int{10, 1000} {
 		subjects = append(subjects,
-			&subject{name: fmt.Sprintf("iptables, %d policies", n), start: plain(func(a, b string) []ruleset { return iptables(n, a, b, false) })},
-			&subject{name: fmt.Sprintf("iptables with ipset, %d policies", n), start: plain(func(a, b string) []ruleset { return iptables(n, a, b, true) })},
-			&subject{name: fmt.Sprintf("nftables, %d policies", n), start: plain(func(a, b string) []ruleset { return nftables(n, a, b, false) })},
-			&subject{name: fmt.Sprintf("nftables with sets, %d policies", n), start: plain(func(a, b string) []ruleset { return nftables(n, a, b, true) })},
-			&subject{name: fmt.Sprintf("nftables with one set, %d policies", n), start: plain(func(a, b string) []ruleset { return oneSet(n, a, b) })})
+			&subject{name: fmt.Sprintf("iptables, %d policies", n), start: by(func(a, b string) []ruleset { return iptables(n, a, b, false) })},
+			&subject{name: fmt.Sprintf("iptables with ipset, %d policies", n), start: by(func(a, b string) []ruleset { return iptables(n, a, b, true) })},
+			&subject{name: fmt.Sprintf("nftables, %d policies", n), start: by(func(a, b string) []ruleset { return nftables(n, a, b, false) })},
+			&subject{name: fmt.Sprintf("nftables with sets, %d policies", n), start: by(func(a, b string) []ruleset { return nftables(n, a, b, true) })})
 	}
 	for _, n := range []int{10, 1000} {
-		subjects = append(subjects, &subject{name: fmt.Sprintf("kube-network-policies, %d policies", n), start: kubeNetworkPolicies(m.bin, n)})
+		subjects = append(subjects, &subject{name: fmt.Sprintf("kube-network-policies, %d policies", n), start: kubeNetworkPolicies(m.bin, n, by(nil))})
 	}
 	return subjects
 }
 
-func twoNodes(vxlan bool) []*subject {
+func twoNodes(m *measurement, vxlan bool) []*subject {
 	routed := func(rules func(a, b string) []ruleset) func(context.Context, *site) error {
 		return func(ctx context.Context, s *site) error {
 			if err := plain(rules)(ctx, s); err != nil {
@@ -132,15 +149,20 @@ func twoNodes(vxlan bool) []*subject {
 	if vxlan {
 		mode = "vxlan"
 	}
-	weir := lab.Options{Agent: []string{"--uplink", "up0", "--uplink", "join", "--routing", mode, "--masquerade=false"}}
-	return []*subject{
-		{name: plainName, start: routed(nil)},
-		{name: "plain routing, connections tracked", start: routed(tracked)},
-		{name: "Weir, 0 policies", lab: weir, start: ofWeir(0)},
-		{name: "Weir, 1000 policies", lab: weir, start: ofWeir(1000)},
-		{name: "iptables with ipset, 1000 policies", start: routed(func(a, b string) []ruleset { return iptables(1000, a, b, true) })},
-		{name: "nftables with sets, 1000 policies", start: routed(func(a, b string) []ruleset { return nftables(1000, a, b, true) })},
+	weir := func(shield string) lab.Options {
+		o := lab.Options{Agent: []string{"--uplink", "up0", "--uplink", "join", "--routing", mode, "--masquerade=false"}}
+		if shield != "" {
+			o.XDP, o.Agent = shield, append(o.Agent, "--uplink-xdp", shield)
+		}
+		return o
 	}
+	subjects := []*subject{
+		{name: plainName, start: routed(nil)},
+		{name: "plain routing, once more", start: routed(nil)},
+		{name: "plain routing, connections tracked", start: routed(tracked)},
+	}
+	subjects = append(subjects, weirs(weir(""), weir("generic"), weir("native"))...)
+	return append(subjects, peers(m, routed)...)
 }
 
 // followed has somebody read flow records as they come.
@@ -166,11 +188,11 @@ func unread(ctx context.Context, s *site) error {
 	return s.nodes[0].StopAgent()
 }
 
-// kubeNetworkPolicies starts a peer that judges in its own process. All packets wait for it,
-// so it runs where they do.
-func kubeNetworkPolicies(bin string, policies int) func(context.Context, *site) error {
+// kubeNetworkPolicies starts a peer that judges in its own process, on each node. All new
+// connections' packets wait for it, so it runs where they do.
+func kubeNetworkPolicies(bin string, policies int, pods func(context.Context, *site) error) func(context.Context, *site) error {
 	return func(ctx context.Context, s *site) error {
-		if err := s.addPods(ctx); err != nil {
+		if err := pods(ctx, s); err != nil {
 			return err
 		}
 		objects := cluster(policies)
@@ -178,31 +200,46 @@ func kubeNetworkPolicies(bin string, policies int) func(context.Context, *site) 
 		if err := s.startAPI(objects); err != nil {
 			return err
 		}
-		n := s.nodes[0]
-		cmd := exec.Command("taskset", "-c", fmt.Sprint(runtime.NumCPU()-1), "chrt", "-r", "20", filepath.Join(bin, "kube-network-policies"),
-			"-kubeconfig", filepath.Join(n.RunDir(), "kubeconfig"), "-hostname-override", "node-a", "-disable-nri", "-v", "0")
-		log, err := os.Create(filepath.Join(n.RunDir(), "kube-network-policies.log"))
-		if err != nil {
-			return err
+		for i, n := range s.nodes {
+			if err := s.startJudge(ctx, bin, i); err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
 		}
-		defer log.Close()
-		cmd.Stdout, cmd.Stderr = log, log
-		if err := n.Start(cmd); err != nil {
-			return err
-		}
-		s.ends = append(s.ends, cmd)
-		own := until(ctx, 5*time.Second, "kube-network-policies has rules", func() bool {
-			out, err := n.Run(ctx, "nft", "list", "ruleset")
-			return err == nil && len(out) > 0
-		})
-		if own == nil {
-			return nil
-		}
-		if said, _ := os.ReadFile(log.Name()); !strings.Contains(string(said), "Syncing nftables rules") {
-			return fmt.Errorf("%w: it says: %s", own, end300(string(said)))
-		}
-		return apply(ctx, n, queueRules(s.a.Addr4, s.b.Addr4)...)
+		return nil
 	}
+}
+
+func (s *site) startJudge(ctx context.Context, bin string, node int) error {
+	n := s.nodes[node]
+	cmd := exec.Command("taskset", "-c", fmt.Sprint(runtime.NumCPU()-1), "chrt", "-r", "20", filepath.Join(bin, "kube-network-policies"),
+		"-kubeconfig", filepath.Join(n.RunDir(), "kubeconfig"), "-hostname-override", nodeName(node), "-disable-nri", "-v", "0")
+	log, err := os.Create(filepath.Join(n.RunDir(), "kube-network-policies.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := n.Start(cmd); err != nil {
+		return err
+	}
+	s.ends, s.judges = append(s.ends, cmd), append(s.judges, cmd.Process.Pid)
+	own, said := false, ""
+	err = until(ctx, 10*time.Second, "kube-network-policies has rules, or says that it cannot", func() bool {
+		out, err := n.Run(ctx, "nft", "list", "ruleset")
+		text, _ := os.ReadFile(log.Name())
+		own, said = err == nil && len(out) > 0, string(text)
+		return own || strings.Contains(said, "nftables sync failed")
+	})
+	if err != nil {
+		return fmt.Errorf("%w: it says: %s", err, end300(said))
+	}
+	if own {
+		return nil
+	}
+	if n != s.last() {
+		return apply(ctx, n, queueRules("")...)
+	}
+	return apply(ctx, n, queueRules(s.b.Addr4)...)
 }
 
 // until waits for something to come about.
@@ -350,24 +387,40 @@ var sinks []link.Link
 
 // burst is one kind of traffic for a while.
 func (s *subject) burst(m *measurement, y *yard.YardObjects, kind string) (float64, error) {
-	ms := pick(m, 400, 60)
+	if err := s.settled(m); err != nil {
+		return 0, err
+	}
+	ms := pick(m, 250, 60)
+	if len(s.site.nodes) > 1 { // there are more of these
+		ms = pick(m, 200, 60)
+	}
 	to := s.site.b.Addr4
 	switch kind {
 	case "bulk":
 		return send(s.site.a, kind, to, portTake, ms)
 	case "udp":
-		return s.udp(y, to, ms)
+		return s.udp(m, y, to, ms)
 	}
 	return send(s.site.a, kind, to, portEcho, ms)
 }
 
-// udp counts what arrives: who drops is fast.
-func (s *subject) udp(y *yard.YardObjects, to string, ms int) (float64, error) {
-	// An answer first: a connection is open to conntrack when both have spoken.
-	if _, err := send(s.site.a, "udp", to, portSink, 1); err != nil {
+// udp counts what arrives: who drops is fast. The flow is open before: each end has heard
+// the other.
+func (s *subject) udp(m *measurement, y *yard.YardObjects, to string, ms int) (float64, error) {
+	if err := y.SinkCount.Set(uint64(0)); err != nil {
 		return 0, err
 	}
-	if _, err := send(s.site.b, "answer", s.site.a.Addr4, portFrom, 1); err != nil {
+	heard := make(chan error, 1)
+	go func() {
+		_, err := send(s.site.a, "opening", to, portSink, 900)
+		heard <- err
+	}()
+	var count uint64
+	err := until(m, time.Second, "the first datagram has come", func() bool { return y.SinkCount.Get(&count) == nil && count > 0 })
+	if err == nil {
+		_, err = send(s.site.b, "answer", s.site.a.Addr4, portFrom, 1)
+	}
+	if err = errors.Join(err, <-heard, s.settled(m)); err != nil {
 		return 0, err
 	}
 	if err := y.SinkCount.Set(uint64(0)); err != nil {
@@ -377,10 +430,28 @@ func (s *subject) udp(y *yard.YardObjects, to string, ms int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	var count uint64
 	if err := y.SinkCount.Get(&count); err != nil {
 		return 0, err
 	}
 	sent := rate * float64(ms) / 1000
 	return rate * min(1, float64(count)/sent), nil
+}
+
+// settled waits until a daemon that packets wait for has no more of them to judge: what is
+// left of one burst would be in the way of the next.
+func (s *subject) settled(ctx context.Context) error {
+	for _, pid := range s.site.judges {
+		var busy error
+		err := until(ctx, settles, "the daemon has nothing left to judge", func() bool {
+			before, err := cpuOf(pid)
+			time.Sleep(30 * time.Millisecond)
+			after, again := cpuOf(pid)
+			busy = errors.Join(err, again)
+			return busy != nil || after-before < time.Millisecond
+		})
+		if err = errors.Join(err, busy); err != nil {
+			return err
+		}
+	}
+	return nil
 }

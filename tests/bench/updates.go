@@ -24,8 +24,9 @@ var updates = section{
 	name: "updates", title: "A change of policy", measure: measureUpdates,
 	method: "An agent on a node with ten pods watches an API server's watch events, in protobuf as from a real one: ten pods in the cluster for each policy, in namespaces of a " +
 		"hundred. A change is sent as one event; it is in force when the epoch that programs read has moved. Writes are counted from outside: entries that bpf(2) puts or " +
-		"deletes, and words of the maps that the agent has in its memory. CPU is the agent's, until it is quiet again. What iptables and nftables are given is a chain " +
-		"for the policy that changed, or everything, as a controller writes that keeps no account.",
+		"deletes, and words of the maps that the agent has in its memory. CPU is the agent's, until it is quiet again. Beside rules a pod of one node has all the policies, for Weir too, and " +
+		"one of them gets another port; in a row of its own Weir has as many in a cluster, ten of them of pods here. What iptables and nftables are given is a chain " +
+		"for the policy that changed, or everything, as a controller writes that keeps no account. All of these take turns.",
 }
 
 const localPods = 10
@@ -34,31 +35,31 @@ func measureUpdates(m *measurement) error {
 	sizes := slices.DeleteFunc(pick(m, []int{10, 1000, 10000}, []int{10, 100}), func(n int) bool { return !m.match.MatchString(fmt.Sprintf("%d policies", n)) })
 	latency := &report.Table{Name: "updates", Title: "From the event to its being in force, ms", Head: "policies in the cluster", Plot: report.Lines}
 	cpu := &report.Table{Name: "updates-cpu", Title: "The agent's CPU for it, ms", Head: latency.Head, Plot: report.Lines}
-	counts := &report.Table{Name: "updates-writes", Title: "Map writes for it: entries + words", Head: latency.Head}
+	counts := &report.Table{Name: "updates-writes", Title: "Map writes for it: entries + words", Head: latency.Head,
+		Note: "Where something comes. What is gone means nothing at once, and leaves the maps with others' within a second."}
 	rest := &report.Table{Name: "updates-rest", Title: "Start and churn", Head: latency.Head}
-	for _, t := range []*report.Table{latency, cpu, counts, rest} {
+	rules := &report.Table{Name: "updates-others", Title: "The same change by rules, ms", Head: "policies", Plot: report.Lines,
+		Note: "Rules: until the command has ended, its start is in it; iptables has the kernel take a whole table for any change. Weir: from the event to its being in force. " +
+			"Rules of the second row's node would be those of its ten policies: the first column."}
+	tables := []*report.Table{latency, cpu, counts, rest, rules}
+	for _, t := range tables {
 		for _, n := range sizes {
 			t.Columns = append(t.Columns, fmt.Sprint(n))
 		}
 	}
 	for i, n := range sizes {
 		u := &update{m: m, cluster: synthetic{pods: 10 * n, policies: n}, last: i == len(sizes)-1}
-		if err := u.run(fmt.Sprintf("u%d", i), latency, cpu, counts, rest); err != nil {
+		if err := u.run(fmt.Sprintf("u%d", i), latency, cpu, counts, rest, rules); err != nil {
 			if m.Err() != nil {
 				return err
 			}
 			m.Note("%d policies, %d pods: not measured to the end: %v", n, 10*n, err)
 		}
-		for _, t := range []*report.Table{latency, cpu, counts, rest} {
+		for _, t := range tables {
 			pad(t, i+1)
 		}
 	}
-	m.Tables = append(m.Tables, latency, cpu, counts, rest)
-	t, err := others(m, sizes)
-	if err != nil {
-		return err
-	}
-	m.Tables = append(m.Tables, t)
+	m.Tables = append(m.Tables, tables...)
 	return nil
 }
 
@@ -99,10 +100,19 @@ var changes = []change{
 		i := min(u.cluster.policies-1, u.cluster.namespaces()-1)
 		return u.site.api.Put("networkpolicies", u.cluster.policy(i, 2000+round%2))
 	}, nil},
+	// Each time another: what is gone leaves the maps within a second only.
 	{"a pod comes or goes", func(u *update, round int) error { return u.comes(u.cluster.pods, nil, round) }, moved},
-	{"an identity comes or goes", func(u *update, round int) error {
-		return u.comes(u.cluster.pods+1, map[string]string{"app": fmt.Sprint("new-", round/2)}, round)
+	{"an identity comes or goes that no rule names", func(u *update, round int) error {
+		return u.comes(u.newcomer(100+round/2), map[string]string{"app": fmt.Sprint("new-", round/2)}, round)
 	}, moved},
+	{"an identity comes or goes that a rule names", func(u *update, round int) error {
+		return u.comes(u.newcomer(200+round/2), map[string]string{"app": newcomerApp(round / 2)}, round)
+	}, moved},
+}
+
+// newcomer is the number of a pod beyond the cluster's, of the second namespace.
+func (u *update) newcomer(i int) int {
+	return u.cluster.pods + i*u.cluster.namespaces() + 1%u.cluster.namespaces()
 }
 
 // comes has pod number i come in even rounds and go in odd ones.
@@ -115,7 +125,7 @@ func (u *update) comes(i int, labels map[string]string, round int) error {
 	return u.site.api.Put("pods", p)
 }
 
-func (u *update) run(name string, latency, cpu, counts, rest *report.Table) (failed error) {
+func (u *update) run(name string, latency, cpu, counts, rest, rules *report.Table) (failed error) {
 	m := u.m
 	m.progress("%d policies, %d pods: the cluster", u.cluster.policies, u.cluster.pods)
 	var err error
@@ -145,6 +155,9 @@ func (u *update) run(name string, latency, cpu, counts, rest *report.Table) (fai
 		if err := u.measure(c, latency, cpu, counts); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
+	}
+	if err := u.beside(name+"r", rules); err != nil {
+		return fmt.Errorf("beside rules: %w", err)
 	}
 	share, err := u.churn()
 	if err != nil {
@@ -185,7 +198,9 @@ func (u *update) start(name string) (took time.Duration, most float64, err error
 	if u.site, err = newSite(u.m, name, 1, lab.Options{Agent: roomFor(u.cluster)}); err != nil {
 		return 0, 0, err
 	}
-	if err := u.site.startAPI(u.cluster.objects()); err != nil {
+	objects := u.cluster.objects()
+	objects["networkpolicies"] = append(objects["networkpolicies"], u.cluster.newcomers())
+	if err := u.site.startAPI(objects); err != nil {
 		return 0, 0, err
 	}
 	n := u.site.nodes[0]
@@ -275,7 +290,10 @@ func (u *update) measure(c change, latency, cpu, counts *report.Table) error {
 			return err
 		}
 		if round > 1 {
-			busy, wrote = append(busy, one.busy), append(wrote, one.writes)
+			busy = append(busy, one.busy)
+			if round%2 == 0 {
+				wrote = append(wrote, one.writes)
+			}
 			if c.inForce != nil {
 				ms = append(ms, one.ms)
 			}
@@ -287,14 +305,19 @@ func (u *update) measure(c change, latency, cpu, counts *report.Table) error {
 		put(latency, c.name, report.Words("nothing to change"))
 	}
 	put(cpu, c.name, report.Of(busy, ""))
-	most := wrote[0]
-	for _, w := range wrote {
-		if w.entries+w.words > most.entries+most.words {
+	put(counts, c.name, report.Words("%s", usual(wrote)))
+	return nil
+}
+
+// usual is what most of them are; others have to do with what went before.
+func usual(all []writes) (most writes) {
+	times := map[string]int{}
+	for _, w := range all {
+		if times[w.String()]++; times[w.String()] > times[most.String()] || len(times) == 1 {
 			most = w
 		}
 	}
-	put(counts, c.name, report.Words("%s", most))
-	return nil
+	return most
 }
 
 // one change as it was seen.
@@ -373,7 +396,7 @@ func (u *update) churn() (percent float64, err error) {
 	defer tick.Stop()
 	for i := range 100 * seconds {
 		<-tick.C
-		if err := u.comes(u.cluster.pods+10+i/2, nil, i); err != nil {
+		if err := u.comes(u.newcomer(300)+i/2, nil, i); err != nil {
 			return 0, err
 		}
 	}
@@ -381,38 +404,78 @@ func (u *update) churn() (percent float64, err error) {
 	return 100 * float64(after-before) / float64(time.Since(began)), err
 }
 
-// others is what nft and iptables-restore take for one policy, and for everything.
-func others(m *measurement, sizes []int) (*report.Table, error) {
-	t := &report.Table{Name: "updates-others", Title: "The same change by rules, ms", Head: "policies of the pod", Plot: report.Lines,
-		Note: "Until the command has ended; its start is in it. iptables has the kernel take a whole table for any change."}
-	s, err := newSite(m, "uo", 1, lab.Options{})
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	defer func() { _ = s.close() }()
-	n := s.nodes[0]
-	for _, size := range sizes {
-		t.Columns = append(t.Columns, fmt.Sprint(size))
-		m.progress("rules of %d policies", size)
-		all := map[string][]ruleset{
-			"nft -f, all":               nftables(size, "10.1.0.1", "10.1.0.2", true),
-			"nft -f, a chain":           {{nft, "flush chain ip engine policy-0\nadd rule ip engine policy-0 ip saddr @peers-0 tcp dport 81 accept\n"}},
-			"iptables-restore, all":     iptables(size, "10.1.0.1", "10.1.0.2", false),
-			"iptables-restore, a chain": {{"iptables-legacy-restore -n < %s", "*filter\n:POLICY-0 - [0:0]\n-A POLICY-0 -s 10.64.0.1/32 -p tcp -m tcp --dport 81 -j MARK --set-xmark 0x10000/0x10000\nCOMMIT\n"}},
+// beside has one policy change: of the cluster, of a pod that has as many policies, and by
+// rules of such a pod.
+func (u *update) beside(name string, t *report.Table) (failed error) {
+	m, size := u.m, u.cluster.policies
+	m.progress("%d policies of a pod, beside rules", size)
+	pod := &update{m: m}
+	var sites []*site
+	defer func() {
+		if pod.observer != nil {
+			pod.observer.close()
 		}
-		for _, name := range []string{"nft -f, all", "nft -f, a chain", "iptables-restore, all", "iptables-restore, a chain"} {
-			var ms []float64
-			for range m.rounds {
-				took, err := timed(m, n, all[name])
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", name, err)
-				}
-				ms = append(ms, took)
+		for _, s := range sites {
+			failed = errors.Join(failed, s.close())
+		}
+	}()
+	for _, suffix := range []string{"p", "n"} {
+		s, err := newSite(m, name+suffix, 1, lab.Options{})
+		sites = append(sites, s)
+		if err != nil {
+			return err
+		}
+	}
+	pod.site = sites[0]
+	if err := pod.site.weir(m, size); err != nil {
+		return err
+	}
+	var err error
+	if pod.observer, err = observe(pod.site.nodes[0]); err != nil {
+		return err
+	}
+	weir := func(u *update, send func(u *update, round int) error) func(int) (float64, error) {
+		return func(round int) (float64, error) {
+			one, err := u.once(change{send: send, inForce: moved}, round)
+			return one.ms, err
+		}
+	}
+	n := sites[1].nodes[0]
+	by := func(sets []ruleset) func(int) (float64, error) {
+		return func(int) (float64, error) { return timed(m, n, sets) }
+	}
+	turns := []struct {
+		name string
+		once func(round int) (ms float64, err error)
+	}{
+		{"Weir, as many of a pod here", weir(pod, func(u *update, round int) error {
+			return u.site.api.Put("networkpolicies", benchPolicy(0, size, 81-round%2))
+		})},
+		{"Weir, as many in the cluster", weir(u, changes[0].send)},
+		{"nft -f, all", by(nftables(size, "10.1.0.1", "10.1.0.2", true))},
+		{"nft -f, a chain", by([]ruleset{{nft, "flush chain ip engine policy-0\nadd rule ip engine policy-0 ip saddr @peers-0 tcp dport 81 accept\n"}})},
+		{"iptables-restore, all", by(iptables(size, "10.1.0.1", "10.1.0.2", false))},
+		{"iptables-restore, a chain", by([]ruleset{{"iptables-legacy-restore -n < %s", "*filter\n:POLICY-0 - [0:0]\n-A POLICY-0 -s 10.64.0.1/32 -p tcp -m tcp --dport 81 -j MARK --set-xmark 0x10000/0x10000\n-A POLICY-0 -m mark --mark 0x10000/0x10000 -j RETURN\nCOMMIT\n"}})},
+	}
+	ms := make([][]float64, len(turns))
+	for round := range m.rounds + 1 { // the first is not counted
+		for i, turn := range turns {
+			if m.Err() != nil {
+				return m.Err()
 			}
-			put(t, name, report.Of(ms, ""))
+			took, err := turn.once(round)
+			if err != nil {
+				return fmt.Errorf("%s: %w", turn.name, err)
+			}
+			if round > 0 {
+				ms[i] = append(ms[i], took)
+			}
 		}
 	}
-	return t, nil
+	for i, turn := range turns {
+		put(t, turn.name, report.Of(ms[i], ""))
+	}
+	return nil
 }
 
 func timed(ctx context.Context, n *lab.Node, sets []ruleset) (ms float64, err error) {

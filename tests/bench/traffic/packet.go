@@ -60,6 +60,27 @@ func udp(args []string) error {
 	return send(fd, make([]byte, 22), c.burst.Nanoseconds())
 }
 
+// opening is one datagram, and waits for the answer.
+func opening(args []string) error {
+	c, fd, err := datagrams(args, udpFrom)
+	if err != nil {
+		return err
+	}
+	wait := unix.NsecToTimeval(c.burst.Nanoseconds())
+	if err := unix.SetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		return err
+	}
+	b := make([]byte, 22)
+	if _, err := write(fd, b); err != nil {
+		return err
+	}
+	if _, err := read(fd, b); err != nil {
+		return fmt.Errorf("no answer: %w", err)
+	}
+	fmt.Println(1)
+	return nil
+}
+
 // answer is one datagram the other way.
 func answer(args []string) error {
 	_, fd, err := datagrams(args, udpTo)

@@ -41,6 +41,7 @@ var kinds = map[string]struct {
 	"connect":  {"ADDRESS PORT MILLISECONDS", 3, connect, false},
 	"bulk":     {"ADDRESS PORT MILLISECONDS", 3, bulk, false},
 	"udp":      {"ADDRESS PORT MILLISECONDS", 3, udp, false},
+	"opening":  {"ADDRESS PORT MILLISECONDS", 3, opening, false},
 	"answer":   {"ADDRESS PORT MILLISECONDS", 3, answer, false},
 	"raw":      {"DEVICE HEX-FRAME MILLISECONDS", 3, raw, false},
 	"host":     {"PORT", 1, echo, true},
