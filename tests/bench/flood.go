@@ -29,7 +29,9 @@ var flood = section{
 	name: "flood", title: "A flood", measure: measureFlood,
 	method: "Frames of 60 bytes that are all dropped at one hook. Socket: sent by a packet socket past the queue, which is most of what it costs. " +
 		"Live: sent by XDP's own test runs, straight into the device's ring, so that little else than the drop costs; a device takes those where it " +
-		"has XDP in the driver or GRO, and has no more than 256 of them on their way. One CPU sends and drops. That each frame was dropped where it should be is seen by that hook's own counter.",
+		"has XDP in the driver or GRO, and has no more than 256 of them on their way. One CPU sends and drops. Only frames count that the hook in question dropped: by its rule's counter in nftables, in Weir by the count of that very reason, from which at a shield is taken off what the programs behind it denied. " +
+		"The shield is Weir's XDP program. On uplinks it drops whoever is on a list that an operator gives: `uplinkXDP` and `shieldDeny` of the chart, `--uplink-xdp` and `--shield-deny-file` of the agent; " +
+		"at pods whoever is not who it says: `xdp` of the CNI configuration. Both are off by default: native takes TCP its large segments, as the traffic's table has it.",
 }
 
 // dropper drops what comes in by a device, and knows how much it did.
@@ -71,13 +73,13 @@ func droppers() []*dropper {
 	}
 	for _, mode := range []string{"generic", "native"} {
 		all = append(all, &dropper{name: "Weir, shield on the uplink, " + mode, from: uplink, frame: fromStranger,
-			lab: lab.Options{Agent: []string{"--uplink-xdp", mode}}, start: denied, count: allDrops})
+			lab: lab.Options{Agent: []string{"--uplink-xdp", mode}}, start: denied, count: byShield(bpf.WeirDropReasonDROP_SHIELD)})
 	}
-	all = append(all, &dropper{name: "Weir, a policy denies a pod's guest (TCX)", from: uplink, frame: testnode.UDP(outside, 1000, "", 80), start: isolated, count: allDrops},
-		&dropper{name: "Weir, a pod forges its source (TCX)", from: pod, by: "eth0", frame: forged, start: atPod, count: allDrops})
+	all = append(all, &dropper{name: "Weir, a policy denies a pod's guest (TCX)", from: uplink, frame: testnode.UDP(outside, 1000, "", 80), start: isolated, count: dropsFor(bpf.WeirDropReasonDROP_POLICY)},
+		&dropper{name: "Weir, a pod forges its source (TCX)", from: pod, by: "eth0", frame: forged, start: atPod, count: dropsFor(bpf.WeirDropReasonDROP_SPOOFED_SOURCE)})
 	for _, mode := range []string{"generic", "native"} {
 		all = append(all, &dropper{name: "Weir, a pod forges its source, shield " + mode, from: pod, by: "eth0", frame: forged,
-			lab: lab.Options{XDP: mode}, start: atPod, count: allDrops})
+			lab: lab.Options{XDP: mode}, start: atPod, count: byShield(bpf.WeirDropReasonDROP_SPOOFED_SOURCE)})
 	}
 	return append(all, &dropper{name: "nftables, netdev ingress at a pod", from: pod, by: "eth0", frame: forged, start: netdevPod, count: nftCounter})
 }
@@ -324,16 +326,36 @@ func nftCounter(ctx context.Context, s *floodSite) (n uint64, err error) {
 	return n, err
 }
 
-// allDrops are the drops of whatever reason.
-func allDrops(_ context.Context, s *floodSite) (sum uint64, err error) {
+// dropsFor counts the drops of one reason.
+func dropsFor(reason bpf.WeirDropReason) func(context.Context, *floodSite) (uint64, error) {
+	return func(_ context.Context, s *floodSite) (uint64, error) {
+		return s.counted(bpf.WeirCounterCOUNT_DROP + bpf.WeirCounter(reason))
+	}
+}
+
+// byShield counts the drops of one reason that nothing else had to do with: what TCX's
+// programs drop they note as a denial as well, or count that they did not.
+func byShield(reason bpf.WeirDropReason) func(context.Context, *floodSite) (uint64, error) {
+	return func(_ context.Context, s *floodSite) (uint64, error) {
+		dropped, err := s.counted(bpf.WeirCounterCOUNT_DROP + bpf.WeirCounter(reason))
+		if err != nil {
+			return 0, err
+		}
+		behind, err := s.counted(bpf.WeirCounterCOUNT_DENIAL_EMITTED, bpf.WeirCounterCOUNT_DENIAL_LOST, bpf.WeirCounterCOUNT_DENIAL_SUPPRESSED)
+		return dropped - min(dropped, behind), err
+	}
+}
+
+// counted is the sum of some of the programs' counters.
+func (s *floodSite) counted(counters ...bpf.WeirCounter) (sum uint64, err error) {
 	m, err := ebpf.LoadPinnedMap(maps.Path(s.nodes[0].BPFFSDir(), bpf.WeirMapCounters), nil)
 	if err != nil {
 		return 0, err
 	}
 	defer m.Close()
-	for i := uint32(bpf.WeirCounterCOUNT_DROP); i < uint32(bpf.WeirCounterCOUNT_MAX); i++ {
+	for _, c := range counters {
 		var byCPU []uint64
-		if err := m.Lookup(i, &byCPU); err != nil {
+		if err := m.Lookup(uint32(c), &byCPU); err != nil {
 			return 0, err
 		}
 		for _, n := range byCPU {
