@@ -134,7 +134,7 @@ POLICIES = 1000
 LOCAL = 100
 SCALEFLAGS = -rates 20,100 -churn 1m -idle 1m
 bench-scale: build
-	@$(ON_API) go test -count=1 -timeout 60m -v ./scale -args -pods $(PODS) -policies $(POLICIES) -local $(LOCAL) \
+	@$(ON_API) go test -count=1 -timeout 60m -v -run 'TestScale$$' ./scale -args -pods $(PODS) -policies $(POLICIES) -local $(LOCAL) \
 	  -rounds $(if $(filter file,$(origin ROUNDS)),50,$(ROUNDS)) $(SCALEFLAGS) -o $(CURDIR)/bin/scale.json
 
 # Weir as its users meet it: the image, the manifest, kubelets, pods.

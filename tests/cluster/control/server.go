@@ -247,6 +247,9 @@ func (s *Server) awaitReady() {
 	}
 }
 
+// APIPid is the API server's process.
+func (s *Server) APIPid() int { return s.api.Pid() }
+
 // StopAPI kills the API server; what it stored stays.
 func (s *Server) StopAPI() {
 	s.api.Stop(unix.SIGKILL)
