@@ -2,9 +2,11 @@ package loader
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"reflect"
 	"strconv"
@@ -170,13 +172,13 @@ func (r record) from(was record) func(old []byte) []byte {
 
 const layoutPin = "layout"
 
-// write pins l in a set of maps.
+// write pins l in a set of maps, compressed: as it is it takes more than a hundred KiB.
 func (l layout) write(dir, set string) error {
 	path := maps.PathIn(dir, set, layoutPin)
 	if exists(path) {
 		return nil
 	}
-	text, err := json.Marshal(l)
+	text, err := l.text()
 	if err != nil {
 		return err
 	}
@@ -194,6 +196,28 @@ func (l layout) write(dir, set string) error {
 	return nil
 }
 
+func (l layout) text() ([]byte, error) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if err := errors.Join(json.NewEncoder(z).Encode(l), z.Close()); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// plain is what text had, as it is; older builds did not compress it.
+func plain(text []byte) ([]byte, error) {
+	if bytes.HasPrefix(text, []byte("{")) {
+		return bytes.TrimRight(text, "\x00"), nil
+	}
+	z, err := gzip.NewReader(bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	z.Multistream(false)
+	return io.ReadAll(z)
+}
+
 // readLayout returns nil where a set is not begun.
 func readLayout(dir, set string) (layout, error) {
 	path := maps.PathIn(dir, set, layoutPin)
@@ -209,11 +233,14 @@ func readLayout(dir, set string) (layout, error) {
 	}
 	defer m.Close()
 	text, err := m.LookupBytes(uint32(0))
+	if err == nil {
+		text, err = plain(text)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read map %s: %w", path, err)
 	}
 	l := layout{}
-	if err := json.Unmarshal(bytes.TrimRight(text, "\x00"), &l); err != nil {
+	if err := json.Unmarshal(text, &l); err != nil {
 		return nil, fmt.Errorf("read map %s: %w", path, err)
 	}
 	for name, m := range l {

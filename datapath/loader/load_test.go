@@ -310,3 +310,29 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		t.Error("something was adopted after Remove")
 	}
 }
+
+// TestLoadReadsLayoutsOfBefore adopts maps whose layout an older build wrote, not compressed.
+func TestLoadReadsLayoutsOfBefore(t *testing.T) {
+	dir := filepath.Join(sandbox.BPFFS(t), "weir")
+	load(t, small(dir))
+	path := maps.Path(dir, layoutPin)
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	must(t, err)
+	defer m.Close()
+	text, err := m.LookupBytes(uint32(0))
+	must(t, err)
+	if len(text) > 16<<10 {
+		t.Errorf("the layout takes %d bytes", len(text))
+	}
+	text, err = plain(text)
+	must(t, err)
+	must(t, os.Remove(path))
+	old, err := ebpf.NewMap(&ebpf.MapSpec{Name: "layout", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(text)), MaxEntries: 1})
+	must(t, err)
+	defer old.Close()
+	must(t, old.Put(uint32(0), text))
+	must(t, old.Pin(path))
+	if l := load(t, small(dir)); !l.Adopted {
+		t.Error("the maps were not adopted")
+	}
+}
