@@ -90,14 +90,30 @@ func (k *Kernel) collectLater(patient bool) {
 	}
 	k.collecting = true
 	k.background.Go(func() {
-		select {
-		case <-k.hurry:
-		case <-time.After(k.linger):
+		hurried := false
+		wait := func(most time.Duration) {
+			select {
+			case <-k.hurry:
+				hurried = true
+			case <-time.After(most):
+			}
+		}
+		wait(k.linger / 10)
+		if !hurried && k.lingering() > 1 {
+			wait(k.linger - k.linger/10)
 		}
 		for k.collectOnce() {
 		}
 		k.retireLater()
 	})
+}
+
+// lingering counts the keys of gone pods. One alone, whose address may soon be in use again, waits
+// for a tenth of linger: what comes back before its collection has to wait for a grace.
+func (k *Kernel) lingering() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.peers.addresses.stale) + len(k.peers.prefixes.stale)
 }
 
 // collectNow ends the wait of a collection, this one or the next.
