@@ -279,6 +279,9 @@ func (s *site) insist(ctx context.Context, p *corev1.Pod) (attached *lab.Pod, er
 // gone is how long what is gone may stay in the maps, to leave them with others.
 const gone = 1200 * time.Millisecond
 
+// goneAlone is likewise, of one that goes alone.
+const goneAlone = 200 * time.Millisecond
+
 // measure sends the changes to and fro; the first time is not counted.
 func (u *update) measure(group []change, latency, cpu, counts *report.Table) error {
 	type samples struct {
@@ -297,6 +300,9 @@ func (u *update) measure(group []change, latency, cpu, counts *report.Table) err
 			one, err := u.once(c, round)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			if len(group) > 1 && round%2 == 1 {
+				time.Sleep(goneAlone) // or its leaving is taken for the next being in force
 			}
 			if round < 2 {
 				continue
