@@ -120,13 +120,14 @@ static __always_inline int to_far_end(struct __sk_buff *skb, struct way *way)
 }
 
 /* Sends the packet on by the walk's way. TC_NEXT: the stack has to, and nothing is done yet. What is too
- * long for the way the stack cuts up, or tells its sender of. */
+ * long for the way the stack cuts up, or tells its sender of; it may want all pieces of a datagram for
+ * that. */
 __noinline int by_way(struct __sk_buff *skb, struct walk *w)
 {
 	struct way *way;
 	__u32 key;
 
-	if (!w)
+	if (!w || w->packet.first_fragment || w->packet.kind == PACKET_FRAGMENT)
 		return TC_NEXT;
 	key = w->way;
 	way = key ? bpf_map_lookup_elem(&ways, &key) : 0;

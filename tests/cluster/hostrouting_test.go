@@ -68,6 +68,7 @@ func (p *pair) passes(i, nodes int) {
 		s := p.hostRouting(i)
 		return s.Nodes == nodes && s.Others == 1 && (s.Path == api.PathBPF) == (nodes > 0)
 	})
+	p.must(p.nodes[i].Wait(p.ctx)) // status knows before the programs do
 }
 
 // path is that of the flow to a port, as a node's records say.
@@ -574,7 +575,40 @@ func (p *pair) narrowed(mode string, web, db *lab.Pod) {
 	p.passes(0, 1)
 	p.passes(1, 1)
 	time.Sleep(2 * time.Second) // the ways have it at the next look
+	for _, family := range families {
+		p.must(p.cut(web, db, family)) // before the pods know how narrow it is
+	}
 	p.large(&web.Host, &db.Host)
 	p.large(&db.Host, &web.Host)
 	p.forwarded("TCP that knows", func() { p.streams(web, db) }, neither)
+}
+
+// cut sends a datagram in pieces of which some are too long for the way and the last is not, in a flow
+// that goes past the stack.
+func (p *pair) cut(from, to *lab.Pod, family int) error {
+	return from.Do(func() error {
+		conn, err := net.Dial("udp", net.JoinHostPort(to.Addr(family), fmt.Sprint(port)))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for _, size := range []int{1, 3100} {
+			for try := 0; ; try++ {
+				if _, err := conn.Write(make([]byte, size)); err != nil {
+					return err
+				}
+				if err := conn.SetReadDeadline(time.Now().Add(lab.Patience)); err != nil {
+					return err
+				}
+				n, err := conn.Read(make([]byte, 65536))
+				if err == nil && n == size {
+					break
+				}
+				if try == 3 {
+					return fmt.Errorf("a datagram of %d bytes from %s to %s, IPv%d: %w", size, from.Name, to.Name, family, err)
+				}
+			}
+		}
+		return nil
+	})
 }

@@ -321,17 +321,26 @@ func TestTooLongForTheWay(t *testing.T) {
 	})
 }
 
-// Pieces of datagrams of a flow that has begun go the same way.
+// Pieces of datagrams go by the stack, all of them: the way may be too narrow for some, and who puts
+// them together there (conntrack) would wait for the others.
 func TestFragmentsToAnotherNode(t *testing.T) {
 	each(t, open, func(t *testing.T, n *nodes, own func(testnode.Pod) string, two string) {
 		f := testnode.UDP(own(n.a), 5000, two, 53)
 		n.out("a datagram", n.a, f, true)
-		f.Payload = make([]byte, 200)
-		d := pieces(t, f, 7)
-		n.raw(t, "last before first", n.a, d.last, fragmentUnknown)
-		n.raw(t, "first", n.a, d.first, redirected)
-		n.raw(t, "last", n.a, d.last, redirected)
-		n.raw(t, "middle", n.a, d.middle, redirected)
+		f.Payload = make([]byte, wayMTU+500)
+		first, last := piece(t, f, 7, 0, wayMTU/8*8, true), piece(t, f, 7, wayMTU/8*8, 2*wayMTU, false)
+		n.raw(t, "last before first", n.a, last, fragmentUnknown)
+		for _, p := range []struct {
+			what  string
+			frame []byte
+		}{{"too long a first", first}, {"its last", last}, {"a first", piece(t, f, 8, 0, 64, true)}, {"its next", piece(t, f, 8, 64, 64, true)}} {
+			got := n.expect(t, p.what, next, func() testnode.Result { return n.Run(t, "from_pod", p.frame, n.a.Ifindex, n.a.Ifindex, 0) })
+			if want := uint16(n.a.Number) | testnode.MarkEgress; got.Mark != want {
+				t.Errorf("%s: mark %#x, want %#x", p.what, got.Mark, want)
+			}
+		}
+		f.Payload = nil
+		n.out("a datagram after them", n.a, f, true)
 	})
 }
 
