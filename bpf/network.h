@@ -87,7 +87,8 @@ static __always_inline int admit(struct __sk_buff *skb, struct walk *w)
 		return TC_NEXT;
 	w->ifindex = READ_ONCE(ep->ifindex);
 	if (error) {
-		if (error_walk(skb, w, w->ifindex, ERROR_FROM_NETWORK) || !came_by_way(skb, w))
+		if (is_odd_address(w->packet.tuple.saddr, w->packet.tuple.family) ||
+		    error_walk(skb, w, w->ifindex, ERROR_FROM_NETWORK) || !came_by_way(skb, w))
 			return TC_NEXT;
 		return into_pod(skb, ep->mac, w->ifindex);
 	}

@@ -288,3 +288,18 @@ func TestErrorsBetweenNodes(t *testing.T) {
 		n.in("about a flow of the stack's", n.a, unreachable(t, two, stack), false, 0)
 	})
 }
+
+// An error from an address that nobody has is no pod's business: its own hook says so, too.
+func TestErrorFromNowhere(t *testing.T) {
+	each(t, open, func(t *testing.T, n *nodes, own func(testnode.Pod) string, two string) {
+		f := testnode.UDP(own(n.a), 6000, two, 53)
+		n.out("out", n.a, f, true)
+		odd := []string{"0.0.0.0", "224.0.0.1", "255.255.255.255"}
+		if mustAddr(two).Is6() {
+			odd = []string{"::", "ff02::1"}
+		}
+		for _, src := range odd {
+			n.in("an error from "+src, n.a, unreachable(t, src, f), false, 0)
+		}
+	})
+}
