@@ -123,8 +123,8 @@ func measureFlood(m *measurement) (failed error) {
 					return m.Err()
 				}
 				rate, err := d.burst(m, g)
-				if err != nil && round == 0 {
-					m.Note("%s, %s: %v", d.name, g, err)
+				if err != nil {
+					m.Note("%s, %s, round %d: %v", d.name, g, round+1, err)
 				}
 				d.rates[g] = append(d.rates[g], rate)
 			}
