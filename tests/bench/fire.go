@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/weirnet/weir/bpf"
+	"github.com/weirnet/weir/datapath"
 	"github.com/weirnet/weir/datapath/maps"
 	"github.com/weirnet/weir/tests/bench/yard"
 	"github.com/weirnet/weir/tests/testnode"
@@ -33,6 +36,7 @@ type shot struct {
 	program *ebpf.Program
 	ifindex int
 	mark    uint16 // ours
+	outer   string // address of the tunnel's end that it comes from, "" = of none
 	frame   testnode.Frame
 	repeat  int
 	want    int // verdict
@@ -169,7 +173,20 @@ func (r *rig) aim(s *shot) error {
 	if s.swap {
 		swap = 1
 	}
+	var family uint32
+	var outer [4]uint32
+	if s.outer != "" {
+		a := netip.MustParseAddr(s.outer)
+		if family = 6; a.Is4() {
+			family, outer[0] = 4, binary.BigEndian.Uint32(a.AsSlice())
+		} else {
+			for i := range outer {
+				outer[i] = binary.NativeEndian.Uint32(a.AsSlice()[4*i:])
+			}
+		}
+	}
 	return errors.Join(
+		r.yard.FeedTunnel.Set(family), r.yard.FeedNetwork.Set(uint32(datapath.TunnelNetwork)), r.yard.FeedOuter.Set(outer),
 		r.yard.Target.Update(uint32(0), s.program, ebpf.UpdateAny),
 		r.yard.FeedMode.Set(uint32(s.mode)), r.yard.FeedFlows.Set(max(s.flows, 1)), r.yard.FeedNext.Set(s.next),
 		r.yard.FeedPort.Set(uint32(s.port)), r.yard.FeedSwap.Set(swap), r.yard.FeedMark.Set(uint32(s.mark)<<testnode.MarkShift))

@@ -39,6 +39,10 @@ const (
 	toNetworkRow       = "to_network, established"
 	toNetworkFirstRow  = "to_network, first packet"
 	wayRow             = "established, to another node's pod"
+	farRow             = "established, from another node's pod"
+	farFirstRow        = "first packet, from another node's pod"
+	wayTunnelRow       = "established, to another node's pod by the tunnel"
+	farTunnelRow       = "established, from another node's pod by the tunnel"
 
 	firstRepeat = 3000
 	mostRounds  = ports/firstRepeat - 1
@@ -61,10 +65,14 @@ var gates = map[string]struct {
 	fromNetworkSlowRow: {hashRow, 3.3, 3.3},
 	toNetworkRow:       {hashRow, 1.97, 1.95},
 	wayRow:             {hashRow, 3.58, 3.58},
+	farRow:             {hashRow, 3.38, 3.39},
+	wayTunnelRow:       {hashRow, 4.88, 4.95},
+	farTunnelRow:       {hashRow, 6.56, 7.08},
 	firstRow:           {floorFirstRow, 1.07, 1.07},
 	refusedRow:         {floorFirstRow, 1.07, 1.07},
 	toPodFirstRow:      {floorFirstRow, 1.07, 1.07},
 	toNetworkFirstRow:  {floorFirstRow, 1.07, 1.07},
+	farFirstRow:        {floorFirstRow, 1.2, 1.2},
 }
 
 // more is what a change may add to that; also what more rules, identities and flows may.

@@ -25,6 +25,7 @@ const (
 	toPod       = "to_pod"
 	toNetwork   = "to_network"
 	fromNetwork = "from_network"
+	fromTunnel  = "from_tunnel"
 )
 
 // Verdicts.
@@ -41,6 +42,7 @@ type node struct {
 	stub   *ebpf.Program            // from_pod
 	stubs  map[string]*ebpf.Program // the others, by hook
 	uplink int                      // ifindex
+	tunnel int                      // its device's
 	filled uint32                   // flows that are open
 	kernel *maps.Kernel
 	loaded *loader.Loaded
@@ -109,7 +111,7 @@ func (n *node) load(ctx context.Context, config loader.Config) (err error) {
 	if n.stub, err = n.stubOf("from_pod"); err != nil {
 		return err
 	}
-	for _, hook := range []string{toPod, toNetwork, fromNetwork} {
+	for _, hook := range []string{toPod, toNetwork, fromNetwork, fromTunnel} {
 		if n.stubs[hook], err = n.stubOf(hook); err != nil {
 			return err
 		}
@@ -117,21 +119,29 @@ func (n *node) load(ctx context.Context, config loader.Config) (err error) {
 	if n.uplink, err = veth("uplink", "up"); err != nil {
 		return err
 	}
+	if n.tunnel, err = veth("tunnel", "tun"); err != nil {
+		return err
+	}
 	n.state = &datapath.State{
 		Endpoints: map[uint32]datapath.Endpoint{},
 		Peers: map[netip.Prefix]datapath.Peer{
 			netip.MustParsePrefix("0.0.0.0/0"): {Identity: identity.World},
 			netip.MustParsePrefix("::/0"):      {Identity: identity.World},
-			single(far(4)):                     {Identity: farAway - 1},
-			single(far(6)):                     {Identity: farAway - 1},
 		},
-		Origins: map[netip.Prefix]datapath.Origin{single(far(4)): {Node: otherNode}, single(far(6)): {Node: otherNode}},
-		Ways: map[datapath.WayKey]datapath.Way{
-			{Node: otherNode}:           {Ifindex: uint32(n.uplink), MTU: 1500, Addr: netip.MustParseAddr("192.0.2.2")},
-			{Node: otherNode, V6: true}: {Ifindex: uint32(n.uplink), MTU: 1500, Addr: netip.MustParseAddr("2001:db8::2")},
-		},
+		Origins:  map[netip.Prefix]datapath.Origin{},
+		Ways:     map[datapath.WayKey]datapath.Way{},
 		Facts:    map[datapath.Fact]uint32{},
 		Rulesets: map[uint32]datapath.Ruleset{1: {Default: datapath.RuleNotIsolated, Allow: true}},
+	}
+	// No program that has the packets of the rows by the tunnel asks whether the node has one for all.
+	for node, ifindex := range map[uint64]int{otherNode: n.uplink, tunnelNode: n.tunnel} {
+		for _, family := range []int{4, 6} {
+			n.state.Peers[single(far(node, family))] = datapath.Peer{Identity: farAway - 1}
+			n.state.Origins[single(far(node, family))] = datapath.Origin{Node: node}
+			n.state.Origins[single(otherAddress(node, family))] = datapath.Origin{Node: node, Address: true}
+			n.state.Ways[datapath.WayKey{Node: node, V6: family == 6}] = datapath.Way{Ifindex: uint32(ifindex), MTU: 1500,
+				Addr: netip.MustParseAddr(otherAddress(node, family)), Tunnel: node == tunnelNode}
+		}
 	}
 	return n.fillPolicy()
 }
@@ -180,11 +190,29 @@ func veth(name, peer string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// Another node, by number, and a pod of it.
-const otherNode = 2
+// Other nodes by number, whose lowest bit names no node: by the uplink and by the tunnel.
+const (
+	otherNode  = 2
+	tunnelNode = 4
+)
 
-func far(family int) string {
-	return map[int]string{4: "10.1.2.9", 6: "fd00:2::9"}[family]
+// far is a pod of another node.
+func far(node uint64, family int) string {
+	return fmt.Sprintf(map[int]string{4: "10.1.%d.9", 6: "fd00:%d::9"}[family], node)
+}
+
+// otherAddress is that node's own.
+func otherAddress(node uint64, family int) string {
+	return fmt.Sprintf(map[int]string{4: "192.0.2.%d", 6: "2001:db8::%d"}[family], node)
+}
+
+// hardware is the address of a device.
+func hardware(ifindex int) ([]byte, error) {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return nil, fmt.Errorf("device %d: %w", ifindex, err)
+	}
+	return l.Attrs().HardwareAddr, nil
 }
 
 func single(address string) netip.Prefix {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -22,7 +23,8 @@ var packets = section{
 		"clock, and delivers by redirect_peer: its first packet looks both ends up, asks for up to four policies a direction, of which the second is there, " +
 		"makes two entries and writes an event as large as Weir's. All are net of an empty program, whose own cost is that of entering it. " +
 		"Each verdict is checked. Flow records are on, and are read. A packet is what a pod sends, but where another hook is named: to_pod is a pod's door, " +
-		"behind the node's stack, from_network and to_network are the uplink's.",
+		"behind the node's stack, from_network and to_network are the uplink's; " +
+		"from another node's pod is at from_network, by the tunnel at the tunnel's own.",
 }
 
 const (
@@ -152,6 +154,11 @@ func (n *node) kindShots(family, repeat int) ([]*shot, error) {
 		n.floor(floorFirst), first,
 		n.shot(deniedRow, tcp(one, 1000, three, 80, "S"), 1, repeat/4, drop), refused)
 	shots = append(shots, n.network(family, repeat)...)
+	byNodes, err := n.nodes(family, repeat)
+	if err != nil {
+		return nil, err
+	}
+	shots = append(shots, byNodes...)
 	head, tail, err := fragments(one, address(15, family))
 	if err != nil {
 		return nil, err
@@ -167,8 +174,19 @@ func (n *node) kindShots(family, repeat int) ([]*shot, error) {
 	return shots, nil
 }
 
-// network are packets of the outside at the hooks of uplinks and of a pod's door, and of
-// another node's pod by the way there.
+// open has by open the flow of s.
+func open(s, by *shot) *shot {
+	by.repeat, s.opened = 1, by
+	return s
+}
+
+// fresh opens a flow with every packet.
+func fresh(s *shot) *shot {
+	s.repeat, s.mode, s.port, s.drain = firstRepeat, next, 80, true
+	return s
+}
+
+// network are packets of the outside at the hooks of uplinks and of a pod's door.
 func (n *node) network(family, repeat int) []*shot {
 	tcp := testnode.TCP
 	own := address(1, family)
@@ -186,14 +204,6 @@ func (n *node) network(family, repeat int) []*shot {
 		}
 		return s
 	}
-	open := func(s, by *shot) *shot {
-		by.repeat, s.opened = 1, by
-		return s
-	}
-	fresh := func(s *shot) *shot {
-		s.repeat, s.mode, s.port, s.drain = firstRepeat, next, 80, true
-		return s
-	}
 	in := func(i int, flags string) testnode.Frame { return tcp(outside(i), 1000, own, 80, flags) }
 	out := func(i int, flags string) testnode.Frame { return tcp(node, 1000, outside(i), 80, flags) }
 	return []*shot{
@@ -203,8 +213,38 @@ func (n *node) network(family, repeat int) []*shot {
 		at(fromNetwork, fromNetworkSlowRow, in(4, "S"), pass),
 		open(at(toNetwork, toNetworkRow, out(5, "A"), pass), at(toNetwork, "SYN", out(5, "S"), pass)),
 		fresh(at(toNetwork, toNetworkFirstRow, out(6, "S"), pass)),
-		open(n.shot(wayRow, tcp(own, 1000, far(family), 80, "A"), 1, repeat, redirect), n.shot("SYN", tcp(own, 1000, far(family), 80, "S"), 1, 1, redirect)),
 	}
+}
+
+// nodes are packets to and from pods of other nodes, past the stack.
+func (n *node) nodes(family, repeat int) ([]*shot, error) {
+	own := address(1, family)
+	out := func(name string, node uint64) *shot {
+		packet := func(flags string) testnode.Frame { return testnode.TCP(own, 1000, far(node, family), 80, flags) }
+		return open(n.shot(name, packet("A"), 1, repeat, redirect), n.shot("SYN to another node", packet("S"), 1, 1, redirect))
+	}
+	var failed error
+	in := func(name string, node uint64, flags string) *shot {
+		s := n.shot(name, testnode.TCP(far(node, family), 1000, own, 80, flags), 1, repeat, redirect)
+		if s.program, s.ifindex = n.stubs[fromNetwork], n.uplink; node == tunnelNode {
+			s.program, s.ifindex, s.outer = n.stubs[fromTunnel], n.tunnel, otherAddress(node, family)
+		}
+		to, err := hardware(s.ifindex)
+		if err == nil {
+			s.bytes, err = s.frame.Serialize()
+		}
+		if failed = errors.Join(failed, err); err == nil {
+			copy(s.bytes, to)
+		}
+		return s
+	}
+	return []*shot{
+		out(wayRow, otherNode),
+		open(in(farRow, otherNode, "A"), in("SYN from another node", otherNode, "S")),
+		fresh(in(farFirstRow, otherNode, "S")),
+		out(wayTunnelRow, tunnelNode),
+		open(in(farTunnelRow, tunnelNode, "A"), in("SYN by the tunnel", tunnelNode, "S")),
+	}, failed
 }
 
 // fragments are the two of a datagram, by source and destination.
