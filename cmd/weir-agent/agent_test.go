@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/controlplane/api"
@@ -63,6 +64,7 @@ func (r *runner) veth(name, peer string) int {
 	for _, n := range []string{peer, name} {
 		l, err := netlink.LinkByName(n)
 		r.must(err)
+		r.must(netlink.LinkSetIP6AddrGenMode(l, nl.IN6_ADDR_GEN_MODE_NONE)) // one that comes a second later is a commit
 		r.must(netlink.LinkSetUp(l))
 	}
 	l, err := netlink.LinkByName(name)

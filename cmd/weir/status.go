@@ -235,7 +235,7 @@ func hostRoutingText(h *api.HostRoutingStatus) string {
 	case h.Path == api.PathBPF && h.Nodes == h.Others:
 		return "by BPF to pods of " + plural(h.Nodes, "other node", "other nodes")
 	case h.Path == api.PathBPF:
-		return fmt.Sprintf("by BPF to pods of %d of %d other nodes: see the warnings", h.Nodes, h.Others)
+		return fmt.Sprintf("by BPF to all pods of %d of %d other nodes: see the warnings", h.Nodes, h.Others)
 	case len(h.Why) == 1:
 		return fmt.Sprintf("by this node's stack to pods of other nodes (%s)", format.Safe(h.Why[0]))
 	}

@@ -62,7 +62,7 @@ func TestHostRoutingText(t *testing.T) {
 		"":                                nil,
 		"by BPF to pods of 1 other node":  {Path: api.PathBPF, Nodes: 1, Others: 1},
 		"by BPF to pods of 0 other nodes": {Path: api.PathBPF},
-		"by BPF to pods of 2 of 3 other nodes: see the warnings":                 {Path: api.PathBPF, Nodes: 2, Others: 3, Why: []string{"a route"}},
+		"by BPF to all pods of 2 of 3 other nodes: see the warnings":             {Path: api.PathBPF, Nodes: 2, Others: 3, Why: []string{"a route"}},
 		"by this node's stack to pods of other nodes (--bpf-host-routing=false)": {Path: api.PathStack, Others: 3, Why: []string{"--bpf-host-routing=false"}},
 		"by this node's stack to pods of other nodes":                            {Path: api.PathStack, Others: 3},
 	} {

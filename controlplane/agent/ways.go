@@ -32,7 +32,8 @@ const waysEvery = time.Second
 
 // passed is what people are told of them; of a.mu.
 type passed struct {
-	nodes, others int      // whose pods are reached past this node's stack, of those that have pods
+	nodes, others int      // whose pods are all reached past this node's stack, of those that have pods
+	some          bool     // pods are
 	why           []string // they are not all
 	unseen        bool     // some for want of a program, which attachDevices may attach
 }
@@ -133,7 +134,9 @@ func (a *Agent) findWays(f wayfinder, nodes *source.Nodes) (ways, passed, error)
 		}
 	}
 	out, p, unseen := waysTo(nodes, to, seen)
-	p.why, p.unseen = why, len(unseen) > 0
+	if p.unseen = len(unseen) > 0; len(why) > 0 {
+		p.why = why // it says more
+	}
 	for _, d := range a.hooked.state.Devices { // none: nothing is attached yet
 		if slices.Contains(unseen, uint32(d.Index)) {
 			p.why = append(p.why, fmt.Sprintf("what comes from them by device %s the programs do not see first: name it an uplink (--uplink), "+
@@ -182,7 +185,9 @@ func waysTo(nodes *source.Nodes, to map[netip.Prefix]datapath.Way, seen map[devi
 				}
 			}
 			if one {
-				out[datapath.WayKey{Node: nodeNumber(n.Name), V6: v6}] = way
+				out[datapath.WayKey{Node: nodeNumber(n.Name), V6: v6}], p.some = way, true
+			} else if i := slices.IndexFunc(of, func(r netip.Prefix) bool { return !to[r.Masked()].Addr.IsValid() }); i >= 0 && reached(n, to) {
+				p.why = append(p.why, fmt.Sprintf("node %s: no route of Weir's leads to its pods %s", n.Name, of[i]))
 			}
 			whole = whole && one
 		}
@@ -192,6 +197,11 @@ func waysTo(nodes *source.Nodes, to map[netip.Prefix]datapath.Way, seen map[devi
 		}
 	}
 	return out, p, unseen
+}
+
+// reached reports whether a route of Weir's leads to some of a node's pods.
+func reached(n source.Node, to map[netip.Prefix]datapath.Way) bool {
+	return slices.ContainsFunc(n.PodCIDRs, func(r netip.Prefix) bool { return to[r.Masked()].Addr.IsValid() })
 }
 
 // namedWays is how many reasons are told one by one.
@@ -206,7 +216,7 @@ func (a *Agent) hostRouting() (s *api.HostRoutingStatus, warning string) {
 	switch {
 	case a.NoHostRouting:
 		s.Path, s.Nodes, s.Why = api.PathStack, 0, []string{"--bpf-host-routing=false"}
-	case s.Nodes == 0 && s.Others > 0:
+	case !a.routed.passed.some && s.Others > 0:
 		s.Path = api.PathStack
 	}
 	if a.NoHostRouting || len(s.Why) == 0 {
@@ -217,6 +227,6 @@ func (a *Agent) hostRouting() (s *api.HostRoutingStatus, warning string) {
 	if n := len(s.Why) - len(why); n > 0 {
 		more = fmt.Sprintf("; and %d more", n)
 	}
-	return s, fmt.Sprintf("pods of other nodes (%d of %d) are reached by this node's stack, at its speed: %s%s; change that, or say --bpf-host-routing=false if it is meant",
+	return s, fmt.Sprintf("pods of other nodes (all or some of those of %d of %d) are reached by this node's stack, at its speed: %s%s; change that, or say --bpf-host-routing=false if it is meant",
 		s.Others-s.Nodes, s.Others, strings.Join(why, "; "), more)
 }

@@ -123,7 +123,7 @@ func TestWaysAreCommitted(t *testing.T) {
 	expect("what cannot be looked at stays", smaller, api.HostRoutingStatus{Path: "bpf", Nodes: 1, Others: 1, Why: []string{"it cannot be looked at: list rules: no buffer space"}}, "no buffer space")
 	router.set(nil, nil, "a rule")
 	expect("no way", "", api.HostRoutingStatus{Path: "stack", Others: 1, Why: []string{"a rule"}},
-		"pods of other nodes (1 of 1) are reached by this node's stack, at its speed: a rule; change that, or say --bpf-host-routing=false if it is meant")
+		"pods of other nodes (all or some of those of 1 of 1) are reached by this node's stack, at its speed: a rule; change that, or say --bpf-host-routing=false if it is meant")
 	router.set(map[netip.Prefix]datapath.Way{rangeTwo: wayTwo}, nil)
 	expect("it is back", there, api.HostRoutingStatus{Path: "bpf", Nodes: 1, Others: 1}, "")
 
@@ -184,8 +184,11 @@ func TestWaysTo(t *testing.T) {
 			to[netip.MustParsePrefix(text)] = w
 		}
 		got, p, unseen := waysTo(nodes, to, map[device]bool{{2, false}: true, {5, true}: true})
-		if !maps.Equal(got, c.want) || p.nodes != c.whole || p.others != 2 || !slices.Equal(unseen, c.unseen) {
+		if !maps.Equal(got, c.want) || p.nodes != c.whole || p.others != 2 || p.some != (len(c.want) > 0) || !slices.Equal(unseen, c.unseen) {
 			t.Errorf("%s: %v, %d of %d nodes, unseen %v; want %v, %d of 2, %v", name, got, p.nodes, p.others, unseen, c.want, c.whole, c.unseen)
+		}
+		if name == "one range lacks" && !slices.Equal(p.why, []string{"node two: no route of Weir's leads to its pods 10.1.2.0/24"}) {
+			t.Errorf("%s: %q", name, p.why)
 		}
 	}
 }

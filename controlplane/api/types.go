@@ -178,7 +178,7 @@ type ExportStatus struct {
 // past its stack (bpf), or by it.
 type HostRoutingStatus struct {
 	Path   string   `json:"path"`          // bpf: to some nodes at least
-	Nodes  int      `json:"nodes"`         // whose pods are reached by BPF
+	Nodes  int      `json:"nodes"`         // whose pods are all reached by BPF
 	Others int      `json:"others"`        // nodes there are that have pods
 	Why    []string `json:"why,omitempty"` // they are not all
 }

@@ -252,7 +252,7 @@ func encrypts(policies []netlink.XfrmPolicy, pods []netip.Prefix) string {
 		}
 		covers := func(p netip.Prefix) bool { return isAll(p) || slices.ContainsFunc(pods, p.Overlaps) }
 		if src, dst := prefixOf(x.Src), prefixOf(x.Dst); covers(src) && covers(dst) {
-			return fmt.Sprintf("an IPsec policy (ip xfrm policy: src %s dst %s dir %s) is for what pods of two nodes say to each other", every(src), every(dst), x.Dir)
+			return fmt.Sprintf("an IPsec policy (ip xfrm policy: src %s dst %s %s) is for what pods of two nodes say to each other", every(src), every(dst), x.Dir)
 		}
 	}
 	return ""

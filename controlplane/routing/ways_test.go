@@ -132,7 +132,7 @@ func TestNoWaysBesideOthersRoutes(t *testing.T) {
 		{"no rule for the main table", []string{"rule del priority 32766"}, "", "32766 (lookup main)"},
 		{"rules about others", []string{"rule add from 192.0.2.1 table 52", "rule add to 203.0.113.0/24 table 52", "rule add iif lo table 52", "rule add oif up table 52", "-6 rule add from 2001:db8::1 table 52"}, nativeWays, ""},
 
-		{"IPsec", []string{"xfrm policy add src 10.0.0.0/16 dst 10.0.0.0/16 dir out tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel"}, "", "IPsec policy (ip xfrm policy: src 10.0.0.0/16 dst 10.0.0.0/16 dir dir out)"},
+		{"IPsec", []string{"xfrm policy add src 10.0.0.0/16 dst 10.0.0.0/16 dir out tmpl src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel"}, "", "IPsec policy (ip xfrm policy: src 10.0.0.0/16 dst 10.0.0.0/16 dir out)"},
 		{"IPsec of all", []string{"xfrm policy add src ::/0 dst ::/0 dir fwd priority 9 tmpl proto esp mode transport"}, "", "IPsec policy"},
 		{"IPsec blocks", []string{"xfrm policy add src fd00:2::/64 dst fd00:1::/64 dir in action block"}, "", "IPsec policy"},
 		{"IPsec between nodes", []string{"xfrm policy add src 192.0.2.1 dst 192.0.2.2 dir out tmpl proto esp mode transport"}, nativeWays, ""},
