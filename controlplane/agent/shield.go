@@ -198,7 +198,7 @@ func lineOf(e api.ObjectError) int {
 }
 
 func noShield(denied int) string {
-	return fmt.Sprintf("the shield's list has %d entries and no uplink has the shield, so nothing drops them: set uplink-xdp to native, generic or auto", denied)
+	return fmt.Sprintf("the shield's list is not empty (%d) and no uplink has the shield, so nothing drops what is on it: set uplink-xdp to native, generic or auto", denied)
 }
 
 // shieldStatus is for people, with what warns them; a.mu is held.

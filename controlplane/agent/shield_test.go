@@ -153,7 +153,7 @@ func TestShieldListIsTriedAgain(t *testing.T) {
 	b.shield.broken = nil
 	b.shield.mu.Unlock()
 	b.agent.shieldAgain()
-	b.denies("and then it does", "[198.51.100.7/32]", "1 entries and no uplink has the shield", "uplink-xdp")
+	b.denies("and then it does", "[198.51.100.7/32]", "not empty (1) and no uplink has the shield", "uplink-xdp")
 	b.hooks.attach(2, "eth0", "shield")
 	b.agent.attachDevices(nil)
 	b.denies("with an uplink that has it", "[198.51.100.7/32]")

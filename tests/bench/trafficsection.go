@@ -313,9 +313,7 @@ func runTraffic(m *measurement, y *yard.YardObjects, name, title string, nodes i
 		rates.Cells = append(rates.Cells, report.Of(samples, unit))
 	}
 	m.Tables = append(m.Tables, t, &report.Table{Name: name + "-plain", Title: title + ", what plain routing does", Columns: trafficColumns, Rows: []report.Row{rates}})
-	if name == "traffic" {
-		trafficGoals(m, t)
-	}
+	trafficGoals(m, t, name)
 	return nil
 }
 
@@ -337,7 +335,10 @@ func nonzero(a, b []float64) (x, y []float64) {
 	return x, y
 }
 
-func trafficGoals(m *measurement, t *report.Table) {
+// where names tables' goals.
+var where = map[string]string{"traffic": "", "native": ", two nodes, routed", "vxlan": ", two nodes, VXLAN"}
+
+func trafficGoals(m *measurement, t *report.Table, name string) {
 	find := func(name string, column int) float64 {
 		for _, r := range t.Rows {
 			if r.Name == name {
@@ -347,11 +348,11 @@ func trafficGoals(m *measurement, t *report.Table) {
 		return 0
 	}
 	const weir = "Weir, 1000 policies"
-	m.AtLeast("ping-pong to plain routing, 1,000 policies, flow records on", find(weir, 0), 1, "x")
+	m.AtLeast("ping-pong to plain routing, 1,000 policies, flow records on"+where[name], find(weir, 0), 1, "x")
 	m.AtLeast("connect/close to plain routing, likewise", find(weir, 1), 1, "x")
 	m.AtLeast("UDP to plain routing, likewise", find(weir, 2), 1.15, "x")
 	if peer := find("kube-network-policies, 1000 policies", 1); peer > 0 {
-		m.AtLeast("connect/close to kube-network-policies", find(weir, 1)/peer, 3, "x")
+		m.AtLeast("connect/close to kube-network-policies"+where[name], find(weir, 1)/peer, 3, "x")
 	}
 }
 

@@ -96,7 +96,7 @@ func TestShieldListWithoutAShield(t *testing.T) {
 	e := newEnvWith(t, lab.Options{Agent: []string{"--shield-deny-file", file}}, "pods.yaml", pod("ns", "a"))
 	e.add("ns/a")
 	e.eventually("a warning", time.Second, func() bool {
-		return strings.Contains(strings.Join(e.status().Warnings, "\n"), "2 entries and no uplink has the shield, so nothing drops them: set uplink-xdp")
+		return strings.Contains(strings.Join(e.status().Warnings, "\n"), "not empty (2) and no uplink has the shield, so nothing drops what is on it: set uplink-xdp")
 	})
 	e.check(probe{"outside", "ns/a", "tcp", portHTTP, lab.Answered})
 }
