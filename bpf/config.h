@@ -35,3 +35,5 @@ volatile const __u64 cfg_update = 60000;
 volatile const __u32 cfg_records = 1;
 /* 0 = no new flow to or from another node's pod goes past this node's stack. */
 volatile const __u32 cfg_host_routing = 1;
+/* 0 = no socket gets a backend for a Service. */
+volatile const __u32 cfg_services = 1;

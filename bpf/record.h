@@ -6,9 +6,6 @@
 #include "socket.h"
 #include "walk.h"
 
-/* 0 = no socket gets a backend for a Service. */
-volatile const __u32 cfg_services = 1;
-
 #define TC_NEXT -1 /* accept: other people's filters still run */
 #define TC_DROP 2
 

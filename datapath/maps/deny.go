@@ -51,9 +51,15 @@ func (k *Kernel) Deny(list []netip.Prefix) error {
 			}
 		}
 	}, has(desired))
+	// What comes goes first, as far as there is room beside what leaves: an address that both lists
+	// deny, this one by another prefix, is never let in between. It is not where adding failed either.
+	first := min(len(d.keys), k.denied.size()-len(k.denied.applied))
+	if err := k.denied.put(d.keys[:first], d.values[:first], 0); err != nil {
+		return err
+	}
 	var errs []error
 	for _, p := range d.unwanted {
 		errs = append(errs, k.denied.remove(p, 0))
 	}
-	return errors.Join(append(errs, k.denied.put(d.keys, d.values, 0))...)
+	return errors.Join(append(errs, k.denied.put(d.keys[first:], d.values[first:], 0))...)
 }

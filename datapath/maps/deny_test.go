@@ -91,3 +91,35 @@ func TestRecheckFindsAChangedDenyList(t *testing.T) {
 		})
 	}
 }
+
+// An address that the old list denies and the new one by another prefix is denied all the while.
+func TestDenyLeavesNoGap(t *testing.T) {
+	dir := pinMaps(t, map[string]uint32{bpf.WeirMapShieldDeny: 64})
+	k := openQuiet(t, dir)
+	one, all := []netip.Prefix{prefix("198.51.100.7/32")}, []netip.Prefix{prefix("198.51.100.0/24")}
+	must(t, k.Deny(one))
+	stop, gaps := make(chan struct{}), make(chan int)
+	go func() {
+		missed := 0
+		for {
+			select {
+			case <-stop:
+				gaps <- missed
+				return
+			default:
+			}
+			var value uint32
+			if err := k.denied.m.Lookup(encodePrefix(one[0]), &value); err != nil {
+				missed++
+			}
+		}
+	}()
+	for range 5000 {
+		must(t, k.Deny(all))
+		must(t, k.Deny(one))
+	}
+	close(stop)
+	if missed := <-gaps; missed > 0 {
+		t.Errorf("an address of both lists was not denied at %d looks", missed)
+	}
+}

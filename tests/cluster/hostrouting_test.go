@@ -63,6 +63,17 @@ func (p *pair) passes(i, nodes int) {
 	p.must(p.nodes[i].Wait(p.ctx)) // status knows before the programs do
 }
 
+// pastStack is a pod on each node, whose flows go past both nodes' stacks.
+func (p *pair) pastStack() (web, db *lab.Pod) {
+	p.strict()
+	web, db = p.add(0, "web", "web"), p.add(1, "db", "db")
+	p.enforced()
+	p.routed(&web.Host, &db.Host)
+	p.passes(0, 1)
+	p.passes(1, 1)
+	return web, db
+}
+
 // path is that of the flow to a port, as a node's records say.
 func (p *pair) path(i int, to *lab.Pod, protocol string, port int) (path string) {
 	p.Helper()
@@ -94,12 +105,7 @@ func TestHostRouting(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
 			p := newPair(t, "--routing", mode)
-			p.strict()
-			web, db := p.add(0, "web", "web"), p.add(1, "db", "db")
-			p.enforced()
-			p.routed(&web.Host, &db.Host)
-			p.passes(0, 1)
-			p.passes(1, 1)
+			web, db := p.pastStack()
 			p.forwarded("TCP, UDP and echo, both ways", func() {
 				for _, ends := range [][2]*lab.Pod{{web, db}, {db, web}} {
 					p.probe(&ends[0].Host, &ends[1].Host, lab.Answered)
@@ -136,12 +142,7 @@ func TestHostRoutingOfOneNode(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
 			p := newPair(t, "--routing", mode)
-			p.strict()
-			web, db := p.add(0, "web", "web"), p.add(1, "db", "db")
-			p.enforced()
-			p.routed(&web.Host, &db.Host)
-			p.passes(0, 1)
-			p.passes(1, 1)
+			web, db := p.pastStack()
 			var conns []net.Conn
 			open := func() {
 				p.Helper()
@@ -207,12 +208,7 @@ func TestHostRoutingUpgrade(t *testing.T) {
 			if _, err := os.Stat(p.nodes[0].Binary(otherLayout)); err != nil {
 				t.Fatalf("run `make build-other-layout` first: %v", err)
 			}
-			p.strict()
-			web, db := p.add(0, "web", "web"), p.add(1, "db", "db")
-			p.enforced()
-			p.routed(&web.Host, &db.Host)
-			p.passes(0, 1)
-			p.passes(1, 1)
+			web, db := p.pastStack()
 			var conns []net.Conn
 			for _, ends := range [][2]*lab.Pod{{web, db}, {db, web}} {
 				for _, family := range families {
